@@ -1,0 +1,75 @@
+"""The engines that a tunnel can lead to: one row each, nothing about an engine stands anywhere else."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Engine(StrEnum):
+    """The database behind the tunnel; chooses the default port and how the tunnel is probed."""
+
+    POSTGRESQL = "PostgreSQL"
+    REDSHIFT = "Redshift"
+    ALLOYDB = "AlloyDB"
+    MYSQL = "MySQL"
+
+
+class WireProtocol(StrEnum):
+    """What is spoken on the database's port."""
+
+    POSTGRESQL = "PostgreSQL"
+    """Frontend/backend protocol 3: the client speaks first; SSLRequest asks for TLS."""
+    MYSQL = "MySQL"
+    """Client/server protocol 10, of MySQL and MariaDB: the server speaks first."""
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What differs between engines."""
+
+    protocol: WireProtocol
+    default_port: int
+    uri_scheme: str
+    """Scheme of a connection URI, as the engine's own clients take it."""
+    probes_actively: bool
+    """Whether `probe.mode: Auto` opens connections of its own. Not for MySQL: interrupted handshakes count against
+    `max_connect_errors` of the bastion's address and can lock out everyone behind it."""
+    tls_rule: str
+    """What the engine demands of TLS, for the documentation."""
+    client_hint: str
+    """How its usual client verifies TLS through the tunnel, for the documentation."""
+
+
+ENGINES: dict[Engine, EngineInfo] = {
+    Engine.POSTGRESQL: EngineInfo(
+        WireProtocol.POSTGRESQL,
+        5432,
+        "postgresql",
+        probes_actively=True,
+        tls_rule="Optional; pg_hba.conf may demand it (hostssl).",
+        client_hint="libpq: host=<name on the certificate> hostaddr=<ClusterIP> sslmode=verify-full",
+    ),
+    Engine.REDSHIFT: EngineInfo(
+        WireProtocol.POSTGRESQL,
+        5439,
+        "redshift",
+        probes_actively=True,
+        tls_rule="Optional; the parameter require_ssl demands it.",
+        client_hint="redshift_connector: ssl=True, sslmode='verify-ca'",
+    ),
+    Engine.ALLOYDB: EngineInfo(
+        WireProtocol.POSTGRESQL,
+        5432,
+        "postgresql",
+        probes_actively=True,
+        tls_rule="Demanded unless the instance's ssl-mode is ALLOW_UNENCRYPTED_AND_ENCRYPTED.",
+        client_hint="libpq: sslmode=verify-ca sslrootcert=<the cluster's CA>",
+    ),
+    Engine.MYSQL: EngineInfo(
+        WireProtocol.MYSQL,
+        3306,
+        "mysql",
+        probes_actively=False,
+        tls_rule="Optional; require_secure_transport demands it.",
+        client_hint="mysql: --ssl-mode=VERIFY_CA --ssl-ca=<CA>",
+    ),
+}

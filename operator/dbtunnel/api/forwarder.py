@@ -1,0 +1,193 @@
+"""The two documents between operator and forwarder: the configuration going in, the status coming out.
+
+A forwarder imports this module and not the resource's, which keeps its start short and its memory small.
+"""
+
+from enum import StrEnum
+from hashlib import sha256
+from typing import Annotated
+
+from pydantic import Field
+
+from dbtunnel.api.base import ApiModel, Port
+from dbtunnel.api.engines import Engine
+
+CONFIG_VARIABLE = "DBTUNNEL_CONFIG"
+"""The environment variable that holds the forwarder's configuration, one JSON document."""
+
+POD_UID_VARIABLE = "POD_UID"
+"""The environment variable that holds the pod's uid, from the downward API."""
+
+KEY_DIRECTORY = "/etc/dbtunnel/key"
+"""Where the whole key Secret is mounted, a file a key; empty while the Secret is not there."""
+
+KNOWN_HOSTS_DIRECTORY = "/etc/dbtunnel/known-hosts"
+"""Where the object of `hostKey.knownHostsRef` is mounted."""
+
+ADMIN_PORT = 8080
+"""TCP port of /livez, /readyz, /status and /metrics."""
+
+DATABASE_PORT = 15432
+"""TCP port on which the pod takes database clients, whatever the engine; the Service has the port people see."""
+
+MOUNTED_FILE_LIMIT = 64 * 1024
+"""Bytes: the most that a key, passphrase or known_hosts file may have."""
+
+
+class Algorithms(StrEnum):
+    """Which SSH algorithms are offered."""
+
+    DEFAULT = "Default"
+    """Current ones; nothing with SHA-1."""
+    LEGACY = "Legacy"
+    """Those that old bastions need as well: ssh-rsa and SHA-1 key exchanges."""
+
+
+class ProbeMode(StrEnum):
+    """How the forwarder finds out whether the database answers."""
+
+    AUTO = "Auto"
+    """Active for the PostgreSQL family, passive for MySQL."""
+    PASSIVE = "Passive"
+    """Only what real client traffic shows."""
+    DISABLED = "Disabled"
+    """Not at all; DatabaseReachable stays Unknown with the reason NotProbed."""
+
+
+class HostKeyRule(ApiModel):
+    """How the SSH server's host key is verified. All empty: nothing is sent, and what the server shows is reported."""
+
+    fingerprints: tuple[str, ...] = ()
+    known_hosts: str | None = None
+    known_hosts_file: str | None = None
+    """Name of a file in the known-hosts directory; it may appear later and may change."""
+    alias: str | None = None
+
+
+class ForwarderHop(ApiModel):
+    """The SSH server that the forwarder connects to."""
+
+    host: str
+    port: Port
+    user: str
+    host_key: HostKeyRule = HostKeyRule()
+    algorithms: Algorithms = Algorithms.DEFAULT
+
+
+class ForwarderKey(ApiModel):
+    """Names of the files in the key directory."""
+
+    secret: str
+    """Name of the Secret, for messages."""
+    key: str
+    passphrase_key: str
+
+
+class Seconds(ApiModel):
+    """Every duration, in seconds."""
+
+    connect_timeout: Annotated[int, Field(ge=1)] = 10
+    keepalive_interval: Annotated[int, Field(ge=1)] = 15
+    parking_max: Annotated[int, Field(ge=0)] = 30
+    drain_min: Annotated[int, Field(ge=0)] = 3
+    drain_max: Annotated[int, Field(ge=0)] = 30
+    probe_interval: Annotated[int, Field(ge=1)] = 60
+
+
+class ForwarderConfig(ApiModel):
+    """All that a forwarder is told. A change rolls the pods, so nothing is here that it does not need."""
+
+    namespace: str
+    name: str
+    engine: Engine
+    database_host: str
+    database_port: Port
+    database_server_name: str
+    bastion: ForwarderHop
+    key: ForwarderKey
+    keepalive_count_max: Annotated[int, Field(ge=1)] = 3
+    compression: bool = False
+    parking_max_clients: Annotated[int, Field(ge=0)] = 1000
+    probe_mode: ProbeMode = ProbeMode.AUTO
+    replicas: Annotated[int, Field(ge=1)] = 1
+    """How many neighbours share the source address: slow retries are slower with more of them."""
+    seconds: Seconds = Seconds()
+
+    def to_json(self) -> str:
+        """The document for the environment; the same value always gives the same text."""
+        return self.model_dump_json(by_alias=True, exclude_none=True)
+
+    def digest(self) -> str:
+        """Hash of the configuration: the forwarder reports it, so that the operator believes current pods only."""
+        return sha256(self.to_json().encode()).hexdigest()[:16]
+
+
+class LayerStatus(StrEnum):
+    """A condition's status."""
+
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+class LayerFact(ApiModel):
+    """One layer as a forwarder sees it. Layers after the first that is False are Unknown."""
+
+    status: LayerStatus = LayerStatus.UNKNOWN
+    reason: Annotated[str, Field(max_length=64)] = "Progressing"
+    """A `Reason`; a text here so that an older operator reads a newer forwarder."""
+    seen: Annotated[str, Field(max_length=1024)] = ""
+    """What was observed, already bounded and printable; a remote server may have written it."""
+
+
+class HostKeyFact(ApiModel):
+    """A host key that the server showed."""
+
+    algorithm: Annotated[str, Field(max_length=64)]
+    fingerprint: Annotated[str, Field(max_length=64)]
+
+
+class PublicKeyFact(ApiModel):
+    """A key that the forwarder has, never its private half."""
+
+    key: Annotated[str, Field(max_length=4096)]
+    """As in authorized_keys: type and base64, no comment."""
+    fingerprint: Annotated[str, Field(max_length=64)]
+    accepted: bool | None = None
+    """Whether the bastion accepted it at the last attempt; None while that is not known."""
+
+
+class HopFact(ApiModel):
+    """What is known of the SSH server."""
+
+    host_keys: Annotated[tuple[HostKeyFact, ...], Field(max_length=8)] = ()
+    server_version: Annotated[str | None, Field(max_length=256)] = None
+    cipher: Annotated[str | None, Field(max_length=64)] = None
+    mac: Annotated[str | None, Field(max_length=64)] = None
+
+
+class DatabaseFact(ApiModel):
+    """What a probe or real traffic showed of the database."""
+
+    protocol: Annotated[str | None, Field(max_length=64)] = None
+    server_version: Annotated[str | None, Field(max_length=256)] = None
+    tls_offered: bool | None = None
+    certificate_not_after: Annotated[str | None, Field(max_length=64)] = None
+    """RFC 3339, UTC."""
+
+
+class ForwarderStatus(ApiModel):
+    """The document at /status: the layered facts of one forwarder."""
+
+    sequence: int
+    """Grows with every change of the facts; `?after=SEQUENCE&timeoutSeconds=N` waits for a later one."""
+    pod_uid: Annotated[str, Field(max_length=64)] = ""
+    config_hash: Annotated[str, Field(max_length=64)]
+    key: LayerFact = LayerFact()
+    transport: LayerFact = LayerFact()
+    authentication: LayerFact = LayerFact()
+    database: LayerFact = LayerFact()
+    public_key: PublicKeyFact | None = None
+    hop: HopFact = HopFact()
+    database_fact: DatabaseFact = DatabaseFact()
+    draining: bool = False

@@ -1,0 +1,144 @@
+"""`status` of a DatabaseTunnel: what is the case. Written by the operator alone.
+
+No field is required and no value is an enumeration, except in a Condition, so that an older or newer schema
+never rejects a status.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+
+from dbtunnel.api.base import ApiModel
+
+Text = Annotated[str, Field(max_length=512)]
+Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
+
+
+def _list_map(*keys: str) -> dict[str, Any]:
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)}
+
+
+class Condition(ApiModel):
+    """One aspect of the tunnel's state, as in metav1.Condition."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"required": ["type", "status", "reason", "message", "lastTransitionTime"]}
+    )
+
+    type: Annotated[str, Field(max_length=64)]
+    """Which aspect."""
+    status: Annotated[str, Field(max_length=16, json_schema_extra={"enum": ["True", "False", "Unknown"]})]
+    """True, False or Unknown."""
+    reason: Annotated[str, Field(max_length=128)]
+    """Why, in one word; docs/conditions.md lists them."""
+    message: Annotated[str, Field(max_length=8192)]
+    """What was seen, at which hop, and what to do."""
+    last_transition_time: Time
+    """When `status` last changed."""
+    observed_generation: Annotated[int, Field(ge=0)] | None = None
+    """The generation of the spec that this speaks of."""
+
+
+class Endpoint(ApiModel):
+    """What an application connects to."""
+
+    host: Text | None = None
+    """Host name within the cluster."""
+    port: int | None = None
+    """TCP port."""
+    cluster_ip: Text | None = Field(default=None, alias="clusterIP")
+    """Address of the Service, for clients that verify the database's certificate by name (libpq's hostaddr)."""
+    tls_server_name: Text | None = None
+    """Name on the database's certificate."""
+
+
+class Hop(ApiModel):
+    """One SSH server of the way."""
+
+    role: Text = ""
+    """Bastion."""
+    host: Text = ""
+    """As in the spec."""
+    port: int = 22
+    """TCP port."""
+    active: bool | None = None
+    """Whether a forwarder is connected to it."""
+    replicas: int | None = None
+    """How many forwarders are connected to it."""
+    host_key_fingerprints: Annotated[tuple[Text, ...], Field(max_length=8)] | None = None
+    """Fingerprints of the host keys that it shows, with their algorithm."""
+    server_version: Text | None = None
+    """Its identification string (RFC 4253, section 4.2), as the server says it."""
+    cipher: Text | None = None
+    """Cipher in use towards the server."""
+    mac: Text | None = None
+    """MAC in use towards the server; an AEAD cipher has none of its own."""
+    authorized_keys_line: Annotated[str, Field(max_length=8192)] | None = None
+    """What this server's administrator adds to the user's authorized_keys: permits exactly this tunnel's forwarding."""
+
+
+class PublicKey(ApiModel):
+    """A key of the tunnel; its private half is never shown."""
+
+    key: Annotated[str, Field(max_length=4096)] = ""
+    """As in authorized_keys, with the tunnel's namespace and name as comment."""
+    fingerprint: Text = ""
+    """SHA-256 fingerprint."""
+    use: Text = "Current"
+    """Current."""
+    accepted: bool | None = None
+    """Whether the SSH server accepted it at the last attempt."""
+
+
+class DatabaseStatus(ApiModel):
+    """What a probe or real traffic showed of the database."""
+
+    protocol: Text | None = None
+    """The protocol that it speaks."""
+    server_version: Text | None = None
+    """Its version, where the protocol tells it before a login (MySQL)."""
+    tls_offered: bool | None = None
+    """Whether it offers TLS."""
+    certificate_not_after: Text | None = None
+    """When its certificate expires."""
+
+
+class LastFailure(ApiModel):
+    """The last transition of Ready to False."""
+
+    time: Time | None = None
+    """When."""
+    reason: Text | None = None
+    """Its reason."""
+    message: Annotated[str, Field(max_length=8192)] | None = None
+    """Its message."""
+
+
+class DatabaseTunnelStatus(ApiModel):
+    """What is the case."""
+
+    observed_generation: int | None = None
+    """The generation of the spec that this status speaks of."""
+    conditions: Annotated[tuple[Condition, ...], Field(max_length=16, json_schema_extra=_list_map("type"))] | None = (
+        None
+    )
+    """The three layers of SSH and what surrounds them, in causal order: WorkloadReady, KeyReady, TransportReady,
+    Authenticated, DatabaseReachable; Ready sums them up; Reconciling and Stalled are kstatus's."""
+    endpoint: Endpoint | None = None
+    """What an application connects to."""
+    hops: (
+        Annotated[tuple[Hop, ...], Field(max_length=16, json_schema_extra=_list_map("role", "host", "port"))] | None
+    ) = None
+    """The SSH servers of the way."""
+    public_keys: Annotated[tuple[PublicKey, ...], Field(max_length=4)] | None = None
+    """The tunnel's keys, for the SSH server's administrator."""
+    database: DatabaseStatus | None = None
+    """What was seen of the database."""
+    egress_addresses: Annotated[tuple[Text, ...], Field(max_length=32)] | None = None
+    """Addresses from which the SSH server sees the cluster, as the installer declared them."""
+    replicas: int | None = None
+    """Forwarder pods wanted."""
+    ready_replicas: int | None = None
+    """Forwarder pods that are connected and current."""
+    last_failure: LastFailure | None = None
+    """The last transition of Ready to False."""

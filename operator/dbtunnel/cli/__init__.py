@@ -1,0 +1,1 @@
+"""The `dbtunnel` command, one module a subcommand."""

@@ -1,0 +1,1 @@
+"""The operator's process: watches DatabaseTunnels and keeps what they ask for."""

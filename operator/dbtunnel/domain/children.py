@@ -1,0 +1,214 @@
+"""The objects that a tunnel consists of. Each builder takes values and returns a manifest."""
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
+
+from dbtunnel.api import forwarder as wire
+from dbtunnel.api.pods import PodTemplate
+from dbtunnel.api.resource import API_VERSION, KIND, DatabaseTunnel
+from dbtunnel.api.spec import AccessPolicy, KnownHostsRef, RefKind
+from dbtunnel.domain import names
+from dbtunnel.domain.forwarding import drain_seconds, forwarder_config, replicas, service_port
+from dbtunnel.domain.settings import Installation
+
+Manifest = dict[str, Any]
+
+ADMIN_PORT_NAME = "admin"
+DATABASE_PORT_NAME = "database"
+
+_ENDING_SLACK_SECONDS = 5
+"""What a pod has beyond its drain before the kubelet kills it."""
+
+
+_READABLE = 0o444
+"""Mounted files belong to root, and without an fsGroup the pod's user reads them as anybody; only it is in the pod."""
+
+
+def desired_children(tunnel: DatabaseTunnel, installation: Installation) -> list[Manifest]:
+    """Every object that the tunnel needs, in the order in which they are made."""
+    children = [build_service(tunnel)]
+    if tunnel.spec.access.policy is not AccessPolicy.UNRESTRICTED:
+        children.append(build_network_policy(tunnel, installation))
+    if replicas(tunnel, installation.defaults) > 1:
+        children.append(build_disruption_budget(tunnel))
+    children.append(build_deployment(tunnel, installation))
+    return children
+
+
+def build_service(tunnel: DatabaseTunnel) -> Manifest:
+    """The Service that applications connect to."""
+    port = {
+        "name": DATABASE_PORT_NAME,
+        "port": service_port(tunnel),
+        "targetPort": DATABASE_PORT_NAME,
+        "protocol": "TCP",
+    }
+    given = tunnel.spec.service
+    metadata = child_metadata(tunnel, names.service_name(tunnel))
+    metadata["labels"] = {**(given.labels or {}), **metadata["labels"]}
+    metadata["annotations"] = dict(given.annotations or {})
+    spec = {"type": "ClusterIP", "selector": names.selector_labels(tunnel), "ports": [port]}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+
+
+def build_network_policy(tunnel: DatabaseTunnel, installation: Installation) -> Manifest:
+    """Who may connect to the pods: the peers of `spec.access` to the database port, the operator to the admin port."""
+    peers: list[Any] = [{"podSelector": {}}]
+    if tunnel.spec.access.policy is AccessPolicy.SELECTED:
+        peers = list(tunnel.spec.access.from_ or ())
+    rules: list[Manifest] = [{"from": peers, "ports": [{"port": DATABASE_PORT_NAME, "protocol": "TCP"}]}]
+    if installation.operator_namespace:
+        operator = {"matchLabels": {"kubernetes.io/metadata.name": installation.operator_namespace}}
+        admin = {"port": ADMIN_PORT_NAME, "protocol": "TCP"}
+        rules.append({"from": [{"namespaceSelector": operator}], "ports": [admin]})
+    spec = {
+        "podSelector": {"matchLabels": names.selector_labels(tunnel)},
+        "policyTypes": ["Ingress"],
+        "ingress": rules,
+    }
+    metadata = child_metadata(tunnel, names.workload_name(tunnel))
+    return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
+
+
+def build_disruption_budget(tunnel: DatabaseTunnel) -> Manifest:
+    """Keeps all replicas but one through a node drain."""
+    spec = {"maxUnavailable": 1, "selector": {"matchLabels": names.selector_labels(tunnel)}}
+    metadata = child_metadata(tunnel, names.workload_name(tunnel))
+    return {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": metadata, "spec": spec}
+
+
+def build_deployment(tunnel: DatabaseTunnel, installation: Installation) -> Manifest:
+    """The forwarders. A new pod serves before an old one is told to end."""
+    template = _pod_template(tunnel, installation)
+    template["metadata"]["labels"][names.REVISION_LABEL] = digest(template)
+    spec = {
+        "replicas": 0 if tunnel.spec.suspend else replicas(tunnel, installation.defaults),
+        "selector": {"matchLabels": names.selector_labels(tunnel)},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "revisionHistoryLimit": 2,
+        "template": template,
+    }
+    metadata = child_metadata(tunnel, names.workload_name(tunnel))
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec}
+
+
+def child_metadata(tunnel: DatabaseTunnel, name: str) -> Manifest:
+    """Name, labels and owner of a child."""
+    owner = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "name": tunnel.metadata.name,
+        "uid": tunnel.metadata.uid,
+        "controller": True,
+        # true is refused under OwnerReferencesPermissionEnforcement, as on OpenShift
+        "blockOwnerDeletion": False,
+    }
+    return {
+        "name": name,
+        "namespace": tunnel.metadata.namespace,
+        "labels": names.child_labels(tunnel),
+        "annotations": {},
+        "ownerReferences": [owner],
+    }
+
+
+def digest(manifest: Mapping[str, Any]) -> str:
+    """Hash of a manifest, for labels and annotations."""
+    return sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def current_revision(deployment: Manifest) -> str:
+    """The revision label of the pods that a built Deployment asks for."""
+    return str(deployment["spec"]["template"]["metadata"]["labels"][names.REVISION_LABEL])
+
+
+def _pod_template(tunnel: DatabaseTunnel, installation: Installation) -> Manifest:
+    given = tunnel.spec.pod_template
+    labels = {**(given.labels or {}), **names.child_labels(tunnel)}
+    spec = {
+        "containers": [_container(tunnel, installation)],
+        "volumes": _volumes(tunnel),
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        # uid and fsGroup are left to the image and to OpenShift
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "terminationGracePeriodSeconds": drain_seconds(tunnel, installation.defaults)[1] + _ENDING_SLACK_SECONDS,
+        **_placement(tunnel, given),
+    }
+    return {"metadata": {"labels": labels, "annotations": dict(given.annotations or {})}, "spec": spec}
+
+
+def _container(tunnel: DatabaseTunnel, installation: Installation) -> Manifest:
+    resources = tunnel.spec.pod_template.resources or installation.defaults.resources
+    return {
+        "name": "forwarder",
+        "image": installation.forwarder_image,
+        "imagePullPolicy": installation.forwarder_image_pull_policy,
+        "args": ["forward"],
+        "env": [
+            {
+                "name": wire.CONFIG_VARIABLE,
+                "value": forwarder_config(tunnel, installation.defaults).to_json(),
+            },
+            {"name": wire.POD_UID_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+        ],
+        "ports": [
+            {"name": DATABASE_PORT_NAME, "containerPort": wire.DATABASE_PORT, "protocol": "TCP"},
+            {"name": ADMIN_PORT_NAME, "containerPort": wire.ADMIN_PORT, "protocol": "TCP"},
+        ],
+        "resources": resources.document(),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": _mounts(tunnel),
+        "livenessProbe": _probe("/livez", period_seconds=10, failures=6),
+        "readinessProbe": _probe("/readyz", period_seconds=2, failures=1),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+
+
+def _probe(path: str, *, period_seconds: int, failures: int) -> Manifest:
+    return {
+        "httpGet": {"path": path, "port": ADMIN_PORT_NAME},
+        "periodSeconds": period_seconds,
+        "failureThreshold": failures,
+        "timeoutSeconds": 5,
+    }
+
+
+def _volumes(tunnel: DatabaseTunnel) -> list[Manifest]:
+    secret = {"secretName": names.key_secret_name(tunnel), "optional": True, "defaultMode": _READABLE}
+    volumes: list[Manifest] = [{"name": "key", "secret": secret}]
+    reference = tunnel.spec.tunnel.host_key.known_hosts_ref
+    if reference:
+        volumes.append({"name": "known-hosts", **_known_hosts_source(reference)})
+    return volumes
+
+
+def _known_hosts_source(reference: KnownHostsRef) -> Manifest:
+    if reference.kind is RefKind.SECRET:
+        return {"secret": {"secretName": reference.name, "optional": True, "defaultMode": _READABLE}}
+    return {"configMap": {"name": reference.name, "optional": True, "defaultMode": _READABLE}}
+
+
+def _mounts(tunnel: DatabaseTunnel) -> list[Manifest]:
+    mounts = [{"name": "key", "mountPath": wire.KEY_DIRECTORY, "readOnly": True}]
+    if tunnel.spec.tunnel.host_key.known_hosts_ref:
+        mounts.append({"name": "known-hosts", "mountPath": wire.KNOWN_HOSTS_DIRECTORY, "readOnly": True})
+    return mounts
+
+
+def _placement(tunnel: DatabaseTunnel, given: PodTemplate) -> Manifest:
+    """Where the pods run: what is given, under the names of a pod's specification."""
+    fields = given.model_dump(mode="json", by_alias=True, exclude_none=True)
+    placement = {key: value for key, value in fields.items() if key not in ("labels", "annotations", "resources")}
+    spread = placement.get("topologySpreadConstraints") or [
+        {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
+    ]
+    selector = {"labelSelector": {"matchLabels": names.selector_labels(tunnel)}}
+    placement["topologySpreadConstraints"] = [{**constraint, **selector} for constraint in spread]
+    return placement

@@ -1,0 +1,92 @@
+"""What a forwarder is told, decided from the tunnel and the installer's defaults."""
+
+from typing import TypeVar
+
+from dbtunnel.api.engines import ENGINES
+from dbtunnel.api.forwarder import ForwarderConfig, ForwarderHop, ForwarderKey, HostKeyRule, Seconds
+from dbtunnel.api.resource import DatabaseTunnel
+from dbtunnel.api.spec import HostKey, KeySecretRef
+from dbtunnel.domain.names import key_secret_name
+from dbtunnel.domain.settings import Defaults
+
+T = TypeVar("T")
+
+
+def forwarder_config(tunnel: DatabaseTunnel, defaults: Defaults) -> ForwarderConfig:
+    """The configuration of the tunnel's forwarders. Whatever changes it rolls the pods."""
+    spec, bastion = tunnel.spec, tunnel.spec.tunnel
+    reference = bastion.key_secret_ref or KeySecretRef(name=key_secret_name(tunnel))
+    return ForwarderConfig(
+        namespace=tunnel.metadata.namespace,
+        name=tunnel.metadata.name,
+        engine=spec.engine,
+        database_host=spec.database.host,
+        database_port=database_port(tunnel),
+        database_server_name=server_name(tunnel),
+        bastion=ForwarderHop(
+            host=bastion.host,
+            port=bastion.port,
+            user=bastion.user,
+            host_key=_host_key_rule(bastion.host_key),
+            algorithms=bastion.algorithms,
+        ),
+        key=ForwarderKey(secret=reference.name, key=reference.key, passphrase_key=reference.passphrase_key),
+        keepalive_count_max=_or(bastion.keepalive.count_max, defaults.keepalive_count_max),
+        compression=bastion.compression,
+        parking_max_clients=_or(spec.parking.max_clients, defaults.parking_max_clients),
+        probe_mode=_or(spec.probe.mode, defaults.probe_mode),
+        replicas=replicas(tunnel, defaults),
+        seconds=_seconds(tunnel, defaults),
+    )
+
+
+def database_port(tunnel: DatabaseTunnel) -> int:
+    """The database's port, by engine where it is not given."""
+    return tunnel.spec.database.port or ENGINES[tunnel.spec.engine].default_port
+
+
+def service_port(tunnel: DatabaseTunnel) -> int:
+    """The port that applications connect to."""
+    return tunnel.spec.service.port or database_port(tunnel)
+
+
+def server_name(tunnel: DatabaseTunnel) -> str:
+    """The name that the database's certificate bears."""
+    return tunnel.spec.database.tls.server_name or tunnel.spec.database.host
+
+
+def replicas(tunnel: DatabaseTunnel, defaults: Defaults) -> int:
+    """How many forwarders run while the tunnel is not suspended."""
+    return _or(tunnel.spec.replicas, defaults.replicas)
+
+
+def drain_seconds(tunnel: DatabaseTunnel, defaults: Defaults) -> tuple[int, int]:
+    """Least and most seconds that a pod takes to end; a given minimum raises a default maximum."""
+    drain = tunnel.spec.drain
+    least = _or(drain.min_seconds, min(defaults.drain_min_seconds, _or(drain.max_seconds, defaults.drain_min_seconds)))
+    return least, _or(drain.max_seconds, max(defaults.drain_max_seconds, least))
+
+
+def _seconds(tunnel: DatabaseTunnel, defaults: Defaults) -> Seconds:
+    least, most = drain_seconds(tunnel, defaults)
+    return Seconds(
+        connect_timeout=tunnel.spec.tunnel.connect_timeout_seconds,
+        keepalive_interval=_or(tunnel.spec.tunnel.keepalive.interval_seconds, defaults.keepalive_interval_seconds),
+        parking_max=_or(tunnel.spec.parking.max_seconds, defaults.parking_max_seconds),
+        drain_min=least,
+        drain_max=most,
+        probe_interval=_or(tunnel.spec.probe.interval_seconds, defaults.probe_interval_seconds),
+    )
+
+
+def _host_key_rule(host_key: HostKey) -> HostKeyRule:
+    return HostKeyRule(
+        fingerprints=host_key.fingerprints or (),
+        known_hosts=host_key.known_hosts,
+        known_hosts_file=host_key.known_hosts_ref.key if host_key.known_hosts_ref else None,
+        alias=host_key.alias,
+    )
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value

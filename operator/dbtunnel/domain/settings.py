@@ -1,0 +1,40 @@
+"""What the installer chose: an argument of every decision that depends on it."""
+
+from dataclasses import dataclass, field
+
+from dbtunnel.api.forwarder import ProbeMode
+from dbtunnel.api.pods import Resources
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Values for what a tunnel leaves open. No schema defaults: stored defaults could not be told from choices."""
+
+    replicas: int = 1
+    keepalive_interval_seconds: int = 15
+    keepalive_count_max: int = 3
+    parking_max_seconds: int = 30
+    parking_max_clients: int = 1000
+    drain_min_seconds: int = 3
+    drain_max_seconds: int = 30
+    probe_mode: ProbeMode = ProbeMode.AUTO
+    probe_interval_seconds: int = 60
+    resources: Resources = field(
+        default_factory=lambda: Resources(requests={"cpu": "10m", "memory": "64Mi"}, limits={"memory": "256Mi"})
+    )
+
+
+@dataclass(frozen=True)
+class Installation:
+    """The operator's own surroundings, as far as decisions depend on them."""
+
+    forwarder_image: str
+    """Image of the forwarder's pods, a setting of its own so that an operator upgrade restarts no tunnel."""
+    forwarder_image_pull_policy: str = "IfNotPresent"
+    operator_namespace: str = ""
+    """Admitted to the forwarders' admin port. Empty: the operator runs outside the cluster."""
+    egress_addresses: tuple[str, ...] = ()
+    """From where bastions see the cluster."""
+    defaults: Defaults = field(default_factory=Defaults)
+    unreachable_after_seconds: int = 20
+    """How long the last known facts of a forwarder hold while its admin port does not answer."""

@@ -1,0 +1,399 @@
+"""The status of a tunnel, decided from what was observed."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from dbtunnel.api.conditions import CAUSAL_ORDER, LAYERS, REASONS, SUPPLY_GRACE, ConditionType, Reason
+from dbtunnel.api.forwarder import ForwarderStatus, LayerFact, LayerStatus
+from dbtunnel.api.resource import DatabaseTunnel
+from dbtunnel.api.status import (
+    Condition,
+    DatabaseStatus,
+    DatabaseTunnelStatus,
+    Endpoint,
+    Hop,
+    LastFailure,
+    PublicKey,
+)
+from dbtunnel.domain import names
+from dbtunnel.domain.children import build_deployment, current_revision
+from dbtunnel.domain.diagnosis import Subject, explain, key_line, printable
+from dbtunnel.domain.forwarding import forwarder_config, replicas, server_name, service_port
+from dbtunnel.domain.observed import Observation, Pod, Report, deployment_problem
+from dbtunnel.domain.settings import Installation
+
+TRUE, FALSE, UNKNOWN = LayerStatus.TRUE, LayerStatus.FALSE, LayerStatus.UNKNOWN
+
+_EXEMPT = frozenset({Reason.NOT_PROBED})
+"""Reasons of an Unknown condition that do not hold Ready back."""
+
+_MOUNT_REASONS = frozenset(
+    {
+        Reason.SECRET_NOT_FOUND,
+        Reason.SECRET_KEY_MISSING,
+        Reason.PRIVATE_KEY_INVALID,
+        Reason.PUBLIC_KEY_GIVEN,
+        Reason.PASSPHRASE_REQUIRED,
+        Reason.PASSPHRASE_WRONG,
+        Reason.KNOWN_HOSTS_INVALID,
+    }
+)
+"""What a person mends in a mounted object. The kubelet shows the change after about a minute, unless told to look."""
+
+_REFRESH_SECONDS = 5
+"""How often the kubelet is told to look while a mounted object is awaited."""
+
+Verdicts = Mapping[ConditionType, "Verdict"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A condition before it has times: its status, why, and the sentence for people."""
+
+    status: LayerStatus
+    reason: str = Reason.SUCCEEDED
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What follows from an observation."""
+
+    status: DatabaseTunnelStatus
+    requeue_seconds: float | None = None
+    """When to look again although nothing changed; None: not before something does."""
+    refresh_mounts: bool = False
+    """Whether the kubelet should read mounted Secrets anew."""
+
+
+def decide(tunnel: DatabaseTunnel, seen: Observation, installation: Installation, now: datetime) -> Decision:
+    """The tunnel's status, and what else to do."""
+    current = _current_pods(tunnel, seen, installation)
+    reports = [seen.reports.get(pod.uid, Report()) for pod in current]
+    documents = [report.status for report in reports if report.status]
+    subject = _subject(tunnel, documents, installation)
+    verdicts = {ConditionType.WORKLOAD_READY: _workload(tunnel, seen, current, reports, installation, now, subject)}
+    verdicts |= _layers(tunnel, documents, subject)
+    conditions = _conditions(tunnel, verdicts, now)
+    ready = conditions[ConditionType.READY]
+    refresh = _wants_refresh(ready, now)
+    return Decision(
+        status=_status(tunnel, seen, documents, subject, tuple(conditions.values()), installation),
+        requeue_seconds=_requeue_seconds(ready, refresh, reports, installation, now),
+        refresh_mounts=refresh,
+    )
+
+
+def rejected(
+    manifest_generation: int, previous: DatabaseTunnelStatus, error: str, now: datetime
+) -> DatabaseTunnelStatus:
+    """The status of an object whose spec this version cannot read, whatever schema let it pass."""
+    message = (
+        f"This version of the operator cannot read the spec: {printable(error)}. Correct it, or update the operator."
+    )
+    time = _stamp(now)
+    before = {condition.type: condition for condition in previous.conditions or ()}
+    wanted = {
+        ConditionType.READY: Verdict(FALSE, Reason.REJECTED, message),
+        ConditionType.RECONCILING: Verdict(FALSE, Reason.REJECTED, message),
+        ConditionType.STALLED: Verdict(TRUE, Reason.REJECTED, message),
+    }
+    conditions = tuple(_dated(kind, verdict, before, manifest_generation, time) for kind, verdict in wanted.items())
+    return previous.model_copy(update={"observed_generation": manifest_generation, "conditions": conditions})
+
+
+def needs_generated_key(tunnel: DatabaseTunnel, deployment_exists: bool) -> bool:
+    """Whether to create the key's Secret: before the first Deployment, and when forwarders miss it."""
+    if tunnel.spec.tunnel.key_secret_ref is not None:
+        return False
+    return not deployment_exists or _condition_reason(tunnel, ConditionType.KEY_READY) == Reason.SECRET_NOT_FOUND
+
+
+def _current_pods(tunnel: DatabaseTunnel, seen: Observation, installation: Installation) -> list[Pod]:
+    revision = current_revision(build_deployment(tunnel, installation))
+    return [pod for pod in seen.pods if pod.revision == revision and not pod.is_ending]
+
+
+def _subject(tunnel: DatabaseTunnel, documents: Sequence[ForwarderStatus], installation: Installation) -> Subject:
+    return Subject(
+        config=forwarder_config(tunnel, installation.defaults),
+        egress_addresses=installation.egress_addresses,
+        public_key=next((document.public_key for document in documents if document.public_key), None),
+        host_keys=next((document.hop.host_keys for document in documents if document.hop.host_keys), ()),
+    )
+
+
+# --- the conditions ---------------------------------------------------------------------------------------------
+
+
+def _workload(
+    tunnel: DatabaseTunnel,
+    seen: Observation,
+    current: Sequence[Pod],
+    reports: Sequence[Report],
+    installation: Installation,
+    now: datetime,
+    subject: Subject,
+) -> Verdict:
+    if seen.problem:
+        return _failed(seen.problem.reason, seen.problem.seen, subject)
+    if tunnel.spec.suspend:
+        return _failed(Reason.SUSPENDED, "", subject)
+    problem = next((pod.problem for pod in current if pod.problem), None) or deployment_problem(seen.deployment)
+    if problem:
+        return _failed(problem.reason, problem.seen, subject)
+    limit = timedelta(seconds=installation.unreachable_after_seconds)
+    for report in reports:
+        if report.failing_since and now - report.failing_since >= limit:
+            return _failed(Reason.FORWARDER_UNREACHABLE, report.failure, subject)
+    wanted, answering = (
+        replicas(tunnel, installation.defaults),
+        sum(report.status is not None for report in reports),
+    )
+    if answering < wanted:
+        return _failed(Reason.PROGRESSING, f"{answering} of {wanted} forwarders run and answer.", subject)
+    return Verdict(TRUE, Reason.SUCCEEDED, f"{answering} of {wanted} forwarders run and answer.")
+
+
+def _failed(reason: Reason, seen: str, subject: Subject) -> Verdict:
+    return Verdict(FALSE, reason, explain(reason, seen, subject))
+
+
+def _layers(
+    tunnel: DatabaseTunnel, documents: Sequence[ForwarderStatus], subject: Subject
+) -> dict[ConditionType, Verdict]:
+    if tunnel.spec.suspend:
+        suspended = Verdict(UNKNOWN, Reason.SUSPENDED, explain(Reason.SUSPENDED, "", subject))
+        return dict.fromkeys(LAYERS, suspended)
+    facts = [_facts(document) for document in documents]
+    return {layer: _worst([fact[layer] for fact in facts], subject) for layer in LAYERS}
+
+
+def _facts(document: ForwarderStatus) -> dict[ConditionType, LayerFact]:
+    return dict(
+        zip(
+            LAYERS,
+            (document.key, document.transport, document.authentication, document.database),
+            strict=True,
+        )
+    )
+
+
+def _worst(facts: Sequence[LayerFact], subject: Subject) -> Verdict:
+    """One layer over all forwarders: the worst is told, with how many see it."""
+    for status in (FALSE, UNKNOWN, TRUE):
+        alike = [fact for fact in facts if fact.status is status]
+        if alike:
+            return _told(alike[0], len(alike), len(facts), subject)
+    return Verdict(UNKNOWN, Reason.PROGRESSING, "Waits for a forwarder to report.")
+
+
+def _told(fact: LayerFact, count: int, total: int, subject: Subject) -> Verdict:
+    if fact.status is TRUE:
+        return Verdict(TRUE, Reason.SUCCEEDED, printable(fact.seen))
+    message = explain(fact.reason, fact.seen or "Waits for the layer before it.", subject)
+    return Verdict(fact.status, fact.reason, message if total == 1 else f"{message} ({count} of {total} replicas)")
+
+
+def _conditions(tunnel: DatabaseTunnel, verdicts: Verdicts, now: datetime) -> dict[ConditionType, Condition]:
+    """All conditions with their times; a time changes only with the condition's status."""
+    before = {condition.type: condition for condition in tunnel.status.conditions or ()}
+    generation, time = tunnel.metadata.generation, _stamp(now)
+
+    def dated(kind: ConditionType, verdict: Verdict) -> Condition:
+        return _dated(kind, verdict, before, generation, time)
+
+    conditions = {kind: dated(kind, verdicts[kind]) for kind in CAUSAL_ORDER}
+    ready = dated(ConditionType.READY, _ready(verdicts))
+    conditions[ConditionType.READY] = ready
+    for kind, verdict in _kstatus(ready, now).items():
+        conditions[kind] = dated(kind, verdict)
+    return conditions
+
+
+def _ready(verdicts: Verdicts) -> Verdict:
+    ordered = [verdicts[kind] for kind in CAUSAL_ORDER]
+    for status in (FALSE, UNKNOWN):
+        for verdict in ordered:
+            if verdict.status is status and not (status is UNKNOWN and verdict.reason in _EXEMPT):
+                return verdict
+    return Verdict(TRUE, Reason.SUCCEEDED, "The tunnel works.")
+
+
+def _kstatus(ready: Condition, now: datetime) -> dict[ConditionType, Verdict]:
+    """Reconciling and Stalled, abnormal-true and never both True."""
+    stalled = _is_stalled(ready, now)
+    reconciling = ready.status != TRUE and not stalled and ready.reason != Reason.SUSPENDED
+    return {
+        ConditionType.RECONCILING: Verdict(TRUE if reconciling else FALSE, ready.reason, ready.message),
+        ConditionType.STALLED: Verdict(TRUE if stalled else FALSE, ready.reason, ready.message),
+    }
+
+
+def _is_stalled(ready: Condition, now: datetime) -> bool:
+    grace = _grace_seconds(ready.reason)
+    return ready.status == FALSE and grace is not None and _age_seconds(ready, now) >= grace
+
+
+def _dated(
+    kind: ConditionType, verdict: Verdict, before: Mapping[str, Condition], generation: int, time: str
+) -> Condition:
+    earlier = before.get(kind)
+    unchanged = earlier is not None and earlier.status == verdict.status
+    return Condition(
+        type=kind,
+        status=verdict.status,
+        reason=verdict.reason,
+        message=verdict.message,
+        last_transition_time=earlier.last_transition_time if earlier and unchanged else time,
+        observed_generation=generation,
+    )
+
+
+# --- when to look again -----------------------------------------------------------------------------------------
+
+
+def _wants_refresh(ready: Condition, now: datetime) -> bool:
+    return ready.status == FALSE and ready.reason in _MOUNT_REASONS and _age_seconds(ready, now) < SUPPLY_GRACE
+
+
+def _requeue_seconds(
+    ready: Condition, refresh: bool, reports: Iterable[Report], installation: Installation, now: datetime
+) -> float | None:
+    """The earliest time at which the same observation would lead to another decision."""
+    times: list[float] = [_REFRESH_SECONDS] if refresh else []
+    if ready.status == FALSE:
+        grace, retry = _grace_seconds(ready.reason), _retry_seconds(ready.reason)
+        remaining = (grace or 0) - _age_seconds(ready, now)
+        times += [remaining] if remaining > 0 else []
+        times += [retry] if retry else []
+    for report in reports:
+        if report.failing_since:
+            times.append(installation.unreachable_after_seconds - (now - report.failing_since).total_seconds())
+    return max(min(times), 0.5) if (times := [time for time in times if time > 0]) else None
+
+
+def _retry_seconds(reason: str) -> int:
+    """When the operator itself tries again; the forwarders' own retries show in their reports."""
+    known = REASONS.get(Reason(reason)) if reason in set(Reason) else None
+    return known.retry_seconds if known and known.type is ConditionType.WORKLOAD_READY else 0
+
+
+def _grace_seconds(reason: str) -> int | None:
+    known = REASONS.get(Reason(reason)) if reason in set(Reason) else None
+    return known.grace_seconds if known else SUPPLY_GRACE
+
+
+# --- the rest of the status -------------------------------------------------------------------------------------
+
+
+def _status(
+    tunnel: DatabaseTunnel,
+    seen: Observation,
+    documents: Sequence[ForwarderStatus],
+    subject: Subject,
+    conditions: tuple[Condition, ...],
+    installation: Installation,
+) -> DatabaseTunnelStatus:
+    connected = [document for document in documents if document.authentication.status is TRUE]
+    return DatabaseTunnelStatus(
+        observed_generation=tunnel.metadata.generation,
+        conditions=conditions,
+        endpoint=_endpoint(tunnel, seen),
+        hops=(_bastion(tunnel, documents, len(connected), subject),),
+        public_keys=_public_keys(tunnel, documents),
+        database=_database(tunnel, documents),
+        egress_addresses=installation.egress_addresses or None,
+        replicas=0 if tunnel.spec.suspend else replicas(tunnel, installation.defaults),
+        ready_replicas=len(connected),
+        last_failure=_last_failure(tunnel, conditions),
+    )
+
+
+def _endpoint(tunnel: DatabaseTunnel, seen: Observation) -> Endpoint:
+    return Endpoint(
+        host=names.endpoint_host(tunnel),
+        port=service_port(tunnel),
+        cluster_ip=seen.cluster_ip,
+        tls_server_name=server_name(tunnel),
+    )
+
+
+def _bastion(tunnel: DatabaseTunnel, documents: Sequence[ForwarderStatus], connected: int, subject: Subject) -> Hop:
+    """The SSH server: what forwarders report now, else what was known of it before."""
+    bastion = tunnel.spec.tunnel
+    facts = next(
+        (document.hop for document in documents if document.hop.server_version or document.hop.host_keys),
+        None,
+    )
+    known = next(
+        (hop for hop in tunnel.status.hops or () if (hop.host, hop.port) == (bastion.host, bastion.port)),
+        Hop(),
+    )
+    if facts:
+        shown = tuple(f"{key.algorithm} {key.fingerprint}" for key in facts.host_keys)
+        known = known.model_copy(
+            update={
+                "host_key_fingerprints": shown or known.host_key_fingerprints,
+                "server_version": facts.server_version and printable(facts.server_version),
+                "cipher": facts.cipher,
+                "mac": facts.mac,
+            }
+        )
+    return known.model_copy(
+        update={
+            "role": "Bastion",
+            "host": bastion.host,
+            "port": bastion.port,
+            "active": connected > 0,
+            "replicas": connected,
+            "authorized_keys_line": key_line(subject) or known.authorized_keys_line,
+        }
+    )
+
+
+def _public_keys(tunnel: DatabaseTunnel, documents: Sequence[ForwarderStatus]) -> tuple[PublicKey, ...] | None:
+    if not documents:
+        return tunnel.status.public_keys
+    facts = {document.public_key.fingerprint: document.public_key for document in documents if document.public_key}
+    comment = names.key_comment(tunnel)
+    keys = [
+        PublicKey(key=f"{fact.key} {comment}", fingerprint=fact.fingerprint, use="Current", accepted=fact.accepted)
+        for fact in facts.values()
+    ]
+    return tuple(keys[:4]) or None
+
+
+def _database(tunnel: DatabaseTunnel, documents: Sequence[ForwarderStatus]) -> DatabaseStatus | None:
+    fact = next((document.database_fact for document in documents if document.database_fact.protocol), None)
+    if fact is None:
+        return None if documents else tunnel.status.database
+    return DatabaseStatus(
+        protocol=printable(fact.protocol or "", 64),
+        server_version=printable(fact.server_version, 128) if fact.server_version else None,
+        tls_offered=fact.tls_offered,
+        certificate_not_after=fact.certificate_not_after,
+    )
+
+
+def _last_failure(tunnel: DatabaseTunnel, conditions: Iterable[Condition]) -> LastFailure | None:
+    ready = next(condition for condition in conditions if condition.type == ConditionType.READY)
+    known = tunnel.status.last_failure
+    is_new = known is None or known.time != ready.last_transition_time
+    if ready.status == FALSE and ready.reason not in (Reason.PROGRESSING, Reason.SUSPENDED) and is_new:
+        return LastFailure(time=ready.last_transition_time, reason=ready.reason, message=ready.message)
+    return known
+
+
+def _condition_reason(tunnel: DatabaseTunnel, kind: ConditionType) -> str | None:
+    return next((condition.reason for condition in tunnel.status.conditions or () if condition.type == kind), None)
+
+
+def _age_seconds(condition: Condition, now: datetime) -> float:
+    return (now - datetime.fromisoformat(condition.last_transition_time)).total_seconds()
+
+
+def _stamp(now: datetime) -> str:
+    """RFC 3339 with seconds, as metav1.Time is written."""
+    return now.replace(microsecond=0).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,1 @@
+"""The forwarder's process: one listening socket, SSH connections behind it, an admin port beside it."""
