@@ -1,0 +1,39 @@
+"""The command `dbtunnel`: a module a subcommand, imported only when it is asked for, so that forwarders start fast."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from dbtunnel import __version__
+
+COMMANDS = {
+    "operator": "run the operator",
+    "forward": "run a forwarder, the process of a tunnel's pod",
+    "crd": "print the CustomResourceDefinition",
+    "render": "print the objects that the operator would make for a manifest",
+}
+"""Each is the module of that name in this package, with `add_arguments(parser)` and `run(arguments) -> exit code`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line. Exit codes: 0 done, 1 failed, 2 unusable input."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    chosen = words[0] if words and words[0] in COMMANDS else None
+    parser = argparse.ArgumentParser(
+        prog="dbtunnel", description="Private databases behind SSH bastions, by host name."
+    )
+    parser.add_argument("--version", action="version", version=f"dbtunnel {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, help_text in COMMANDS.items():
+        command = commands.add_parser(name, help=help_text, description=help_text)
+        if name == chosen:
+            module = importlib.import_module(f"dbtunnel.cli.{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    arguments = parser.parse_args(words)
+    return int(arguments.run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
