@@ -1,0 +1,77 @@
+# Everything that a change needs, from a clean clone: `make` prints the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV := .venv
+IN := $(VENV)/bin/
+# one stamp for each state of the lock and of the package's metadata
+INSTALLED := $(VENV)/.installed-$(shell cat requirements-dev.txt pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
+
+.PHONY: help
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(INSTALLED) ## Four databases behind a bastion become reachable in a real cluster; then a key that is not accepted yet
+	$(IN)python -m tests.support.demo up
+
+.PHONY: demo-down
+demo-down: $(INSTALLED) ## Remove what the demo started
+	$(IN)python -m tests.support.demo down
+
+.PHONY: test
+test: lint test-unit test-forwarder test-cluster ## Everything: lint, unit, forwarder and cluster tests
+
+.PHONY: test-unit
+test-unit: $(INSTALLED) ## Decisions, builders, schema, chart: no server needed
+	$(IN)pytest tests/unit $(ARGS)
+
+.PHONY: test-forwarder
+test-forwarder: $(INSTALLED) ## The forwarder against a real sshd and real databases, no Kubernetes
+	$(IN)pytest tests/forwarder $(ARGS)
+
+.PHONY: test-cluster
+test-cluster: $(INSTALLED) ## The whole way on a real Kubernetes (CLUSTER=kind, local or existing)
+	$(IN)pytest tests/cluster $(ARGS)
+
+.PHONY: lint
+lint: $(INSTALLED) ## Format, style, types, layers
+	$(IN)ruff format --check .
+	$(IN)ruff check .
+	$(IN)mypy
+	$(IN)mypy tests
+	$(IN)lint-imports
+
+.PHONY: generate
+generate: $(INSTALLED) ## Write the CRD and the reference pages from the code
+	$(IN)python -m tests.support.generated
+
+.PHONY: lock
+lock: $(INSTALLED) ## Resolve the dependencies anew and pin them with their hashes
+	$(IN)python -m tests.support.lock
+
+.PHONY: image
+image: $(INSTALLED) ## Build the container image with docker, or with buildah where there is no Docker engine
+	$(IN)python -m tests.support.images build
+
+.PHONY: cluster-up
+cluster-up: $(INSTALLED) ## Start a Kubernetes cluster for trying things out
+	$(IN)python -m tests.support.cluster up
+
+.PHONY: cluster-down
+cluster-down: $(INSTALLED) ## Stop that cluster
+	$(IN)python -m tests.support.cluster down
+
+.PHONY: clean
+clean: ## Remove what was built in this tree; caches outside it stay
+	rm -rf $(VENV) build dist operator/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): requirements-dev.txt pyproject.toml
+	@bash tests/support/install.sh "$(PYTHON)" "$(VENV)"
+	@rm -f $(VENV)/.installed-*
+	@touch $@
