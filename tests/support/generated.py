@@ -1,0 +1,115 @@
+"""The files that are made from the code: `make generate` writes them, a unit test compares them."""
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dbtunnel.api.conditions import CAUSAL_ORDER, REASONS, ConditionType, Reason, ReasonInfo
+from dbtunnel.api.crd import crd, resource_schema
+
+ROOT = Path(__file__).parents[2]
+
+_HEADER = "Generated from the code by `make generate`; do not edit."
+
+
+def crd_yaml() -> str:
+    """The CustomResourceDefinition."""
+    return f"# {_HEADER}\n" + yaml.safe_dump(crd(), sort_keys=False, width=120)
+
+
+def conditions_page() -> str:
+    """Every condition type and reason, with what is done about it."""
+    lines = [
+        "# Conditions and reasons",
+        f"<!-- {_HEADER} -->",
+        "",
+        "`Ready` takes the first of the conditions below that is False, else the first that is Unknown.",
+        "A reason is *Stalled* when a person must act; before that, for its grace period, it is *Reconciling*.",
+        "What stands in braces is filled in; what a server sent is bounded and escaped.",
+    ]
+    for kind in CAUSAL_ORDER:
+        lines += ["", f"## {kind}", "", _docstring_of(ConditionType, kind.name), ""]
+        lines += ["| reason | what is the case | Stalled | retried |", "| --- | --- | --- | --- |"]
+        lines += [_row(reason, info) for reason, info in REASONS.items() if info.type is kind]
+        lines += ["", "What the message says:", ""]
+        lines += [f"- `{reason}`: {info.message}" for reason, info in REASONS.items() if info.type is kind]
+    lines += ["", "## Summary conditions", ""]
+    lines += [
+        f"- `{kind}`: {_docstring_of(ConditionType, kind.name)}" for kind in ConditionType if kind not in CAUSAL_ORDER
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def resource_page() -> str:
+    """Every field of the resource."""
+    schema = resource_schema()
+    lines = ["# DatabaseTunnel: every field", f"<!-- {_HEADER} -->", ""]
+    for part in ("spec", "status"):
+        lines += [f"## {part}", "", "| field | type | default | what it is |", "| --- | --- | --- | --- |"]
+        lines += [_field_row(path, field) for path, field in _fields(schema["properties"][part], part)]
+        lines.append("")
+    return "\n".join(lines)
+
+
+GENERATED: Mapping[str, Callable[[], str]] = {
+    "crds/dbtunnel.dev_databasetunnels.yaml": crd_yaml,
+    "charts/dbtunnel-operator/files/crd.yaml": crd_yaml,
+    "docs/conditions.md": conditions_page,
+    "docs/resource.md": resource_page,
+}
+"""Each generated file, and what makes its text."""
+
+
+def _row(reason: Reason, info: ReasonInfo) -> str:
+    stalled = {None: "never", 0: "at once"}.get(info.grace_seconds, f"after {info.grace_seconds} s")
+    retried = f"every {info.retry_seconds} s or slower" if info.retry_seconds else "with backoff"
+    return f"| `{reason}` | {info.meaning} | {stalled} | {retried} |"
+
+
+def _fields(schema: Mapping[str, Any], path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for name, field in schema.get("properties", {}).items():
+        inner = f"{path}.{name}"
+        yield inner, field
+        yield from _fields(field, inner)
+        if "properties" in field.get("items", {}):
+            yield from _fields(field["items"], f"{inner}[]")
+
+
+def _field_row(path: str, field: Mapping[str, Any]) -> str:
+    default = f"`{field['default']}`" if field.get("default") not in (None, {}, "") else ""
+    text = field.get("description", "").replace("|", "\\|")
+    return f"| `{path}` | {_type_of(field)} | {default} | {text} |"
+
+
+def _type_of(field: Mapping[str, Any]) -> str:
+    if "enum" in field:
+        return " \\| ".join(map(str, field["enum"]))
+    if field.get("type") == "array":
+        return f"list of {_type_of(field['items'])}"
+    if "minimum" in field and "maximum" in field:
+        return f"integer {field['minimum']} to {field['maximum']}"
+    return str(field.get("type", "quantity"))
+
+
+def _docstring_of(enum: type, name: str) -> str:
+    """The text under a member of an enumeration, which Python itself does not keep."""
+    source = Path(sys.modules[enum.__module__].__file__ or "").read_text()
+    found = re.search(rf'    {name} = "[^"]*"\n    """(.*?)"""', source, re.DOTALL)
+    return " ".join(found.group(1).split()) if found else ""
+
+
+def main() -> None:
+    """Writes every file."""
+    for name, text in GENERATED.items():
+        path = ROOT / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text())
+        print(f"wrote {name}")
+
+
+if __name__ == "__main__":
+    main()

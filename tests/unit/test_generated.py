@@ -1,0 +1,21 @@
+"""What is generated is what the code says."""
+
+import pytest
+import yaml
+
+from dbtunnel.api.conditions import REASONS, Reason
+from dbtunnel.api.crd import crd
+from tests.support.generated import GENERATED, ROOT
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_generated_files_are_current(name: str) -> None:
+    assert (ROOT / name).read_text() == GENERATED[name](), f"{name} is not current: run make generate"
+
+
+def test_the_schema_is_small_enough_to_be_applied() -> None:
+    assert len(yaml.safe_dump(crd())) < 100_000
+
+
+def test_every_reason_is_explained() -> None:
+    assert set(REASONS) == set(Reason) - {Reason.SUCCEEDED}
