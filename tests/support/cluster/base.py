@@ -1,0 +1,118 @@
+"""What every cluster of the tests can do."""
+
+import json
+import os
+import subprocess
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from tests.support.binaries import binary, cache_directory
+
+NODE_READY_SECONDS = 60
+"""How long a start may take at most, on a slow machine."""
+
+
+class ClusterError(RuntimeError):
+    """A cluster cannot be had, or a command on it failed; the text says what to do, or what was said."""
+
+
+class Cluster(ABC):
+    """A Kubernetes cluster with one node or more."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.directory = cache_directory() / "clusters" / name
+
+    @property
+    def kubeconfig(self) -> Path:
+        """A kubeconfig with all rights."""
+        return self.directory / "admin.kubeconfig"
+
+    @property
+    @abstractmethod
+    def host_address(self) -> str:
+        """An address of this machine that pods reach; servers of the tests listen on it."""
+
+    @abstractmethod
+    def start(self, *, survives: bool = False) -> None:
+        """Starts it and returns once a node is Ready. Raises ClusterError."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Stops it and removes what it left; does nothing where it does not run."""
+
+    @abstractmethod
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped."""
+
+    @abstractmethod
+    def load_image(self, archive: Path, reference: str) -> None:
+        """Makes an image of a docker-archive known to the nodes."""
+
+    @abstractmethod
+    def audit_events(self) -> list[dict[str, Any]]:
+        """The API server's audit log so far: who did what to which object. Raises ClusterError where there is none."""
+
+    def kubectl(self, *arguments: str | Path, input: str | None = None, timeout_seconds: float = 60) -> str:  # noqa: A002
+        """What kubectl prints. Raises ClusterError with what it said where it fails."""
+        done = subprocess.run(
+            [binary("kubectl"), "--kubeconfig", self.kubeconfig, *map(str, arguments)],
+            input=input,
+            capture_output=True,
+            text=True,
+            timeout=timeout_seconds,
+            check=False,
+            env=self.environment(),
+        )
+        if done.returncode:
+            raise ClusterError(f"kubectl {' '.join(map(str, arguments))}: {done.stderr or done.stdout}")
+        return done.stdout
+
+    def get(self, *arguments: str) -> dict[str, Any]:
+        """An object, or a list of them, as JSON."""
+        document: dict[str, Any] = json.loads(self.kubectl("get", *arguments, "-o", "json"))
+        return document
+
+    def environment(self) -> dict[str, str]:
+        """For tools such as helm: the kubeconfig by its usual variable, and no proxy in between."""
+        kept = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+        return {**kept, "KUBECONFIG": str(self.kubeconfig)}
+
+    def node_is_ready(self) -> bool:
+        """Whether a node takes pods, and the namespace's default service account is there."""
+        try:
+            nodes = self.get("nodes")["items"]
+            self.kubectl("get", "serviceaccount", "default")
+        except ClusterError:
+            return False
+        ready = [
+            condition["status"] == "True"
+            for node in nodes
+            if not node["spec"].get("taints")
+            for condition in node["status"].get("conditions", ())
+            if condition["type"] == "Ready"
+        ]
+        return any(ready)
+
+
+def read_audit_log(path: Path) -> list[dict[str, Any]]:
+    """The events of an audit log in JSON lines; a line that is being written is left out."""
+    events: list[dict[str, Any]] = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue
+    return events
+
+
+AUDIT_POLICY = """\
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- {level: None, verbs: [get, list, watch]}
+- {level: Metadata}
+"""
+"""Every write, with its user, verb and object."""

@@ -1,0 +1,85 @@
+"""Kubernetes in Docker, by kind."""
+
+import ipaddress
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.support.binaries import binary
+from tests.support.cluster.base import AUDIT_POLICY, Cluster, ClusterError, read_audit_log
+from tests.support.processes import ProcessError, run, wait_until
+
+_AUDIT_DIRECTORY = "/var/log/kubernetes/audit"
+_POLICY_DIRECTORY = "/etc/kubernetes/audit"
+
+
+def kind_config(directory: Path) -> dict[str, Any]:
+    """kind's configuration: the audit log in `directory`, and the admission plug-in that OpenShift has on."""
+    arguments = {
+        "audit-log-path": f"{_AUDIT_DIRECTORY}/audit.log",
+        "audit-policy-file": f"{_POLICY_DIRECTORY}/policy.yaml",
+        "enable-admission-plugins": "NodeRestriction,OwnerReferencesPermissionEnforcement",
+    }
+    volumes = [
+        {"name": "audit-policy", "hostPath": _POLICY_DIRECTORY, "mountPath": _POLICY_DIRECTORY, "readOnly": True},
+        {"name": "audit-log", "hostPath": _AUDIT_DIRECTORY, "mountPath": _AUDIT_DIRECTORY},
+    ]
+    patch = {
+        "kind": "ClusterConfiguration",
+        "apiServer": {
+            "extraArgs": [{"name": name, "value": value} for name, value in arguments.items()],
+            "extraVolumes": volumes,
+        },
+    }
+    mounts = [
+        {"hostPath": str(directory / "audit-policy"), "containerPath": _POLICY_DIRECTORY},
+        {"hostPath": str(directory / "audit"), "containerPath": _AUDIT_DIRECTORY},
+    ]
+    node = {"role": "control-plane", "kubeadmConfigPatches": [yaml.safe_dump(patch)], "extraMounts": mounts}
+    return {"kind": "Cluster", "apiVersion": "kind.x-k8s.io/v1alpha4", "nodes": [node]}
+
+
+class KindCluster(Cluster):
+    """A kind cluster named `dbtunnel-NAME`. It outlives its command whatever `survives` says: `stop` ends it."""
+
+    @property
+    def _kind_name(self) -> str:
+        return f"dbtunnel-{self.name}"
+
+    @property
+    def host_address(self) -> str:
+        networks = json.loads(run(["docker", "network", "inspect", "kind"]))
+        gateways = [config["Gateway"] for config in networks[0]["IPAM"]["Config"] if config.get("Gateway")]
+        return next(address for address in gateways if ipaddress.ip_address(address).version == 4)
+
+    def start(self, *, survives: bool = False) -> None:
+        if self.is_running():
+            return
+        for part in ("audit", "audit-policy"):
+            (self.directory / part).mkdir(parents=True, exist_ok=True)
+        (self.directory / "audit-policy" / "policy.yaml").write_text(AUDIT_POLICY)
+        config = self.directory / "kind.yaml"
+        config.write_text(yaml.safe_dump(kind_config(self.directory)))
+        command = [binary("kind"), "create", "cluster", "--name", self._kind_name, "--config", config]
+        try:
+            run([*command, "--kubeconfig", self.kubeconfig, "--wait", "120s"], timeout_seconds=400)
+        except ProcessError as error:
+            raise ClusterError(str(error)) from error
+        wait_until(self.node_is_ready, "a Ready node", 60, interval_seconds=1)
+
+    def stop(self) -> None:
+        command = [binary("kind"), "delete", "cluster", "--name", self._kind_name]
+        subprocess.run([*command, "--kubeconfig", self.kubeconfig], capture_output=True, check=False, timeout=120)
+
+    def is_running(self) -> bool:
+        return self._kind_name in run([binary("kind"), "get", "clusters"]).split()
+
+    def load_image(self, archive: Path, reference: str) -> None:
+        command = [binary("kind"), "load", "image-archive", archive, "--name", self._kind_name]
+        run(command, timeout_seconds=300)
+
+    def audit_events(self) -> list[dict[str, Any]]:
+        return read_audit_log(self.directory / "audit" / "audit.log")
