@@ -54,7 +54,7 @@ class Cluster(ABC):
     def audit_events(self) -> list[dict[str, Any]]:
         """The API server's audit log so far: who did what to which object. Raises ClusterError where there is none."""
 
-    def kubectl(self, *arguments: str | Path, input: str | None = None, timeout_seconds: float = 60) -> str:  # noqa: A002
+    def kubectl(self, *arguments: str | Path, input: str | None = None, timeout_seconds: float = 60) -> str:
         """What kubectl prints. Raises ClusterError with what it said where it fails."""
         done = subprocess.run(
             [binary("kubectl"), "--kubeconfig", self.kubeconfig, *map(str, arguments)],

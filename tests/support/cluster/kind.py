@@ -51,9 +51,9 @@ class KindCluster(Cluster):
 
     @property
     def host_address(self) -> str:
-        networks = json.loads(run(["docker", "network", "inspect", "kind"]))
+        networks: Any = json.loads(run(["docker", "network", "inspect", "kind"]))
         gateways = [config["Gateway"] for config in networks[0]["IPAM"]["Config"] if config.get("Gateway")]
-        return next(address for address in gateways if ipaddress.ip_address(address).version == 4)
+        return next(str(address) for address in gateways if ipaddress.ip_address(address).version == 4)
 
     def start(self, *, survives: bool = False) -> None:
         if self.is_running():
@@ -63,7 +63,7 @@ class KindCluster(Cluster):
         (self.directory / "audit-policy" / "policy.yaml").write_text(AUDIT_POLICY)
         config = self.directory / "kind.yaml"
         config.write_text(yaml.safe_dump(kind_config(self.directory)))
-        command = [binary("kind"), "create", "cluster", "--name", self._kind_name, "--config", config]
+        command: list[str | Path] = [binary("kind"), "create", "cluster", "--name", self._kind_name, "--config", config]
         try:
             run([*command, "--kubeconfig", self.kubeconfig, "--wait", "120s"], timeout_seconds=400)
         except ProcessError as error:
@@ -71,14 +71,14 @@ class KindCluster(Cluster):
         wait_until(self.node_is_ready, "a Ready node", 60, interval_seconds=1)
 
     def stop(self) -> None:
-        command = [binary("kind"), "delete", "cluster", "--name", self._kind_name]
+        command: list[str | Path] = [binary("kind"), "delete", "cluster", "--name", self._kind_name]
         subprocess.run([*command, "--kubeconfig", self.kubeconfig], capture_output=True, check=False, timeout=120)
 
     def is_running(self) -> bool:
         return self._kind_name in run([binary("kind"), "get", "clusters"]).split()
 
     def load_image(self, archive: Path, reference: str) -> None:
-        command = [binary("kind"), "load", "image-archive", archive, "--name", self._kind_name]
+        command: list[str | Path] = [binary("kind"), "load", "image-archive", archive, "--name", self._kind_name]
         run(command, timeout_seconds=300)
 
     def audit_events(self) -> list[dict[str, Any]]:

@@ -1,0 +1,134 @@
+"""Inside the local cluster's namespaces: the first process, which starts the components and ends with one.
+
+Run as `python -m tests.support.cluster.node SETTINGS.json` by `tests.support.cluster.local`.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import yaml
+
+from tests.support.cluster.components import (
+    cni_config,
+    commands,
+    containerd_config,
+    coredns_config,
+    kubelet_config,
+    proxy_config,
+)
+
+_STEP_SECONDS = 30
+"""How long each step may take at most."""
+
+
+class Node:
+    """The components of one cluster, as children of this process."""
+
+    def __init__(self, settings: Mapping[str, Mapping[str, str]]) -> None:
+        self.layout, self.programs = settings["layout"], settings["programs"]
+        self.directory = Path(self.layout["directory"])
+        self._running: dict[int, str] = {}
+
+    def run(self) -> None:
+        """Starts everything and waits; returns when a component has ended."""
+        self._mount()
+        self._configure()
+        all_commands = commands(self.layout, self.programs)
+        for name in ("etcd", "containerd"):
+            self._start(name, all_commands.pop(name))
+        self._connect()
+        self._start("kube-apiserver", all_commands.pop("kube-apiserver"))
+        self._wait("containerd", lambda: _succeeds("ctr", "version"))
+        _run("ctr", "--namespace", "k8s.io", "images", "import", str(self.directory / "pause.tar"))
+        self._wait("kube-apiserver", self._api_is_ready)
+        for name, command in all_commands.items():
+            self._start(name, command)
+        (self.directory / "ready").touch()
+        self._wait_for_an_end()
+
+    def _mount(self) -> None:
+        """Private places for what programs keep under fixed paths."""
+        _run("mount", "--make-rprivate", "/")
+        for path in ("/run", "/var/log", "/var/lib/cni"):
+            Path(path).mkdir(parents=True, exist_ok=True)
+            _run("mount", "-t", "tmpfs", "tmpfs", path)
+        Path("/run/lock").mkdir()
+
+    def _configure(self) -> None:
+        cni = self.directory / "cni"
+        cni.mkdir(exist_ok=True)
+        (cni / "10-routed.conflist").write_text(json.dumps(cni_config(self.layout)))
+        (self.directory / "containerd.toml").write_text(containerd_config(self.layout))
+        (self.directory / "kubelet.yaml").write_text(yaml.safe_dump(kubelet_config(self.layout)))
+        (self.directory / "kube-proxy.yaml").write_text(yaml.safe_dump(proxy_config(self.layout)))
+        (self.directory / "Corefile").write_text(coredns_config(self.layout))
+        for controller in Path("/sys/fs/cgroup").iterdir():
+            if controller.is_dir() and not controller.is_symlink():
+                (controller / self.layout["cgroup"]).mkdir(exist_ok=True)
+
+    def _connect(self) -> None:
+        """The link to the machine, which `tests.support.cluster.local` puts into this namespace."""
+        _run("ip", "link", "set", "lo", "up")
+        self._wait("uplink", lambda: Path("/proc/net/dev").read_text().count("uplink") > 0)
+        _run("ip", "address", "add", f"{self.layout['node']}/30", "dev", "uplink")
+        _run("ip", "link", "set", "uplink", "up")
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+        # what is sent to a Service that kube-proxy does not know (yet) is refused here and goes nowhere
+        _run("ip", "route", "add", "unreachable", self.layout["services"])
+
+    def _api_is_ready(self) -> bool:
+        return _succeeds(
+            self.programs["kubectl"],
+            "--kubeconfig",
+            str(self.directory / "pki" / "admin.kubeconfig"),
+            "get",
+            "--raw",
+            "/readyz",
+        )
+
+    def _start(self, name: str, command: list[str]) -> None:
+        log = self.directory / "log" / f"{name}.log"
+        with log.open("ab") as output:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        self._running[process.pid] = name
+
+    def _wait(self, what: str, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _STEP_SECONDS
+        while not condition():
+            if time.monotonic() > deadline:
+                raise SystemExit(f"{what}: not there after {_STEP_SECONDS} s")
+            time.sleep(0.05)
+
+    def _wait_for_an_end(self) -> None:
+        """Reaps every process of the namespace; a component that ends takes the cluster with it, so that it shows."""
+        while True:
+            pid, status = os.wait()
+            if pid in self._running:
+                raise SystemExit(f"{self._running[pid]} ended with {os.waitstatus_to_exitcode(status)}")
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}: {done.stderr}")
+
+
+def _succeeds(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def main() -> None:
+    """Runs until a component ends or this process is told to end."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    settings = json.loads(Path(sys.argv[1]).read_text())
+    Node(settings).run()
+
+
+if __name__ == "__main__":
+    main()
