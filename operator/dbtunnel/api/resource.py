@@ -1,5 +1,6 @@
 """The DatabaseTunnel as an object of the Kubernetes API."""
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -48,5 +49,8 @@ class DatabaseTunnel(ApiModel):
 
     @classmethod
     def parse(cls, manifest: Mapping[str, Any]) -> Self:
-        """The tunnel of an object as the API server has it. Raises pydantic.ValidationError."""
-        return cls.model_validate(manifest)
+        """The tunnel of an object as the API server has it. Raises pydantic.ValidationError.
+
+        Read as JSON, and strictly: a port as a text is as wrong here as it is in the API server.
+        """
+        return cls.model_validate_json(json.dumps(manifest), strict=True)
