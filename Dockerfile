@@ -10,14 +10,15 @@ RUN python3 -m venv tools && python3 -m venv --without-pip /opt/dbtunnel
 COPY requirements.txt requirements-build.txt ./
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.crt \
     tools/bin/pip install --quiet --require-hashes -r requirements-build.txt \
-    && tools/bin/pip --python /opt/dbtunnel/bin/python install --quiet --no-compile --require-hashes -r requirements.txt
+    && tools/bin/pip --python /opt/dbtunnel/bin/python install --quiet --no-compile --require-hashes -r requirements.txt \
+    # never checked against the source's time, which not every builder keeps
+    && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/dbtunnel/lib
 
 COPY pyproject.toml LICENSE ./
 COPY operator operator
 RUN tools/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir wheel . \
     && tools/bin/pip --python /opt/dbtunnel/bin/python install --quiet --no-compile --no-deps --no-index wheel/*.whl \
-    # never checked against the source's time, which not every builder keeps
-    && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/dbtunnel/lib
+    && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/dbtunnel/lib/python*/site-packages/dbtunnel
 
 FROM ${BASE_IMAGE}
 # python:*-slim comes without the standard library's bytecode, and a read-only root would compile it at every start
