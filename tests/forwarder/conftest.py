@@ -1,0 +1,62 @@
+"""Real servers of the forwarder tests: those that tests leave as they are live for the whole run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.bastion import Bastion
+from tests.support.certificates import ServerCertificate, server_certificate
+from tests.support.databases import MariaDBServer, PostgresServer
+from tests.support.keys import KeyPair, key_pair
+
+NAMES = ("orders.internal", "mysql.internal")
+"""What the bastion resolves, and nobody else."""
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> ServerCertificate:
+    return server_certificate(tmp_path_factory.mktemp("tls"), NAMES)
+
+
+@pytest.fixture(scope="session")
+def client_key() -> KeyPair:
+    return key_pair()
+
+
+@pytest.fixture
+def bastion(tmp_path: Path, client_key: KeyPair) -> Iterator[Bastion]:
+    """A bastion that accepts the client's key, for one test to change as it likes."""
+    bastion = Bastion(tmp_path / "bastion", hosts=dict.fromkeys(NAMES, "127.0.0.1"))
+    bastion.authorize(client_key.public)
+    yield bastion.start()
+    bastion.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    server = PostgresServer(tmp_path_factory.mktemp("pg"))
+    yield server.start()
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_tls(tmp_path_factory: pytest.TempPathFactory, certificate: ServerCertificate) -> Iterator[PostgresServer]:
+    """TLS required, as Redshift and AlloyDB are run."""
+    server = PostgresServer(tmp_path_factory.mktemp("pgtls"), tls=certificate, tls_required=True)
+    yield server.start()
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDBServer]:
+    server = MariaDBServer(tmp_path_factory.mktemp("my"))
+    yield server.start()
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def mariadb_tls(tmp_path_factory: pytest.TempPathFactory, certificate: ServerCertificate) -> Iterator[MariaDBServer]:
+    server = MariaDBServer(tmp_path_factory.mktemp("mytls"), tls=certificate, tls_required=True)
+    yield server.start()
+    server.stop()

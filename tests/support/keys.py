@@ -1,0 +1,45 @@
+"""SSH key pairs, made anew for each use."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncssh
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """A private key as its file has it, and its public half."""
+
+    private: str
+    public: str
+    """Type and base64, as in authorized_keys, without a comment."""
+    fingerprint: str
+
+
+def key_pair(
+    algorithm: str = "ssh-ed25519", *, passphrase: str | None = None, form: str = "openssh", bits: int = 3072
+) -> KeyPair:
+    """A new pair. `form`: openssh, pkcs8-pem or pkcs1-pem."""
+    key = asyncssh.generate_private_key(algorithm, **({"key_size": bits} if algorithm == "ssh-rsa" else {}))  # type: ignore[arg-type]
+    private = key.export_private_key(form, passphrase=passphrase).decode()
+    public = " ".join(key.export_public_key().decode().split()[:2])
+    return KeyPair(private, public, key.get_fingerprint())
+
+
+def write_key_directory(directory: Path, files: dict[str, str]) -> None:
+    """Writes files as the kubelet mounts a Secret: a link for each key, swapped at once."""
+    directory.mkdir(parents=True, exist_ok=True)
+    generation = 1 + max((int(path.name[6:]) for path in directory.glob("..gen-*")), default=0)
+    data = directory / f"..gen-{generation}"
+    data.mkdir()
+    for name, content in files.items():
+        (data / name).write_text(content)
+    link = directory / "..new"
+    link.symlink_to(data.name)
+    link.rename(directory / "..data")
+    for path in directory.iterdir():
+        if not path.name.startswith("..") and path.name not in files:
+            path.unlink()
+    for name in files:
+        if not (directory / name).is_symlink():
+            (directory / name).symlink_to(f"..data/{name}")
