@@ -1,0 +1,60 @@
+"""Which SSH algorithms are offered, in order of preference."""
+
+from dbtunnel.api.forwarder import Algorithms
+
+_CIPHERS = (
+    # first, as the fastest by far where the processor has AES instructions
+    "aes128-gcm@openssh.com",
+    "aes256-gcm@openssh.com",
+    "chacha20-poly1305@openssh.com",
+    "aes256-ctr",
+    "aes192-ctr",
+    "aes128-ctr",
+)
+
+_KEY_EXCHANGES = (
+    "mlkem768x25519-sha256",
+    "curve25519-sha256",
+    "curve25519-sha256@libssh.org",
+    "ecdh-sha2-nistp256",
+    "ecdh-sha2-nistp384",
+    "ecdh-sha2-nistp521",
+    "diffie-hellman-group16-sha512",
+    "diffie-hellman-group18-sha512",
+    "diffie-hellman-group14-sha256",
+    "diffie-hellman-group-exchange-sha256",
+)
+
+_MACS = (
+    "umac-128-etm@openssh.com",
+    "hmac-sha2-256-etm@openssh.com",
+    "hmac-sha2-512-etm@openssh.com",
+    "hmac-sha2-256",
+    "hmac-sha2-512",
+)
+
+_SIGNATURES = (
+    "ssh-ed25519",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "rsa-sha2-256",
+    "rsa-sha2-512",
+)
+
+_OLD_CIPHERS = ("aes256-cbc", "aes128-cbc")
+_OLD_KEY_EXCHANGES = ("diffie-hellman-group14-sha1", "diffie-hellman-group-exchange-sha1", "diffie-hellman-group1-sha1")
+_OLD_MACS = ("hmac-sha1-etm@openssh.com", "hmac-sha1")
+_OLD_SIGNATURES = ("ssh-rsa",)
+
+
+def offered(choice: Algorithms, *, compression: bool) -> dict[str, tuple[str, ...]]:
+    """asyncssh's options for a choice. SHA-1 is offered with Legacy alone."""
+    old = choice is Algorithms.LEGACY
+    return {
+        "encryption_algs": _CIPHERS + (_OLD_CIPHERS if old else ()),
+        "kex_algs": _KEY_EXCHANGES + (_OLD_KEY_EXCHANGES if old else ()),
+        "mac_algs": _MACS + (_OLD_MACS if old else ()),
+        "signature_algs": _SIGNATURES + (_OLD_SIGNATURES if old else ()),
+        "compression_algs": ("zlib@openssh.com", "none") if compression else ("none",),
+    }
