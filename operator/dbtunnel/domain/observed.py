@@ -7,7 +7,8 @@ from typing import Any, Self
 
 from dbtunnel.api.conditions import Reason
 from dbtunnel.api.forwarder import ForwarderStatus
-from dbtunnel.domain.names import REVISION_LABEL
+from dbtunnel.api.resource import API_VERSION, KIND, DatabaseTunnel
+from dbtunnel.domain.names import MANAGED_BY_LABEL, MANAGER, REVISION_LABEL, TUNNEL_LABEL
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Pod:
     ip: str
     is_ending: bool
     problem: Problem | None
+    running_since: datetime | None = None
+    """When its container started; None while it does not run."""
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> Self:
@@ -40,6 +43,7 @@ class Pod:
             ip=status.get("podIP", ""),
             is_ending="deletionTimestamp" in metadata or status.get("phase") in ("Succeeded", "Failed"),
             problem=_pod_problem(status),
+            running_since=_running_since(status),
         )
 
 
@@ -89,6 +93,14 @@ def _pod_problem(status: Mapping[str, Any]) -> Problem | None:
     return None
 
 
+def _running_since(status: Mapping[str, Any]) -> datetime | None:
+    for container in status.get("containerStatuses", ()):
+        running = container.get("state", {}).get("running")
+        if running and running.get("startedAt"):
+            return datetime.fromisoformat(running["startedAt"])
+    return None
+
+
 def _waiting_text(container: Mapping[str, Any], waiting: Mapping[str, Any]) -> str:
     ended = container.get("lastState", {}).get("terminated", {})
     last = f"; last ended with {ended.get('reason')} (exit code {ended.get('exitCode')})" if ended else ""
@@ -103,3 +115,23 @@ def deployment_problem(deployment: Mapping[str, Any] | None) -> Problem | None:
             is_quota = "exceeded quota" in text or "failed quota" in text or "LimitRange" in text
             return Problem(Reason.QUOTA_EXCEEDED if is_quota else Reason.REJECTED, text)
     return None
+
+
+def standing(live: Mapping[str, Any], tunnel: DatabaseTunnel) -> Problem | None:
+    """Why an object of a child's name is not to be touched; None where it is the tunnel's.
+
+    One with the tunnel's labels and no controller was orphaned, or restored from a backup, and is taken up.
+    """
+    metadata, what = live["metadata"], f"{live['kind']} {live['metadata']['name']}"
+    owner = next((one for one in metadata.get("ownerReferences") or () if one.get("controller")), None)
+    if owner is None:
+        labels = metadata.get("labels") or {}
+        is_ours = (labels.get(MANAGED_BY_LABEL), labels.get(TUNNEL_LABEL)) == (MANAGER, tunnel.metadata.name)
+    else:
+        is_ours = owner["uid"] == tunnel.metadata.uid
+    if is_ours:
+        is_ending = "deletionTimestamp" in metadata
+        return Problem(Reason.PROGRESSING, f"Waits until {what} is deleted, to make it anew.") if is_ending else None
+    if owner and (owner["apiVersion"], owner["kind"], owner["name"]) == (API_VERSION, KIND, tunnel.metadata.name):
+        return Problem(Reason.PROGRESSING, f"Waits until {what} of the deleted tunnel of this name is gone.")
+    return Problem(Reason.NAME_CONFLICT, what)

@@ -78,9 +78,10 @@ def decide(tunnel: DatabaseTunnel, seen: Observation, installation: Installation
     conditions = _conditions(tunnel, verdicts, now)
     ready = conditions[ConditionType.READY]
     refresh = _wants_refresh(ready, now)
+    silences = filter(None, map(_silent_since, current, reports))
     return Decision(
         status=_status(tunnel, seen, documents, subject, tuple(conditions.values()), installation),
-        requeue_seconds=_requeue_seconds(ready, refresh, reports, installation, now),
+        requeue_seconds=_requeue_seconds(ready, refresh, silences, installation, now),
         refresh_mounts=refresh,
     )
 
@@ -144,16 +145,25 @@ def _workload(
     if problem:
         return _failed(problem.reason, problem.seen, subject)
     limit = timedelta(seconds=installation.unreachable_after_seconds)
-    for report in reports:
-        if report.failing_since and now - report.failing_since >= limit:
+    for pod, report in zip(current, reports, strict=True):
+        silent_since = _silent_since(pod, report)
+        if silent_since and now - silent_since >= limit:
             return _failed(Reason.FORWARDER_UNREACHABLE, report.failure, subject)
     wanted, answering = (
         replicas(tunnel, installation.defaults),
         sum(report.status is not None for report in reports),
     )
     if answering < wanted:
-        return _failed(Reason.PROGRESSING, f"{answering} of {wanted} forwarders run and answer.", subject)
+        # nothing is known to be wrong, and a tunnel that rolls goes on working
+        return Verdict(UNKNOWN, Reason.PROGRESSING, f"{answering} of {wanted} forwarders run and answer.")
     return Verdict(TRUE, Reason.SUCCEEDED, f"{answering} of {wanted} forwarders run and answer.")
+
+
+def _silent_since(pod: Pod, report: Report) -> datetime | None:
+    """Since when the pod should have answered and did not; a container that does not run cannot answer."""
+    if report.failing_since is None or pod.running_since is None:
+        return None
+    return max(report.failing_since, pod.running_since)
 
 
 def _failed(reason: Reason, seen: str, subject: Subject) -> Verdict:
@@ -259,7 +269,7 @@ def _wants_refresh(ready: Condition, now: datetime) -> bool:
 
 
 def _requeue_seconds(
-    ready: Condition, refresh: bool, reports: Iterable[Report], installation: Installation, now: datetime
+    ready: Condition, refresh: bool, silences: Iterable[datetime], installation: Installation, now: datetime
 ) -> float | None:
     """The earliest time at which the same observation would lead to another decision."""
     times: list[float] = [_REFRESH_SECONDS] if refresh else []
@@ -268,9 +278,8 @@ def _requeue_seconds(
         remaining = (grace or 0) - _age_seconds(ready, now)
         times += [remaining] if remaining > 0 else []
         times += [retry] if retry else []
-    for report in reports:
-        if report.failing_since:
-            times.append(installation.unreachable_after_seconds - (now - report.failing_since).total_seconds())
+    for since in silences:
+        times.append(installation.unreachable_after_seconds - (now - since).total_seconds())
     return max(min(times), 0.5) if (times := [time for time in times if time > 0]) else None
 
 

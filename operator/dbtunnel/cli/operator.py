@@ -1,0 +1,35 @@
+"""`dbtunnel operator`: runs the operator."""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+
+from dbtunnel.controller import logs
+from dbtunnel.controller.operator import run_operator
+from dbtunnel.controller.settings import SettingError, Settings, add_flags
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A flag for each setting; each may be given by the environment as well."""
+    add_flags(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs until SIGTERM or SIGINT: 0. Returns 1 where the operator cannot go on, 2 where a setting cannot be used."""
+    try:
+        settings = Settings.read(arguments, os.environ)
+    except SettingError as error:
+        print(f"dbtunnel operator: {error}", file=sys.stderr)
+        return 2
+    logs.configure(settings.log_level)
+    try:
+        asyncio.run(run_operator(settings))
+    except Exception as error:
+        logs.event(logger, "the operator ends", level=logging.ERROR, error=f"{type(error).__name__}: {error}")
+        logger.debug("the operator ends", exc_info=True)
+        return 1
+    return 0

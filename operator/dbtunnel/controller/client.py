@@ -1,0 +1,190 @@
+"""The Kubernetes API as the operator uses it: plain documents, one error type, every write counted."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from kubernetes.aio import config
+from kubernetes.aio.client import ApiClient, Configuration
+
+from dbtunnel.api.resource import API_VERSION, KIND, PLURAL
+from dbtunnel.controller.metrics import Metrics
+from dbtunnel.domain.children import Manifest
+from dbtunnel.domain.names import MANAGER
+
+_TIMEOUT_SECONDS = 30
+_LIST_CHUNK = 500
+_MERGE_PATCH = "application/merge-patch+json"
+_MESSAGE_LIMIT = 1000
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of object and where the API has it."""
+
+    name: str
+    group_version: str
+    plural: str
+
+    def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
+        """Path of the collection, of an object or of its subresource."""
+        root = "/api" if "/" not in self.group_version else "/apis"
+        parts = [root, self.group_version, f"namespaces/{namespace}" if namespace else "", self.plural]
+        return "/".join(part for part in [*parts, name, subresource] if part)
+
+    @property
+    def group(self) -> str:
+        """The API group; empty for the core."""
+        return self.group_version.rpartition("/")[0]
+
+
+TUNNEL = Kind(KIND, API_VERSION, PLURAL)
+SERVICE = Kind("Service", "v1", "services")
+NETWORK_POLICY = Kind("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies")
+DISRUPTION_BUDGET = Kind("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets")
+DEPLOYMENT = Kind("Deployment", "apps/v1", "deployments")
+POD = Kind("Pod", "v1", "pods")
+SECRET = Kind("Secret", "v1", "secrets")
+EVENT = Kind("Event", "events.k8s.io/v1", "events")
+
+CHILDREN = (SERVICE, NETWORK_POLICY, DISRUPTION_BUDGET, DEPLOYMENT)
+"""Kinds that a tunnel is made of."""
+
+CHILD_KINDS = {kind.name: kind for kind in CHILDREN}
+
+
+class ApiError(Exception):
+    """The API server refused a request; `message` is its own, bounded."""
+
+    def __init__(self, status: int, reason: str, message: str, causes: Sequence[str] = ()) -> None:
+        super().__init__(f"{status} {reason}: {message}")
+        self.status = status
+        self.reason = reason
+        self.message = message
+        self.causes = causes
+
+    @classmethod
+    def of(cls, status: int, body: bytes) -> Self:
+        """The error of an answer; anything in between may have written it, so that it need not be a Status."""
+        try:
+            document = json.loads(body)
+            details = document.get("details") or {}
+            causes = [str(cause.get("reason")) for cause in details.get("causes") or ()]
+            return cls(status, str(document.get("reason")), str(document.get("message"))[:_MESSAGE_LIMIT], causes)
+        except (ValueError, AttributeError):
+            return cls(status, "", body[:_MESSAGE_LIMIT].decode(errors="replace"))
+
+
+class Client:
+    """Requests to the API server. Raises ApiError for refusals, aiohttp's and TimeoutError where it does not answer."""
+
+    def __init__(self, api: ApiClient, metrics: Metrics) -> None:
+        self._api = api
+        self._metrics = metrics
+
+    async def served(self) -> bool:
+        """Whether the API server has DatabaseTunnels."""
+        try:
+            resources = await self._request("GET", f"/apis/{TUNNEL.group_version}")
+        except ApiError as error:
+            if error.status == 404:
+                return False
+            raise
+        return any(resource["name"] == TUNNEL.plural for resource in resources["resources"])
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Manifest | None:
+        """An object; None where it does not exist."""
+        try:
+            return await self._request("GET", kind.path(namespace, name))
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def list(self, kind: Kind, namespace: str = "", selector: str = "") -> tuple[list[Manifest], int]:
+        """All objects, and the resourceVersion at which they were listed."""
+        items: list[Manifest] = []
+        query = {"limit": str(_LIST_CHUNK), "labelSelector": selector}
+        while True:
+            page = await self._request("GET", kind.path(namespace), query)
+            items += page["items"]
+            query["continue"] = page["metadata"].get("continue", "")
+            if not query["continue"]:
+                return items, int(page["metadata"]["resourceVersion"])
+
+    async def create(self, kind: Kind, manifest: Mapping[str, Any]) -> Manifest:
+        """Makes an object that must not exist; 409 where it does."""
+        self._metrics.api_writes.add(kind.name, "create")
+        path = kind.path(manifest["metadata"]["namespace"])
+        return await self._request("POST", path, _STRICT, manifest)
+
+    async def replace(self, kind: Kind, manifest: Mapping[str, Any]) -> Manifest:
+        """Replaces the object with the uid and resourceVersion that the manifest has; 409 where it is another."""
+        self._metrics.api_writes.add(kind.name, "update")
+        metadata = manifest["metadata"]
+        return await self._request("PUT", kind.path(metadata["namespace"], metadata["name"]), _STRICT, manifest)
+
+    async def patch(
+        self, kind: Kind, namespace: str, name: str, change: Mapping[str, Any], subresource: str = ""
+    ) -> Manifest:
+        """Changes an object by a merge patch (RFC 7396)."""
+        self._metrics.api_writes.add(f"{kind.name}/{subresource}" if subresource else kind.name, "patch")
+        path = kind.path(namespace, name, subresource)
+        return await self._request("PATCH", path, {"fieldManager": MANAGER}, change, _MERGE_PATCH)
+
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
+        """Deletes the object that has this uid, and in the background what it owns."""
+        self._metrics.api_writes.add(kind.name, "delete")
+        options = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        await self._request("DELETE", kind.path(namespace, name), body=options)
+
+    async def proxy(self, namespace: str, pod: str, port: int, path_and_query: str, timeout_seconds: float) -> bytes:
+        """What a pod answers through the API server's proxy."""
+        path = POD.path(namespace, f"{pod}:{port}", f"proxy/{path_and_query}")
+        return await self._send("GET", path, timeout_seconds=timeout_seconds)
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = "application/json",
+    ) -> Manifest:
+        document: Manifest = json.loads(await self._send(method, path, query, body, content_type))
+        return document
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = "application/json",
+        timeout_seconds: float = _TIMEOUT_SECONDS,
+    ) -> bytes:
+        headers = {"Accept": "application/json", "Content-Type": content_type}
+        parameters = [(name, value) for name, value in (query or {}).items() if value]
+        request = await self._api.param_serialize(
+            method, path, query_params=parameters, header_params=headers, body=body, auth_settings=["BearerToken"]
+        )
+        response = await self._api.call_api(*request, _request_timeout=timeout_seconds)
+        data: bytes = await response.read()  # type: ignore[no-untyped-call]
+        if not 200 <= response.status <= 299:
+            raise ApiError.of(response.status, data)
+        return data
+
+
+_STRICT = {"fieldManager": MANAGER, "fieldValidation": "Strict"}
+"""A typing error in a pass-through field is an error that names the field, not silently nothing."""
+
+
+async def load_configuration() -> Configuration:
+    """Where the API server is and how to log in: the pod's service account, else the kubeconfig."""
+    configuration = Configuration()
+    try:
+        config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    except config.ConfigException:
+        await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    return configuration

@@ -1,0 +1,233 @@
+"""What the operator does to the cluster for a tunnel: its children, its key, its status, its events."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from dbtunnel.api.conditions import Reason
+from dbtunnel.api.resource import API_VERSION, KIND, DatabaseTunnel
+from dbtunnel.controller.client import CHILD_KINDS, EVENT, POD, SECRET, TUNNEL, ApiError, Client, Kind
+from dbtunnel.controller.logs import event
+from dbtunnel.controller.metrics import Metrics
+from dbtunnel.controller.queue import TunnelKey
+from dbtunnel.controller.store import ObjectKey, Store, trimmed
+from dbtunnel.domain import names
+from dbtunnel.domain.children import Manifest
+from dbtunnel.domain.drift import (
+    controller_uid,
+    desired_hash,
+    essence,
+    is_as_wanted,
+    merge_patch,
+    replacement,
+    signed,
+)
+from dbtunnel.domain.observed import Problem, standing
+
+logger = logging.getLogger(__name__)
+
+_REFUSALS = frozenset({400, 403, 413, 422, 500})
+"""Answers that tell something about what is asked for; 500 is what a failing admission webhook gives."""
+
+_NOTE_LIMIT = 1000
+"""Characters of an Event's note; the API takes 1 kB."""
+
+
+class NamespaceEndingError(Exception):
+    """The tunnel's namespace is being deleted; nothing can be made in it, and nothing needs to be."""
+
+
+class Cluster:
+    """All access to the API server on behalf of tunnels; what it is answered goes into the store."""
+
+    def __init__(self, client: Client, store: Store, metrics: Metrics) -> None:
+        self._client = client
+        self._store = store
+        self._metrics = metrics
+        self._answers: dict[TunnelKey, dict[ObjectKey, tuple[str | None, str]]] = {}
+        """For each written child the hash of what was wanted, and the essence of what the API server made of it."""
+        self._foreign: set[ObjectKey] = set()
+        """Names that others hold: looked at before a creation is tried again."""
+
+    # --- children -------------------------------------------------------------------------------------------------
+
+    async def ensure(self, tunnel: DatabaseTunnel, wanted: Iterable[Manifest]) -> Problem | None:
+        """Makes the children as wanted, each as far as it can. Returns the first problem."""
+        problems = [await self._ensure(tunnel, signed(child)) for child in wanted]
+        return next((problem for problem in problems if problem), None)
+
+    async def prune(self, tunnel: DatabaseTunnel, wanted: Iterable[Manifest]) -> None:
+        """Deletes the children that this tunnel owns and no longer wants."""
+        kept = {(child["kind"], child["metadata"]["name"]) for child in wanted}
+        key = _tunnel_key(tunnel)
+        for found, live in self._store.of_tunnel(key, *CHILD_KINDS):
+            is_own = controller_uid(live) == tunnel.metadata.uid and "deletionTimestamp" not in live["metadata"]
+            if (found.kind, found.name) not in kept and is_own:
+                await self._delete(CHILD_KINDS[found.kind], live)
+                self._answers.get(key, {}).pop(found, None)
+
+    def forget(self, key: TunnelKey) -> None:
+        """Drops what is remembered of a tunnel that has gone."""
+        self._answers.pop(key, None)
+
+    async def _ensure(self, tunnel: DatabaseTunnel, wanted: Manifest) -> Problem | None:
+        kind, metadata = CHILD_KINDS[wanted["kind"]], wanted["metadata"]
+        key = ObjectKey(kind.name, metadata["namespace"], metadata["name"])
+        try:
+            live = self._store.get(*key)
+            if live is None:
+                live = await self._create(tunnel, kind, key, wanted)
+            if live is None:
+                return None
+            obstacle = standing(live, tunnel)
+            if obstacle is None:
+                await self._correct(tunnel, kind, key, live, wanted)
+            elif obstacle.reason is Reason.NAME_CONFLICT:
+                self._foreign.add(key)
+        except ApiError as error:
+            return problem_of(error, f"{kind.name} {key.name}")
+        return obstacle
+
+    async def _create(self, tunnel: DatabaseTunnel, kind: Kind, key: ObjectKey, wanted: Manifest) -> Manifest | None:
+        """Makes an object. Returns what has the name already, unseen so far, or None where it was made."""
+        if key in self._foreign:
+            live = await self._client.get(kind, key.namespace, key.name)
+            if live is not None:
+                return trimmed(kind.name, live)
+            self._foreign.discard(key)
+        try:
+            answer = await self._client.create(kind, wanted)
+        except ApiError as error:
+            if error.reason != "AlreadyExists":
+                raise
+            live = await self._client.get(kind, key.namespace, key.name)
+            if live is None:
+                raise
+            return trimmed(kind.name, live)
+        self._remember(tunnel, key, wanted, answer, "child created")
+        return None
+
+    async def _correct(
+        self, tunnel: DatabaseTunnel, kind: Kind, key: ObjectKey, live: Manifest, wanted: Manifest
+    ) -> None:
+        known = self._answers.get(_tunnel_key(tunnel), {}).get(key)
+        answer = known[1] if known and known[0] == desired_hash(wanted) else None
+        if is_as_wanted(live, wanted, answer):
+            self._answers.setdefault(_tunnel_key(tunnel), {})[key] = (desired_hash(wanted), essence(live, wanted))
+            return
+        current = await self._client.get(kind, key.namespace, key.name)
+        if current is None or standing(current, tunnel):
+            raise ApiError(409, "Conflict", f"{kind.name} {key.name} has changed")
+        if desired_hash(live) == desired_hash(wanted):
+            self._metrics.repairs.add(kind.name)
+        self._remember(
+            tunnel, key, wanted, await self._client.replace(kind, replacement(current, wanted)), "child written"
+        )
+
+    def _remember(self, tunnel: DatabaseTunnel, key: ObjectKey, wanted: Manifest, answer: Manifest, what: str) -> None:
+        self._store.put(key.kind, answer)
+        self._answers.setdefault(_tunnel_key(tunnel), {})[key] = (desired_hash(wanted), essence(answer, wanted))
+        event(logger, what, namespace=key.namespace, tunnel=tunnel.metadata.name, kind=key.kind, name=key.name)
+
+    async def _delete(self, kind: Kind, live: Manifest) -> None:
+        metadata = live["metadata"]
+        try:
+            await self._client.delete(kind, metadata["namespace"], metadata["name"], metadata["uid"])
+        except ApiError as error:
+            # gone already, or another object has the name by now
+            if error.status not in (404, 409):
+                raise
+        event(logger, "child deleted", namespace=metadata["namespace"], kind=kind.name, name=metadata["name"])
+
+    # --- the generated key ----------------------------------------------------------------------------------------
+
+    async def create_key(self, tunnel: DatabaseTunnel, data: Mapping[str, str]) -> Problem | None:
+        """Makes the Secret of a generated key. One that is there is used as it is, whoever made it.
+
+        It has no owner: a key that a bastion's administrator authorized outlives a mistaken delete of the tunnel.
+        """
+        metadata = {
+            "name": names.key_secret_name(tunnel),
+            "namespace": tunnel.metadata.namespace,
+            "labels": names.child_labels(tunnel),
+        }
+        secret = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": metadata,
+            "type": "Opaque",
+            "stringData": dict(data),
+        }
+        try:
+            await self._client.create(SECRET, secret)
+        except ApiError as error:
+            if error.reason == "AlreadyExists":
+                return None
+            return problem_of(error, f"Secret {metadata['name']}")
+        event(logger, "key created", namespace=tunnel.metadata.namespace, tunnel=tunnel.metadata.name)
+        return None
+
+    # --- status and pods ------------------------------------------------------------------------------------------
+
+    async def write_status(self, manifest: Manifest, status: Mapping[str, Any]) -> None:
+        """Writes what differs, onto the version that was read and no other."""
+        metadata = manifest["metadata"]
+        change = {
+            "metadata": {"resourceVersion": metadata["resourceVersion"]},
+            "status": merge_patch(manifest.get("status") or {}, status),
+        }
+        answer = await self._client.patch(TUNNEL, metadata["namespace"], metadata["name"], change, "status")
+        self._store.put(KIND, answer)
+
+    async def refresh_mounts(self, key: TunnelKey, pods: Sequence[str], now: datetime) -> None:
+        """Changes an annotation of the pods, which makes the kubelet read mounted Secrets and ConfigMaps anew."""
+        change = {"metadata": {"annotations": {names.REFRESH_ANNOTATION: now.isoformat()}}}
+        for pod in pods:
+            try:
+                self._store.put(POD.name, await self._client.patch(POD, key.namespace, pod, change))
+            except ApiError as error:
+                if error.status != 404:
+                    raise
+
+    async def post_event(self, manifest: Manifest, kind: str, reason: str, note: str) -> None:
+        """Posts an Event about a tunnel; `kind` is Normal or Warning. One that cannot be posted is not missed."""
+        metadata = manifest["metadata"]
+        document = {
+            "apiVersion": EVENT.group_version,
+            "kind": EVENT.name,
+            "metadata": {"name": f"{metadata['name']}.{uuid4().hex[:16]}", "namespace": metadata["namespace"]},
+            "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "type": kind,
+            "reason": reason,
+            "action": "Reconcile",
+            "note": note[:_NOTE_LIMIT],
+            "regarding": {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "namespace": metadata["namespace"],
+                "name": metadata["name"],
+                "uid": metadata["uid"],
+            },
+            "reportingController": f"{TUNNEL.group}/operator",
+            "reportingInstance": names.MANAGER,
+        }
+        try:
+            await self._client.create(EVENT, document)
+        except ApiError as error:
+            event(logger, "event not posted", level=logging.WARNING, status=error.status, reason=error.reason)
+
+
+def problem_of(error: ApiError, what: str) -> Problem:
+    """What a person must know of a refusal. Raises where trying again is all there is to do."""
+    if "NamespaceTerminating" in error.causes or error.status == 404:
+        raise NamespaceEndingError from error
+    if error.status not in _REFUSALS:
+        raise error
+    reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in error.message else Reason.REJECTED
+    return Problem(reason, f"{what}: {error.message}")
+
+
+def _tunnel_key(tunnel: DatabaseTunnel) -> TunnelKey:
+    return TunnelKey(tunnel.metadata.namespace, tunnel.metadata.name)

@@ -1,0 +1,173 @@
+"""Reads the forwarders' /status, a long-poll for each pod, so that a change shows at once."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import aiohttp
+from pydantic import ValidationError
+
+from dbtunnel.api.forwarder import ADMIN_PORT, ForwarderStatus
+from dbtunnel.controller.client import ApiError, Client
+from dbtunnel.controller.queue import TunnelKey
+from dbtunnel.domain.observed import Report
+
+BODY_LIMIT = 64 * 1024
+"""Bytes of a status document; one with every field filled has a tenth of it."""
+
+POLL_SECONDS = 30
+"""How long a forwarder may hold a request while nothing changes."""
+
+_ANSWER_SECONDS = 10
+"""How much longer an answer may take before the forwarder counts as silent."""
+
+_PAUSE_SECONDS = 0.1
+"""Between two requests, so that a forwarder that always answers at once keeps nobody busy."""
+
+_RETRY_FIRST_SECONDS, _RETRY_FACTOR, _RETRY_LIMIT_SECONDS = 0.1, 1.3, 5.0
+
+
+class UnbelievableError(Exception):
+    """An answer that is not the status of the pod that was asked."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A forwarder's pod, and what its answer must say to be believed."""
+
+    namespace: str
+    pod: str
+    uid: str
+    address: str
+    config_hash: str
+
+
+Read = Callable[[Target, str, float], Awaitable[bytes]]
+"""Gets the document at a path and query; the number is the time limit in seconds."""
+
+_FAILURES = (aiohttp.ClientError, OSError, TimeoutError, ApiError, ValidationError, UnbelievableError)
+
+
+class Forwarders:
+    """The last report of each followed pod."""
+
+    def __init__(self, read: Read, changed: Callable[[TunnelKey], None], clock: Callable[[], datetime]) -> None:
+        self._read = read
+        self._changed = changed
+        self._clock = clock
+        self._tasks: dict[TunnelKey, dict[Target, asyncio.Task[None]]] = {}
+        self._reports: dict[TunnelKey, dict[str, Report]] = {}
+
+    def follow(self, key: TunnelKey, targets: set[Target]) -> None:
+        """Follows exactly these pods for a tunnel from now on."""
+        tasks = self._tasks.setdefault(key, {})
+        for gone in set(tasks) - targets:
+            tasks.pop(gone).cancel()
+        for new in targets - set(tasks):
+            tasks[new] = asyncio.create_task(self._follow(key, new), name=f"follow {key.namespace}/{new.pod}")
+        uids = {target.uid for target in targets}
+        self._reports[key] = {uid: report for uid, report in self.reports(key).items() if uid in uids}
+        if not targets:
+            del self._tasks[key], self._reports[key]
+
+    def reports(self, key: TunnelKey) -> Mapping[str, Report]:
+        """What is known of a tunnel's pods, by uid."""
+        return self._reports.get(key, {})
+
+    async def close(self) -> None:
+        """Stops following."""
+        tasks = [task for of_tunnel in self._tasks.values() for task in of_tunnel.values()]
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _follow(self, key: TunnelKey, target: Target) -> None:
+        after: int | None = None
+        retry = _RETRY_FIRST_SECONDS
+        while True:
+            try:
+                status = await self._ask(target, after)
+            except _FAILURES as error:
+                self._note_failure(key, target, error)
+                after = None
+                await asyncio.sleep(retry)
+                retry = min(retry * _RETRY_FACTOR, _RETRY_LIMIT_SECONDS)
+                continue
+            after, retry = status.sequence, _RETRY_FIRST_SECONDS
+            self._note(key, target, Report(status))
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _ask(self, target: Target, after: int | None) -> ForwarderStatus:
+        query = "" if after is None else f"?after={after}&timeoutSeconds={POLL_SECONDS}"
+        body = await self._read(target, f"status{query}", _ANSWER_SECONDS + (0 if after is None else POLL_SECONDS))
+        status = ForwarderStatus.model_validate_json(body)
+        if status.pod_uid != target.uid:
+            raise UnbelievableError("another pod answers at the address")
+        if status.config_hash != target.config_hash:
+            raise UnbelievableError("the forwarder runs with another configuration")
+        return status
+
+    def _note_failure(self, key: TunnelKey, target: Target, error: Exception) -> None:
+        known = self.reports(key).get(target.uid, Report())
+        since = known.failing_since or self._clock()
+        self._note(key, target, replace(known, failing_since=since, failure=known.failure or describe(error)))
+
+    def _note(self, key: TunnelKey, target: Target, report: Report) -> None:
+        known = self._reports.setdefault(key, {}).get(target.uid)
+        self._reports[key][target.uid] = report
+        if report != known:
+            self._changed(key)
+
+
+def describe(error: Exception) -> str:
+    """A failure in a few words."""
+    if isinstance(error, ValidationError):
+        return "the answer is not a status document"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return f"{type(error).__name__}: {error}"[:300]
+
+
+def direct_reader(session: aiohttp.ClientSession) -> Read:
+    """Reads from the pod's own address."""
+
+    async def read(target: Target, path: str, limit_seconds: float) -> bytes:
+        host = f"[{target.address}]" if ":" in target.address else target.address
+        url = f"http://{host}:{ADMIN_PORT}/{path}"
+        timeout = aiohttp.ClientTimeout(total=limit_seconds, sock_connect=_ANSWER_SECONDS / 2)
+        async with session.get(url, allow_redirects=False, timeout=timeout) as response:
+            if response.status != 200:
+                raise UnbelievableError(f"HTTP status {response.status}")
+            return await _bounded(response.content)
+
+    return read
+
+
+def open_session() -> aiohttp.ClientSession:
+    """A session that no proxy variable, cookie or compressed body can turn."""
+    connector = aiohttp.TCPConnector(limit=0, force_close=False)
+    return aiohttp.ClientSession(
+        connector=connector, trust_env=False, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+    )
+
+
+def proxy_reader(client: Client) -> Read:
+    """Reads through the API server, for an operator outside the cluster."""
+
+    async def read(target: Target, path: str, limit_seconds: float) -> bytes:
+        return await client.proxy(target.namespace, target.pod, ADMIN_PORT, path, limit_seconds)
+
+    return read
+
+
+async def _bounded(stream: aiohttp.StreamReader) -> bytes:
+    body = b""
+    while chunk := await stream.read(BODY_LIMIT + 1 - len(body)):
+        body += chunk
+        if len(body) > BODY_LIMIT:
+            raise UnbelievableError(f"the answer has more than {BODY_LIMIT} bytes")
+    return body

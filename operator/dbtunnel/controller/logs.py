@@ -1,0 +1,46 @@
+"""Logs as JSON events with fields, one a line. Never a manifest, a difference or a secret."""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+_LIMIT = 4000
+"""Characters of one value."""
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one JSON object; what Kopf and libraries log takes the same form."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        document: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage()[:_LIMIT],
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            document["exception"] = self.formatException(record.exc_info)[-_LIMIT:]
+        return json.dumps(document, default=str)
+
+
+def configure(level: str) -> None:
+    """Sends all logs to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    if level != "DEBUG":
+        # each watch event would be a line
+        logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+        logging.getLogger("kopf.activities.probe").setLevel(logging.WARNING)
+
+
+def event(logger: logging.Logger, what: str, /, *, level: int = logging.INFO, **fields: object) -> None:
+    """Logs that something happened, with its particulars as fields."""
+    logger.log(level, what, extra={"fields": {key: _bounded(value) for key, value in fields.items()}})
+
+
+def _bounded(value: object) -> object:
+    return value[:_LIMIT] if isinstance(value, str) else value
