@@ -1,22 +1,23 @@
 """A real OpenSSH server as a bastion.
 
-sshd runs in a mount namespace of its own, where /etc/hosts has the private names that only the bastion resolves and
-/etc/passwd has the tunnels' user; the machine's own files are not touched.
+sshd runs in namespaces of its own. In the one of mounts, /etc/hosts has the private names that only the bastion
+resolves and /etc/passwd has the tunnels' user; the machine's own files are not touched. The one of processes ends
+every SSH session with the listener, also when the test run is killed.
 """
 
-import json
+import contextlib
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Self
 
 from tests.support.debian import ensure_packages
 from tests.support.files import let_others_in
 from tests.support.keys import KeyPair, key_pair
-from tests.support.processes import Process, free_port, listens, wait_until
+from tests.support.processes import Process, ProcessError, free_port, run
 
 USER = "dbtunnel"
 """The tunnels' login name on the bastion."""
@@ -34,11 +35,44 @@ HARDENED = (
 )
 """What the documentation recommends for the tunnels' user."""
 
+SECOND_FACTOR = ("KbdInteractiveAuthentication yes", "AuthenticationMethods publickey,keyboard-interactive")
+"""The key is accepted and is not enough."""
+
+NO_PUBLIC_KEYS = ("PubkeyAuthentication no", "PasswordAuthentication yes")
+"""Public keys are no way to log in."""
+
+ONE_TRY = ("MaxAuthTries 1", *HARDENED)
+"""A client that offers a wrong key first is disconnected."""
+
+ONE_STARTUP = ("MaxStartups 1:100:1", *HARDENED)
+"""A second connection that is not authenticated yet is refused before the version exchange."""
+
+NO_FORWARDING = ("AllowTcpForwarding no",)
+"""Channels are refused as prohibited."""
+
+OTHER_TARGET = ("PermitOpen elsewhere.internal:5432", *HARDENED)
+"""Channels are refused as prohibited, but for one target that nobody wants."""
+
+SHA1_ONLY = (
+    "KexAlgorithms diffie-hellman-group14-sha1",
+    "HostKeyAlgorithms ssh-rsa",
+    "PubkeyAcceptedAlgorithms ssh-rsa",
+    "MACs hmac-sha1",
+    "Ciphers aes128-ctr",
+    *HARDENED,
+)
+"""A bastion of the year 2010."""
+
 _UID = 64999
+_GID = 65534
 
 
 class Bastion:
-    """sshd with a configuration, host keys and users of its own. Needs root for its namespace."""
+    """sshd with a configuration, host keys and users of its own.
+
+    As root the tunnels' user has an id of its own; as another user it is that user under another name, which needs
+    a kernel that lets users make namespaces.
+    """
 
     def __init__(
         self,
@@ -50,8 +84,11 @@ class Bastion:
         config: Iterable[str] = HARDENED,
         survives: bool = False,
     ) -> None:
-        """`hosts` maps the private names that only the bastion resolves to their addresses."""
-        ensure_packages({"openssh-server": "the bastion"})
+        """`hosts` maps the private names that only the bastion resolves to their addresses.
+
+        `config`: lines of sshd_config that go before those that every bastion has; sshd takes a keyword's first value.
+        """
+        ensure_packages({"openssh-server": "the bastion", "openssh-client": "ssh-keygen signs host certificates"})
         self.directory, self.host, self.port = directory, host, port or free_port(host)
         self.config = tuple(config)
         self._survives = survives
@@ -63,35 +100,38 @@ class Bastion:
         self._authorized_keys.touch()
         self._write_system_files(hosts or {})
         self.host_keys: dict[str, KeyPair] = {}
-        self.replace_host_keys()
+        """Host keys by type: ed25519, ecdsa, rsa."""
+        self._write_host_keys(_usual_host_keys())
 
     # --- life -----------------------------------------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Starts it; returns once it takes connections."""
+        """Starts it; returns once it takes connections. Raises ProcessError with sshd's log where it does not."""
         self._write_config()
-        Path("/run/sshd").mkdir(exist_ok=True)
-        script = " && ".join(
-            [f"mount --bind {self.directory}/{name} /etc/{name}" for name in ("passwd", "shadow", "hosts")]
-            + [f"exec $(command -v sshd || echo /usr/sbin/sshd) -D -e -f {self.directory}/sshd_config"]
-        )
-        command = ["unshare", "--mount", "sh", "-c", script]
-        self._process = Process(command, self.log, survives=self._survives).start()
-        self._process.wait_until(lambda: listens(self.host, self.port), "sshd to listen")
+        if _is_root():
+            Path("/run/sshd").mkdir(exist_ok=True)
+        marks = self._times_listening()
+        self._process = Process(self._command(), self.log, survives=self._survives).start()
+        self._process.wait_until(lambda: self._times_listening() > marks, "sshd listened")
         return self
 
     @property
     def pid(self) -> int:
-        """Id of the listening sshd."""
+        """Id of the process that holds the namespaces, leader of its process group."""
         assert self._process is not None, "not started"
         return self._process.pid
 
     def stop(self) -> None:
-        """Ends it and all its connections."""
-        if self._process:
-            self.kill_sessions()
-            self._process.stop()
-            self._process = None
+        """Ends it and all its connections, also while it is paused."""
+        if self._process is None:
+            return
+        for listener in _children(self.pid):
+            _signal(listener, signal.SIGKILL)
+        # it returns only when the last process of the namespace has ended, so the port is free then
+        with contextlib.suppress(ProcessError):
+            self._process.wait(10)
+        self._process.kill()
+        self._process = None
 
     def restart(self) -> None:
         """A restart as an administrator does it: connections end, address and host keys stay."""
@@ -100,29 +140,42 @@ class Bastion:
 
     def kill_sessions(self) -> None:
         """Ends all connections; new ones are taken."""
-        for child in self._descendants():
-            _signal(child, signal.SIGKILL)
+        for process in self._sessions():
+            _signal(process, signal.SIGKILL)
+
+    def connections(self) -> int:
+        """How many SSH connections there are, those that are not authenticated yet counted too."""
+        return sum(len(_children(listener)) for listener in _children(self.pid))
 
     def pause(self) -> None:
         """Hangs it with all connections: nothing is answered, nothing is closed."""
-        for process in [self.pid, *self._descendants()]:
+        for process in [*_children(self.pid), *self._sessions()]:
             _signal(process, signal.SIGSTOP)
 
     def resume(self) -> None:
         """Ends the hang."""
-        for process in [self.pid, *self._descendants()]:
+        for process in [*_children(self.pid), *self._sessions()]:
             _signal(process, signal.SIGCONT)
 
-    def _descendants(self) -> list[int]:
+    def _sessions(self) -> list[int]:
+        """All processes below the listener."""
         found: list[int] = []
-        waiting = [self.pid]
+        waiting = _children(self.pid)
         while waiting:
-            pid = waiting.pop()
-            path = Path(f"/proc/{pid}/task/{pid}/children")
-            children = [int(word) for word in path.read_text().split()] if path.exists() else []
+            children = _children(waiting.pop())
             found += children
             waiting += children
         return found
+
+    def _command(self) -> list[str]:
+        """sshd with files of its own mounted over the machine's, as process 1 of its namespace."""
+        files = ("passwd", "shadow", "hosts") if _is_root() else ("passwd", "hosts")
+        mounts = [f"mount --bind '{self.directory}/{name}' /etc/{name}" for name in files]
+        back = "" if _is_root() else f"unshare --user --map-user={os.geteuid()} --map-group={os.getegid()} "
+        sshd = f"exec {back}{_sshd()} -D -e -f '{self.directory}/sshd_config'"
+        become = [] if _is_root() else ["--map-root-user"]
+        script = " && ".join([*mounts, sshd])
+        return ["unshare", *become, "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script]
 
     # --- what an administrator changes ----------------------------------------------------------------------------
 
@@ -130,47 +183,38 @@ class Bastion:
         """Sets the user's authorized_keys; sshd reads it at each login."""
         self._authorized_keys.write_text("".join(f"{line}\n" for line in lines))
 
+    def unauthorize(self) -> None:
+        """Takes all keys away; who is logged in stays so."""
+        self.authorize()
+
     def set_config(self, *lines: str) -> None:
         """Sets the configuration, for connections from now on."""
         self.config = lines
         self._write_config()
-        if self._process:
-            marks = self.log_text().count("Server listening")
-            self._process.signal(signal.SIGHUP)
-            wait_until(lambda: self.log_text().count("Server listening") > marks, "sshd to read its configuration")
+        self._reload()
 
     def replace_host_keys(self, types: Iterable[str] = HOST_KEY_TYPES) -> None:
-        """Makes new host keys, of these types alone; used after the next start."""
-        for path in self.directory.glob("ssh_host_*"):
-            path.unlink()
-        self.host_keys = {name: key_pair(HOST_KEY_TYPES[name], bits=2048) for name in types}
-        for name, pair in self.host_keys.items():
-            path = self.directory / f"ssh_host_{name}_key"
-            path.write_text(pair.private)
-            path.chmod(0o600)
-            path.with_suffix(".pub").write_text(f"{pair.public}\n")
+        """Makes new host keys, of these types alone, for connections from now on. Certificates go."""
+        self._write_host_keys({name: key_pair(HOST_KEY_TYPES[name], bits=2048) for name in types})
+        self._write_config()
+        self._reload()
 
     def certify_host_key(self, name: str, authority: KeyPair, principals: str, validity: str = "-1h:+1h") -> None:
-        """Has a host key signed (ssh-keygen -s -h); used after the next start."""
+        """Has a host key signed (ssh-keygen -s -h), for connections from now on. `validity`: as ssh-keygen's -V."""
         signer = self.directory / "authority"
-        signer.write_text(authority.private)
-        signer.chmod(0o600)
+        _write_private(signer, authority.private)
         public = self.directory / f"ssh_host_{name}_key.pub"
-        command: list[str | Path] = [
-            "ssh-keygen",
-            "-q",
-            "-s",
-            signer,
-            "-h",
-            "-I",
-            "bastion",
-            "-n",
-            principals,
-            "-V",
-            validity,
-            public,
-        ]
-        subprocess.run(command, check=True, capture_output=True)
+        run(["ssh-keygen", "-q", "-s", signer, "-h", "-I", "bastion", "-n", principals, "-V", validity, public])
+        self._write_config()
+        self._reload()
+
+    def _reload(self) -> None:
+        if self._process is None:
+            return
+        marks = self._times_listening()
+        for listener in _children(self.pid):
+            _signal(listener, signal.SIGHUP)
+        self._process.wait_until(lambda: self._times_listening() > marks, "sshd read its configuration")
 
     # --- what a client needs --------------------------------------------------------------------------------------
 
@@ -181,12 +225,18 @@ class Bastion:
 
     def known_hosts(self, host: str | None = None) -> str:
         """known_hosts lines as ssh-keyscan prints them."""
-        name = f"[{host or self.host}]:{self.port}"
-        return "".join(f"{name} {pair.public}\n" for pair in self.host_keys.values())
+        return "".join(f"{self.known_hosts_name(host)} {pair.public}\n" for pair in self.host_keys.values())
+
+    def known_hosts_name(self, host: str | None = None) -> str:
+        """What a known_hosts line calls it."""
+        return f"[{host or self.host}]:{self.port}"
 
     def log_text(self) -> str:
         """What sshd wrote."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def _times_listening(self) -> int:
+        return self.log_text().count(f"Server listening on {self.host} port {self.port}")
 
     # --- files ----------------------------------------------------------------------------------------------------
 
@@ -194,8 +244,8 @@ class Bastion:
         host_keys = [f"HostKey {path}" for path in sorted(self.directory.glob("ssh_host_*_key"))]
         certificates = [f"HostCertificate {path}" for path in sorted(self.directory.glob("ssh_host_*-cert.pub"))]
         lines = [
-            *self.config,  # the first value of a keyword counts
-            f"ListenAddress {self.host}:{self.port}",
+            *self.config,
+            f"ListenAddress {_bracketed(self.host)}:{self.port}",
             f"AuthorizedKeysFile {self._authorized_keys}",
             f"PidFile {self.directory}/sshd.pid",
             "StrictModes no",
@@ -210,40 +260,58 @@ class Bastion:
         ]
         (self.directory / "sshd_config").write_text("\n".join(lines) + "\n")
 
+    def _write_host_keys(self, pairs: Mapping[str, KeyPair]) -> None:
+        for path in self.directory.glob("ssh_host_*"):
+            path.unlink()
+        self.host_keys = dict(pairs)
+        for name, pair in pairs.items():
+            path = self.directory / f"ssh_host_{name}_key"
+            _write_private(path, pair.private)
+            path.with_suffix(".pub").write_text(f"{pair.public}\n")
+
     def _write_system_files(self, hosts: Mapping[str, str]) -> None:
-        account = f"{USER}:x:{_UID}:65534:tunnels:/nonexistent:/bin/sh\n"
-        (self.directory / "passwd").write_text(Path("/etc/passwd").read_text() + account)
-        (self.directory / "shadow").write_text(Path("/etc/shadow").read_text() + f"{USER}:*:19000:0:99999:7:::\n")
+        uid, gid = (_UID, _GID) if _is_root() else (os.geteuid(), os.getegid())
+        # before the others, since an id may have an account already
+        account = f"{USER}:x:{uid}:{gid}:tunnels:/nonexistent:/bin/sh\n"
+        (self.directory / "passwd").write_text(account + Path("/etc/passwd").read_text())
+        if _is_root():
+            shadow = f"{USER}:*:19000:0:99999:7:::\n" + Path("/etc/shadow").read_text()
+            _write_private(self.directory / "shadow", shadow)
         names = "".join(f"{address} {name}\n" for name, address in hosts.items())
         (self.directory / "hosts").write_text(f"127.0.0.1 localhost\n::1 localhost\n{names}")
 
 
-def record(directory: Path, pids: Mapping[str, int]) -> None:
-    """Remembers processes that outlive this command, for `stop_recorded`."""
-    entries = {name: {"pid": pid, "started": _start_time(pid)} for name, pid in pids.items()}
-    (directory / "processes.json").write_text(json.dumps(entries))
+@cache
+def _usual_host_keys() -> dict[str, KeyPair]:
+    """Made once in a run: an RSA key takes longer than sshd's start."""
+    return {name: key_pair(algorithm, bits=2048) for name, algorithm in HOST_KEY_TYPES.items()}
 
 
-def stop_recorded(directory: Path) -> None:
-    """Ends the processes that were recorded, unless their ids are others' by now, and removes the directory."""
-    path = directory / "processes.json"
-    for entry in json.loads(path.read_text()).values() if path.exists() else ():
-        if entry["started"] and _start_time(entry["pid"]) == entry["started"]:
-            _signal(entry["pid"], signal.SIGTERM)
-            wait_until(lambda pid=entry["pid"]: _start_time(pid) is None, "a server's end", 20)  # type: ignore[misc]
-    shutil.rmtree(directory, ignore_errors=True)
+def _is_root() -> bool:
+    return os.geteuid() == 0
 
 
-def _start_time(pid: int) -> str | None:
+def _sshd() -> str:
+    """sshd's absolute path, which it insists on; /usr/sbin is not on every user's PATH."""
+    return shutil.which("sshd") or "/usr/sbin/sshd"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.touch(0o600)
+    path.write_text(text)
+
+
+def _children(pid: int) -> list[int]:
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else fields[19]
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:  # it has ended meanwhile
+        return []
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        return
