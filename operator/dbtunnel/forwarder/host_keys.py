@@ -72,7 +72,7 @@ def trust_of(rule: HostKeyRule, text: str | None, host: str, port: int) -> Trust
     _check_lines(content)
     matched = asyncssh.match_known_hosts(asyncssh.import_known_hosts(content), rule.alias or host, "", port)
     keys, authorities, revoked = (tuple(group) for group in matched[:3])
-    return Trust(keys=keys, authorities=authorities, revoked=revoked, text_given=True)  # type: ignore[arg-type]
+    return Trust(keys=keys, authorities=authorities, revoked=revoked, text_given=True)
 
 
 def kinds_to_try(trust: Trust, *, legacy: bool) -> list[tuple[str, ...]]:

@@ -1,0 +1,114 @@
+"""The admin port: /livez, /readyz, /status, /metrics, over a small HTTP/1.1 of our own.
+
+A web framework would double the forwarder's memory and its time to start.
+"""
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from http import HTTPStatus
+from urllib.parse import parse_qs, urlsplit
+
+from dbtunnel.api.forwarder import ForwarderConfig
+from dbtunnel.forwarder.connection import Connector
+from dbtunnel.forwarder.listener import listening_socket
+from dbtunnel.forwarder.metrics import Metrics
+from dbtunnel.forwarder.state import State
+
+_REQUEST_LIMIT = 8192
+"""Bytes of a request's head."""
+
+_IDLE_SECONDS = 75
+"""How long a connection may wait for its next request."""
+
+_LONGEST_POLL_SECONDS = 60.0
+
+_TEXT = "text/plain; charset=utf-8"
+_JSON = "application/json"
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: HTTPStatus
+    body: str
+    type: str = _TEXT
+
+
+class Admin:
+    """Answers the kubelet, the operator and Prometheus."""
+
+    def __init__(self, config: ForwarderConfig, state: State, connector: Connector, metrics: Metrics) -> None:
+        self._config, self._state, self._connector, self._metrics = config, state, connector, metrics
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        self._was_connected = False
+
+    async def start(self, host: str, port: int) -> None:
+        """Listens. Raises OSError where the address is taken."""
+        self._server = await asyncio.start_server(self._serve, sock=listening_socket(host, port), limit=_REQUEST_LIMIT)
+
+    def stop(self) -> None:
+        """Ends it with its connections."""
+        if self._server:
+            self._server.close()
+        for task in self._connections:
+            task.cancel()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
+        with contextlib.suppress(
+            OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError
+        ):
+            while True:
+                async with asyncio.timeout(_IDLE_SECONDS):
+                    head = await reader.readuntil(b"\r\n\r\n")
+                answer = await self._answer(head)
+                writer.write(_encoded(answer))
+                await writer.drain()
+        writer.close()
+
+    async def _answer(self, head: bytes) -> _Answer:
+        words = head.split(b"\r\n", 1)[0].decode("latin-1").split()
+        if len(words) != 3 or words[0] != "GET":
+            return _Answer(HTTPStatus.METHOD_NOT_ALLOWED, "only GET\n")
+        target = urlsplit(words[1])
+        if target.path == "/livez":
+            return _Answer(HTTPStatus.OK, "ok\n")
+        if target.path == "/readyz":
+            return self._readiness()
+        if target.path == "/metrics":
+            return _Answer(HTTPStatus.OK, self._metrics.text(), "text/plain; version=0.0.4; charset=utf-8")
+        if target.path == "/status":
+            return await self._status(target.query)
+        return _Answer(HTTPStatus.NOT_FOUND, "paths: /livez /readyz /status /metrics\n")
+
+    def _readiness(self) -> _Answer:
+        """Good while clients are served, or wait in good hope: not before the first connection, so that a rollout
+        keeps the old pods until the new ones work, and not after clients have waited in vain."""
+        down_since = self._connector.down_since
+        if down_since is None:
+            self._was_connected = True
+            return _Answer(HTTPStatus.OK, "ok\n")
+        seconds = asyncio.get_running_loop().time() - down_since
+        if self._was_connected and seconds <= self._config.seconds.parking_max:
+            return _Answer(HTTPStatus.OK, f"reconnecting for {seconds:.0f} s\n")
+        return _Answer(HTTPStatus.SERVICE_UNAVAILABLE, f"no SSH connection for {seconds:.0f} s\n")
+
+    async def _status(self, query: str) -> _Answer:
+        fields = parse_qs(query)
+        after = int(fields.get("after", ["-1"])[0])
+        seconds = min(float(fields.get("timeoutSeconds", ["0"])[0]), _LONGEST_POLL_SECONDS)
+        status = await self._state.after(after, max(seconds, 0))
+        return _Answer(HTTPStatus.OK, status.model_dump_json(by_alias=True, exclude_none=True), _JSON)
+
+
+def _encoded(answer: _Answer) -> bytes:
+    body = answer.body.encode()
+    head = (
+        f"HTTP/1.1 {answer.status.value} {answer.status.phrase}\r\n"
+        f"Content-Type: {answer.type}\r\nContent-Length: {len(body)}\r\nX-Content-Type-Options: nosniff\r\n\r\n"
+    )
+    return head.encode("latin-1") + body

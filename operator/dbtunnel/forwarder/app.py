@@ -1,0 +1,98 @@
+"""The forwarder as a whole: what is started, in which order, and how it ends."""
+
+import asyncio
+import logging
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from dbtunnel.api.forwarder import ForwarderConfig
+from dbtunnel.forwarder.admin import Admin
+from dbtunnel.forwarder.connection import Connector
+from dbtunnel.forwarder.listener import Listener
+from dbtunnel.forwarder.logs import event
+from dbtunnel.forwarder.metrics import Metrics
+from dbtunnel.forwarder.probes import Prober
+from dbtunnel.forwarder.state import State
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen; an empty host means every address."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a forwarder has around it beside its configuration."""
+
+    pod_uid: str
+    listen: Address
+    admin_listen: Address
+    key_directory: Path
+    known_hosts_directory: Path
+
+
+class _Stop:
+    """What SIGTERM and SIGINT ask for: first to drain, then to end."""
+
+    def __init__(self) -> None:
+        self.drain, self.now = asyncio.Event(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._asked)
+
+    def _asked(self) -> None:
+        (self.now if self.drain.is_set() else self.drain).set()
+
+
+async def run(config: ForwarderConfig, around: Surroundings) -> None:
+    """Runs until told to end. Raises OSError where an address is taken."""
+    stop = _Stop()
+    state, metrics = State(config, around.pod_uid), Metrics()
+    connector = Connector(config, around.key_directory, around.known_hosts_directory, state, metrics)
+    prober = Prober(config, connector, state, metrics)
+    listener = Listener(config, connector, prober, metrics)
+    admin = Admin(config, state, connector, metrics)
+    await admin.start(around.admin_listen.host, around.admin_listen.port)
+    await listener.start(around.listen.host, around.listen.port)
+    event(_LOG, "started", tunnel=f"{config.namespace}/{config.name}", config=config.digest())
+    tasks = [asyncio.ensure_future(connector.run()), asyncio.ensure_future(prober.run())]
+    try:
+        await _until_stopped(stop, tasks)
+        state.set(draining=True)
+        await _drain(config, listener, stop)
+    finally:
+        listener.cut()
+        admin.stop()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        event(_LOG, "ended")
+
+
+async def _until_stopped(stop: _Stop, tasks: "list[asyncio.Task[None]]") -> None:
+    """Returns when told to stop; a task that ends is a bug, and ends the process so that it shows."""
+    told = asyncio.ensure_future(stop.drain.wait())
+    done, _ = await asyncio.wait([told, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+
+
+async def _drain(config: ForwarderConfig, listener: Listener, stop: _Stop) -> None:
+    """Serves new clients for a while, since endpoints lag, then lets the others finish."""
+    seconds = config.seconds
+    event(_LOG, "draining", least=seconds.drain_min, most=seconds.drain_max)
+    await _either(stop.now, None, seconds.drain_min)
+    listener.refuse_new()
+    await _either(stop.now, listener.empty, seconds.drain_max - seconds.drain_min)
+
+
+async def _either(first: asyncio.Event, second: asyncio.Event | None, timeout_seconds: float) -> None:
+    waits = [asyncio.ensure_future(happening.wait()) for happening in (first, second) if happening]
+    await asyncio.wait(waits, timeout=max(timeout_seconds, 0), return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()

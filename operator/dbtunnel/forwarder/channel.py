@@ -1,0 +1,223 @@
+"""The data path: a client's TCP connection and its SSH channel, joined (RFC 4254, sections 5 and 7.2).
+
+Nothing else knows how bytes are moved, so that this can be replaced by something faster.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import asyncssh
+
+from dbtunnel.forwarder.transport import Greeting
+
+WINDOW = 2 * 1024 * 1024
+"""Bytes that the server may send on a channel before it is told that they have been taken."""
+
+CLIENT_HIGH_WATER = 256 * 1024
+"""Bytes that may wait for a slow client before its channel is no longer read."""
+
+EARLY_LIMIT = 64 * 1024
+"""Bytes that a client may send before its channel is open."""
+
+SNIFFED_BYTES = 512
+"""How much of a server's first answer is looked at."""
+
+
+OnFirst = Callable[[bytes], None]
+OnEnd = Callable[[], None]
+
+
+class Counter(Protocol):
+    """Told of the bytes that have passed."""
+
+    def __call__(self, *, sent: int = 0, received: int = 0) -> None:
+        """`sent` to the database, `received` from it."""
+
+
+class Client(asyncio.Protocol):
+    """A client's side. Before its channel opens, what it sends is kept."""
+
+    def __init__(self, on_connected: Callable[["Client"], None], on_lost: Callable[["Client"], None]) -> None:
+        self._on_connected, self._on_lost = on_connected, on_lost
+        self.transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self.is_gone = False
+        self.ended_sending = False
+        self.early = bytearray()
+        self._session: Session | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=CLIENT_HIGH_WATER)
+        self._on_connected(self)
+
+    def data_received(self, data: bytes) -> None:
+        self.early += data
+        if len(self.early) > EARLY_LIMIT:
+            self.transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """The client sends no more and may still receive."""
+        self.ended_sending = True
+        if self._session:
+            self._session.end_sending()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_gone = True
+        self._on_lost(self)
+        if self._session:
+            self._session.client_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client is slow: its channel is no longer read, and then its window closes."""
+        if self._session:
+            self._session.channel.pause_reading()
+
+    def resume_writing(self) -> None:
+        """The client has taken most of it."""
+        if self._session:
+            self._session.channel.resume_reading()
+
+    def join(self, session: "Session") -> None:
+        """From now on bytes go to the channel."""
+        self._session = session
+        self.data_received = session.send  # type: ignore[method-assign]
+        if self.early:
+            session.send(bytes(self.early))
+            self.early.clear()
+        if self.ended_sending:
+            session.end_sending()
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def refuse(self) -> None:
+        """Ends the connection with a reset, which no client takes for a clean end."""
+        self.transport.abort()
+
+
+class Session(asyncssh.SSHTCPSession[bytes]):
+    """The channel's side."""
+
+    def __init__(
+        self, client: Client, congestion: "Congestion", count: Counter, on_first: OnFirst, on_end: OnEnd
+    ) -> None:
+        self.channel: asyncssh.SSHTCPChannel[bytes] = cast("asyncssh.SSHTCPChannel[bytes]", None)
+        self._client, self._congestion = client, congestion
+        self._count, self._on_first, self._on_end = count, on_first, on_end
+        self._stalled = False
+        self._is_first = True
+
+    def connection_made(self, chan: asyncssh.SSHTCPChannel[bytes]) -> None:
+        self.channel = chan
+
+    def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:  # noqa: ARG002
+        if self._is_first:
+            self._is_first = False
+            self._on_first(data[:SNIFFED_BYTES])
+        self._count(received=len(data))
+        self._client.transport.write(data)
+
+    def eof_received(self) -> bool:
+        """The database sends no more and may still receive."""
+        if not self._client.transport.is_closing():
+            self._client.transport.write_eof()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The channel is gone; with an error the client gets a reset rather than a clean end."""
+        self._on_end()
+        self._congestion.forget(self)
+        if exc is not None:
+            self._client.transport.abort()
+        else:
+            self._client.transport.close()
+
+    def pause_writing(self) -> None:
+        """The database is slow: the client is no longer read."""
+        self._stalled = True
+        self._client.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """The database has taken most of it."""
+        self._stalled = False
+        self.relieve()
+
+    def send(self, data: bytes) -> None:
+        """Passes a client's bytes on; stops reading the client where the SSH connection is congested."""
+        if self.channel.is_closing():
+            return
+        self._count(sent=len(data))
+        self.channel.write(data)
+        if self._congestion.holds(self):
+            self._client.transport.pause_reading()
+
+    def relieve(self) -> None:
+        """The SSH connection is no longer congested."""
+        if not self._stalled and not self._client.transport.is_closing():
+            self._client.transport.resume_reading()
+
+    def end_sending(self) -> None:
+        """Passes the client's end of data on."""
+        if not self.channel.is_closing():
+            self.channel.write_eof()
+
+    def client_lost(self, exc: Exception | None) -> None:
+        """The client is gone: after a reset what it sent may be dropped, after a clean end not."""
+        if exc is not None:
+            self.channel.abort()
+        else:
+            self.channel.close()
+
+
+class Congestion:
+    """Clients that are not read, since their SSH connection has more to send than it can.
+
+    asyncssh holds no writer back for it: 100 uploading clients and a stopped server grew its buffer to 196 MiB.
+    """
+
+    def __init__(self, greeting: Greeting) -> None:
+        self._greeting = greeting
+        self._held: set[Session] = set()
+        greeting.on_relief = self._relieve
+
+    def holds(self, session: Session) -> bool:
+        """Whether the client of `session` must not be read now; it is told when it may be."""
+        if self._greeting.is_congested:
+            self._held.add(session)
+        return self._greeting.is_congested
+
+    def forget(self, session: Session) -> None:
+        """The session has ended."""
+        self._held.discard(session)
+
+    def _relieve(self) -> None:
+        held, self._held = self._held, set()
+        for session in held:
+            session.relieve()
+
+
+async def open_channel(
+    connection: asyncssh.SSHClientConnection,
+    factory: Callable[[], asyncssh.SSHTCPSession[bytes]],
+    target: tuple[str, int],
+    origin: tuple[str, int],
+    timeout_seconds: float,
+) -> asyncssh.SSHTCPSession[bytes]:
+    """Opens a channel. Raises TimeoutError and what asyncssh raises.
+
+    The opening itself is never cancelled: asyncssh then forgets a channel that the server opens later, and with it a
+    connection to the database (asyncssh issue 823). A late success is closed when it comes.
+    """
+    opening = asyncio.ensure_future(connection.create_connection(factory, *target, *origin, window=WINDOW))
+    try:
+        _, session = await asyncio.wait_for(asyncio.shield(opening), timeout_seconds)
+    except BaseException:
+        opening.add_done_callback(_close_late)
+        raise
+    return session
+
+
+def _close_late(opening: "asyncio.Future[tuple[asyncssh.SSHTCPChannel[bytes], Any]]") -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result()[0].abort()

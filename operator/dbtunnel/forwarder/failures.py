@@ -1,0 +1,155 @@
+"""From what went wrong to the layer and the reason. Each failure is classified here, once."""
+
+import asyncio
+import errno
+import socket
+from dataclasses import dataclass
+
+import asyncssh
+
+from dbtunnel.api.conditions import ConditionType, Reason
+from dbtunnel.domain.diagnosis import printable
+from dbtunnel.forwarder.transport import Greeting
+
+_TURNED_AWAY = (b"exceeded maxstartups", b"not allowed at this time", b"too many connections", b"connection refused by")
+"""What SSH servers say before their version line when they turn a client away; in lower case."""
+
+_OF_THE_NETWORK = frozenset(
+    {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EADDRNOTAVAIL}
+)
+
+_DATABASE_TEXTS: tuple[tuple[str, Reason], ...] = (
+    # the bastion's own words: those of sshd are its C library's, for getaddrinfo(3) and connect(2)
+    ("refused", Reason.DATABASE_REFUSED),
+    ("timed out", Reason.DATABASE_TIMEOUT),
+    ("no route", Reason.DATABASE_UNREACHABLE),
+    ("unreachable", Reason.DATABASE_UNREACHABLE),
+    ("name or service not known", Reason.DATABASE_UNRESOLVABLE),
+    ("name resolution", Reason.DATABASE_UNRESOLVABLE),
+    ("no address", Reason.DATABASE_UNRESOLVABLE),
+    ("not known", Reason.DATABASE_UNRESOLVABLE),
+    ("resolve", Reason.DATABASE_UNRESOLVABLE),
+    ("unknown host", Reason.DATABASE_UNRESOLVABLE),
+    ("no such host", Reason.DATABASE_UNRESOLVABLE),
+)
+
+
+@dataclass(eq=False)
+class Failure(Exception):
+    """A layer does not work, and why."""
+
+    layer: ConditionType
+    reason: Reason
+    seen: str = ""
+
+
+@dataclass
+class Progress:
+    """How far an attempt to connect has come."""
+
+    host_key_verified: bool = False
+    key_asked_for: bool = False
+    """The server offered publickey authentication."""
+    key_accepted: bool = False
+    """The server said that it would accept the key, and a signature was sent."""
+    limit_seconds: float = 0
+    """How long the attempt may take."""
+
+
+def transport_failure(reason: Reason, seen: str = "") -> Failure:
+    """A failure of the transport layer."""
+    return Failure(ConditionType.TRANSPORT_READY, reason, seen)
+
+
+def connect_failure(error: BaseException, progress: Progress, greeting: Greeting | None) -> Failure:
+    """Why an attempt to connect failed; host keys are judged elsewhere."""
+    if progress.host_key_verified:
+        return _authentication_failure(error, progress)
+    if greeting is not None and not greeting.has_version:
+        return _greeting_failure(error, greeting, progress)
+    if isinstance(error, asyncssh.KeyExchangeFailed):
+        return transport_failure(Reason.NO_COMMON_ALGORITHM, str(error))
+    if isinstance(error, TimeoutError) and greeting is not None:
+        return transport_failure(
+            Reason.CONNECT_TIMEOUT, f"the key exchange is not finished after {progress.limit_seconds:g} s"
+        )
+    if isinstance(error, OSError):
+        return _network_failure(error, progress)
+    return transport_failure(Reason.CONNECTION_LOST, str(error))
+
+
+def _network_failure(error: OSError, progress: Progress) -> Failure:
+    text = error.strerror or str(error)
+    if isinstance(error, socket.gaierror):
+        return transport_failure(Reason.HOST_UNRESOLVABLE, text)
+    if isinstance(error, TimeoutError):
+        return transport_failure(Reason.CONNECT_TIMEOUT, f"no TCP connection after {progress.limit_seconds:g} s")
+    numbers = _error_numbers(error)
+    if errno.ECONNREFUSED in numbers:
+        return transport_failure(Reason.CONNECTION_REFUSED, text)
+    if numbers & _OF_THE_NETWORK:
+        return transport_failure(Reason.NETWORK_UNREACHABLE, text)
+    if errno.ETIMEDOUT in numbers:
+        return transport_failure(Reason.CONNECT_TIMEOUT, text)
+    return transport_failure(Reason.CONNECTION_LOST, text)
+
+
+def _error_numbers(error: OSError) -> set[int]:
+    """The error's number; where several addresses were tried, asyncio joins their texts into one without a number."""
+    if error.errno is not None:
+        return {error.errno}
+    known = (errno.ECONNREFUSED, errno.ETIMEDOUT, *_OF_THE_NETWORK)
+    return {number for number in known if f"[Errno {number}]" in str(error)}
+
+
+def _greeting_failure(error: BaseException, greeting: Greeting, progress: Progress) -> Failure:
+    """There is a TCP connection and no SSH version line on it."""
+    said = greeting.text_before_version()
+    shown = f'it says "{printable(said.decode("latin-1"), 200)}"'
+    if any(text in said.lower() for text in _TURNED_AWAY):
+        return transport_failure(Reason.BASTION_REFUSING, shown)
+    if said or greeting.heard:
+        return transport_failure(Reason.NOT_AN_SSH_SERVER, shown)
+    if isinstance(error, TimeoutError):
+        seconds = f"{progress.limit_seconds:g} s"
+        return transport_failure(
+            Reason.CONNECT_TIMEOUT, f"TCP connects, and no SSH version line comes within {seconds}"
+        )
+    if isinstance(error, OSError):
+        return _network_failure(error, progress)
+    return transport_failure(Reason.BASTION_REFUSING, "it closes the connection before its version line")
+
+
+def _authentication_failure(error: BaseException, progress: Progress) -> Failure:
+    layer = ConditionType.AUTHENTICATED
+    text = str(error)
+    if "too many authentication failures" in text.lower():
+        return Failure(layer, Reason.TOO_MANY_AUTH_FAILURES, text)
+    if isinstance(error, asyncssh.PermissionDenied):
+        if progress.key_accepted:
+            return Failure(layer, Reason.SECOND_FACTOR_REQUIRED, "publickey succeeded and another method is demanded")
+        if progress.key_asked_for:
+            return Failure(layer, Reason.KEY_REJECTED)
+        return Failure(layer, Reason.METHOD_NOT_OFFERED, "its list of methods has no publickey")
+    if isinstance(error, TimeoutError):
+        seen = f"authentication is not finished after {progress.limit_seconds:g} s"
+        return transport_failure(Reason.CONNECT_TIMEOUT, seen)
+    return transport_failure(Reason.CONNECTION_LOST, f"during authentication: {text}")
+
+
+def channel_failure(error: BaseException, limit_seconds: float) -> Failure | None:
+    """Why a channel to the database did not open; None where the SSH connection itself went away."""
+    layer = ConditionType.DATABASE_REACHABLE
+    if isinstance(error, TimeoutError | asyncio.TimeoutError):
+        return Failure(layer, Reason.DATABASE_TIMEOUT, f"the SSH server opens no connection within {limit_seconds:g} s")
+    if not isinstance(error, asyncssh.ChannelOpenError):
+        return None
+    text = error.reason.lower()
+    if error.code == asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED:
+        return Failure(layer, Reason.FORWARDING_PROHIBITED, error.reason)
+    if error.code == asyncssh.OPEN_CONNECT_FAILED and "connection closed" not in text:
+        reason = next((reason for part, reason in _DATABASE_TEXTS if part in text), Reason.DATABASE_REFUSED)
+        return Failure(layer, reason, error.reason)
+    if error.code in (asyncssh.OPEN_UNKNOWN_CHANNEL_TYPE, asyncssh.OPEN_RESOURCE_SHORTAGE):
+        return Failure(layer, Reason.FORWARDING_PROHIBITED, error.reason)
+    return None

@@ -1,0 +1,82 @@
+"""What is counted, declared once: the text at /metrics and its documentation come from here."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """Prometheus's metric types."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric, and what it tells."""
+
+    name: str
+    kind: Kind
+    help: str
+    label: str | None = None
+
+
+CLIENTS_OPEN = Metric("dbtunnel_forwarder_clients", Kind.GAUGE, "Clients that are connected to the database now.")
+CLIENTS_PARKED = Metric("dbtunnel_forwarder_clients_parked", Kind.GAUGE, "Clients that wait for the SSH connection.")
+CLIENTS_TOTAL = Metric("dbtunnel_forwarder_clients_total", Kind.COUNTER, "Clients that were taken.")
+CLIENTS_REFUSED = Metric(
+    "dbtunnel_forwarder_clients_refused_total", Kind.COUNTER, "Clients that were closed without a database.", "reason"
+)
+BYTES = Metric("dbtunnel_forwarder_bytes_total", Kind.COUNTER, "Bytes of clients' streams.", "direction")
+SSH_UP = Metric("dbtunnel_forwarder_ssh_up", Kind.GAUGE, "1 while the SSH connection stands.")
+SSH_CONNECTS = Metric("dbtunnel_forwarder_ssh_connects_total", Kind.COUNTER, "SSH connections that were made.")
+SSH_FAILURES = Metric(
+    "dbtunnel_forwarder_ssh_failures_total", Kind.COUNTER, "Attempts to connect that failed.", "reason"
+)
+PROBES = Metric("dbtunnel_forwarder_probes_total", Kind.COUNTER, "Probes of the database.", "result")
+
+METRICS = (
+    CLIENTS_OPEN,
+    CLIENTS_PARKED,
+    CLIENTS_TOTAL,
+    CLIENTS_REFUSED,
+    BYTES,
+    SSH_UP,
+    SSH_CONNECTS,
+    SSH_FAILURES,
+    PROBES,
+)
+"""All of them, in the order of /metrics."""
+
+
+@dataclass
+class Metrics:
+    """The values."""
+
+    _values: dict[tuple[Metric, str], float] = field(default_factory=dict)
+
+    def add(self, metric: Metric, amount: float = 1, label: str = "") -> None:
+        """Counts up, or down for a gauge."""
+        self._values[metric, label] = self._values.get((metric, label), 0) + amount
+
+    def set(self, metric: Metric, value: float) -> None:
+        """Sets a gauge."""
+        self._values[metric, ""] = value
+
+    def get(self, metric: Metric, label: str = "") -> float:
+        """The current value."""
+        return self._values.get((metric, label), 0)
+
+    def text(self) -> str:
+        """Prometheus's text format."""
+        return "".join(f"{line}\n" for metric in METRICS for line in self._lines(metric))
+
+    def _lines(self, metric: Metric) -> Iterator[str]:
+        yield f"# HELP {metric.name} {metric.help}"
+        yield f"# TYPE {metric.name} {metric.kind}"
+        if metric.label is None:
+            yield f"{metric.name} {self.get(metric):g}"
+        for (known, label), value in sorted(self._values.items(), key=lambda item: item[0][1]):
+            if known is metric and metric.label is not None:
+                yield f'{metric.name}{{{metric.label}="{label}"}} {value:.0f}'

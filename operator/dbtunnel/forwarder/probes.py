@@ -1,0 +1,204 @@
+"""Whether the database answers: quiet probes for PostgreSQL, the eyes of real clients for all.
+
+A probe leaves no broken packet behind: half a packet, or an end in the middle of a handshake, is an error in the
+database's log, and counts against `max_connect_errors` on MySQL, which is therefore never probed.
+"""
+
+import asyncio
+import contextlib
+import random
+import ssl
+from typing import cast
+
+import asyncssh
+from cryptography import x509
+
+from dbtunnel.api.conditions import ConditionType, Reason
+from dbtunnel.api.engines import ENGINES, WireProtocol
+from dbtunnel.api.forwarder import DatabaseFact, ForwarderConfig, ProbeMode
+from dbtunnel.forwarder.channel import open_channel
+from dbtunnel.forwarder.connection import Connector, Link, wait_for
+from dbtunnel.forwarder.evidence import SSL_REQUEST, judge, unexpected
+from dbtunnel.forwarder.failures import Failure, channel_failure
+from dbtunnel.forwarder.metrics import PROBES, Metrics
+from dbtunnel.forwarder.state import State
+
+_FIRST_RETRY_SECONDS = 2.0
+
+_ORIGIN = ("127.0.0.1", 0)
+"""What the bastion's log shows as the client of a probe."""
+
+
+class Prober:
+    """Keeps the condition of the database."""
+
+    def __init__(self, config: ForwarderConfig, connector: Connector, state: State, metrics: Metrics) -> None:
+        self._config, self._connector, self._state, self._metrics = config, connector, state, metrics
+        self._protocol = ENGINES[config.engine].protocol
+        self._probes = config.probe_mode is ProbeMode.AUTO and ENGINES[config.engine].probes_actively
+
+    async def run(self) -> None:
+        """Probes each new connection, and again at intervals, until cancelled."""
+        while True:
+            await self._connector.up.wait()
+            link = self._connector.link
+            if link is not None:
+                await self._watch(link)
+
+    async def _watch(self, link: Link) -> None:
+        if not self._probes:
+            self._wait_for_clients()
+        retry = _FIRST_RETRY_SECONDS
+        while self._connector.link is link:
+            seconds = self._config.seconds.probe_interval * random.uniform(0.9, 1.1)  # noqa: S311
+            if self._probes and not await self._probe(link):
+                seconds, retry = min(retry, seconds), retry * 2
+            await self._wait(link, seconds)
+
+    async def _wait(self, link: Link, seconds: float) -> None:
+        deadline = asyncio.get_running_loop().time() + seconds
+        while self._connector.link is link and (left := deadline - asyncio.get_running_loop().time()) > 0:
+            await wait_for(link.lost, min(left, 1))
+
+    def _wait_for_clients(self) -> None:
+        seen = (
+            "probe.mode is Disabled" if self._config.probe_mode is ProbeMode.DISABLED else "no client has connected yet"
+        )
+        self._state.unknown(ConditionType.DATABASE_REACHABLE, Reason.NOT_PROBED, seen)
+
+    def saw(self, link: Link, first: bytes) -> None:
+        """What a database first said to a real client."""
+        if self._config.probe_mode is ProbeMode.DISABLED:
+            return
+        try:
+            fact = judge(self._protocol, first)
+        except Failure as failure:
+            self.failed(link, failure)
+        else:
+            self._conclude(link, fact)
+
+    def failed(self, link: Link, failure: Failure) -> None:
+        """The database could not be reached over `link`, by a probe or for a client."""
+        if self._connector.link is link:
+            self._state.failed(failure)
+
+    async def _probe(self, link: Link) -> bool:
+        try:
+            fact = await probe_postgresql(link, self._config)
+        except Failure as failure:
+            self._metrics.add(PROBES, label=failure.reason)
+            self.failed(link, failure)
+            return False
+        if fact is not None:
+            self._metrics.add(PROBES, label="Succeeded")
+            self._conclude(link, fact)
+        return fact is not None
+
+    def _conclude(self, link: Link, fact: DatabaseFact) -> None:
+        if self._connector.link is not link:
+            return
+        known = self._state.status.database_fact
+        told = {name: value for name, value in fact.model_dump().items() if value is not None}
+        self._state.set(database_fact=known.model_copy(update=told))
+        self._state.succeeded(ConditionType.DATABASE_REACHABLE)
+
+
+class _Stream(asyncssh.SSHTCPSession[bytes]):
+    """A channel that is read as it comes."""
+
+    def __init__(self) -> None:
+        self.channel = cast("asyncssh.SSHTCPChannel[bytes]", None)
+        self._received: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def connection_made(self, chan: asyncssh.SSHTCPChannel[bytes]) -> None:
+        self.channel = chan
+
+    def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:  # noqa: ARG002
+        self._received.put_nowait(data)
+
+    def eof_received(self) -> bool:
+        self._received.put_nowait(b"")
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._received.put_nowait(b"")
+
+    async def read(self) -> bytes:
+        """The next bytes; none at the end."""
+        return await self._received.get()
+
+
+async def probe_postgresql(link: Link, config: ForwarderConfig) -> DatabaseFact | None:
+    """Asks for TLS and, where it is offered, completes the handshake, which also shows the certificate.
+
+    Returns None where the SSH connection went away meanwhile. Raises Failure.
+    """
+    limit = config.seconds.connect_timeout
+    target = (config.database_host, config.database_port)
+    try:
+        stream = cast(_Stream, await open_channel(link.connection, _Stream, target, _ORIGIN, limit))
+    except (OSError, asyncssh.Error) as error:
+        failure = channel_failure(error, limit)
+        if failure is None:
+            return None
+        raise failure from None
+    try:
+        async with asyncio.timeout(limit):
+            return await _ask(stream, link)
+    except TimeoutError:
+        seen = f"it takes the connection and says nothing within {limit} s"
+        raise Failure(ConditionType.DATABASE_REACHABLE, Reason.DATABASE_TIMEOUT, seen) from None
+    finally:
+        stream.channel.close()
+
+
+async def _ask(stream: _Stream, link: Link) -> DatabaseFact | None:
+    stream.channel.write(SSL_REQUEST)
+    first = await stream.read()
+    if not first:
+        if link.lost.is_set():
+            return None
+        seen = "it takes the connection and closes it at once"
+        raise Failure(ConditionType.DATABASE_REACHABLE, Reason.DATABASE_REFUSED, seen)
+    if first[:1] in b"SN" and len(first) > 1:
+        raise unexpected(first)
+    fact = judge(WireProtocol.POSTGRESQL, first)
+    if first == b"S":
+        not_after = await _certificate_end(stream)
+        fact = fact.model_copy(update={"certificate_not_after": not_after})
+    return fact
+
+
+async def _certificate_end(stream: _Stream) -> str | None:
+    """Completes a TLS handshake, tells when the certificate ends, and says goodbye. No trust is placed in it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing)
+    try:
+        while not _handshaken(tls):
+            stream.channel.write(outgoing.read())
+            data = await stream.read()
+            if not data:
+                return None
+            incoming.write(data)
+    except ssl.SSLError:
+        return None
+    certificate = tls.getpeercert(binary_form=True)
+    # without close_notify PostgreSQL logs an error each time
+    with contextlib.suppress(ssl.SSLError):
+        tls.unwrap()
+    stream.channel.write(outgoing.read())
+    if not certificate:
+        return None
+    end = x509.load_der_x509_certificate(certificate).not_valid_after_utc
+    return end.isoformat().replace("+00:00", "Z")
+
+
+def _handshaken(tls: ssl.SSLObject) -> bool:
+    try:
+        tls.do_handshake()
+    except ssl.SSLWantReadError:
+        return False
+    return True

@@ -1,0 +1,65 @@
+"""What the forwarder knows, as the document at /status; whoever waits for a change is woken."""
+
+import asyncio
+from typing import Any
+
+from dbtunnel.api.conditions import LAYERS, ConditionType, Reason
+from dbtunnel.api.forwarder import ForwarderConfig, ForwarderStatus, LayerFact, LayerStatus
+from dbtunnel.domain.diagnosis import printable
+from dbtunnel.forwarder.failures import Failure
+
+_FIELDS = {
+    ConditionType.KEY_READY: "key",
+    ConditionType.TRANSPORT_READY: "transport",
+    ConditionType.AUTHENTICATED: "authentication",
+    ConditionType.DATABASE_REACHABLE: "database",
+}
+
+_SEEN_LIMIT = 1000
+
+NOT_REACHED = LayerFact()
+"""A layer that is not known, since one before it does not work yet."""
+
+
+class State:
+    """The current facts. Every change grows `sequence`."""
+
+    def __init__(self, config: ForwarderConfig, pod_uid: str) -> None:
+        self.status = ForwarderStatus(sequence=0, pod_uid=pod_uid, config_hash=config.digest())
+        self._changed = asyncio.Event()
+
+    def set(self, **facts: Any) -> None:
+        """Replaces facts by name."""
+        if all(getattr(self.status, name) == value for name, value in facts.items()):
+            return
+        self.status = self.status.model_copy(update={**facts, "sequence": self.status.sequence + 1})
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def succeeded(self, layer: ConditionType, seen: str = "") -> None:
+        """A layer works."""
+        self.set(**{_FIELDS[layer]: LayerFact(status=LayerStatus.TRUE, reason=Reason.SUCCEEDED, seen=seen)})
+
+    def failed(self, failure: Failure) -> None:
+        """A layer does not work: those before it do, those after it are not reached."""
+        position = LAYERS.index(failure.layer)
+        facts = {_FIELDS[layer]: NOT_REACHED for layer in LAYERS[position + 1 :]}
+        seen = printable(failure.seen, _SEEN_LIMIT)
+        facts[_FIELDS[failure.layer]] = LayerFact(status=LayerStatus.FALSE, reason=failure.reason, seen=seen)
+        for layer in LAYERS[:position]:
+            facts[_FIELDS[layer]] = LayerFact(status=LayerStatus.TRUE, reason=Reason.SUCCEEDED)
+        self.set(**facts)
+
+    def unknown(self, layer: ConditionType, reason: Reason, seen: str) -> None:
+        """Nothing is known of a layer, for a reason."""
+        self.set(**{_FIELDS[layer]: LayerFact(status=LayerStatus.UNKNOWN, reason=reason, seen=seen)})
+
+    async def after(self, sequence: int, timeout_seconds: float) -> ForwarderStatus:
+        """The facts once they are later than `sequence`, or as they are at the timeout."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while self.status.sequence <= sequence:
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
+        return self.status
