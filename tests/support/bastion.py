@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 from collections.abc import Iterable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -101,7 +100,7 @@ class Bastion:
         self._write_system_files(hosts or {})
         self.host_keys: dict[str, KeyPair] = {}
         """Host keys by type: ed25519, ecdsa, rsa."""
-        self._write_host_keys(_usual_host_keys())
+        self.replace_host_keys()
 
     # --- life -----------------------------------------------------------------------------------------------------
 
@@ -195,7 +194,13 @@ class Bastion:
 
     def replace_host_keys(self, types: Iterable[str] = HOST_KEY_TYPES) -> None:
         """Makes new host keys, of these types alone, for connections from now on. Certificates go."""
-        self._write_host_keys({name: key_pair(HOST_KEY_TYPES[name], bits=2048) for name in types})
+        for path in self.directory.glob("ssh_host_*"):
+            path.unlink()
+        self.host_keys = {name: key_pair(HOST_KEY_TYPES[name], bits=2048) for name in types}
+        for name, pair in self.host_keys.items():
+            path = self.directory / f"ssh_host_{name}_key"
+            _write_private(path, pair.private)
+            path.with_suffix(".pub").write_text(f"{pair.public}\n")
         self._write_config()
         self._reload()
 
@@ -260,15 +265,6 @@ class Bastion:
         ]
         (self.directory / "sshd_config").write_text("\n".join(lines) + "\n")
 
-    def _write_host_keys(self, pairs: Mapping[str, KeyPair]) -> None:
-        for path in self.directory.glob("ssh_host_*"):
-            path.unlink()
-        self.host_keys = dict(pairs)
-        for name, pair in pairs.items():
-            path = self.directory / f"ssh_host_{name}_key"
-            _write_private(path, pair.private)
-            path.with_suffix(".pub").write_text(f"{pair.public}\n")
-
     def _write_system_files(self, hosts: Mapping[str, str]) -> None:
         uid, gid = (_UID, _GID) if _is_root() else (os.geteuid(), os.getegid())
         # before the others, since an id may have an account already
@@ -279,12 +275,6 @@ class Bastion:
             _write_private(self.directory / "shadow", shadow)
         names = "".join(f"{address} {name}\n" for name, address in hosts.items())
         (self.directory / "hosts").write_text(f"127.0.0.1 localhost\n::1 localhost\n{names}")
-
-
-@cache
-def _usual_host_keys() -> dict[str, KeyPair]:
-    """Made once in a run: an RSA key takes longer than sshd's start."""
-    return {name: key_pair(algorithm, bits=2048) for name, algorithm in HOST_KEY_TYPES.items()}
 
 
 def _is_root() -> bool:

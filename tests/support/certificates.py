@@ -22,7 +22,7 @@ class ServerCertificate:
 
 
 def server_certificate(directory: Path, names: Sequence[str], days: int = 30) -> ServerCertificate:
-    """A certificate for the names, signed by a new authority."""
+    """A certificate for the names, signed by a new authority; with negative `days` it has expired."""
     directory.mkdir(parents=True, exist_ok=True)
     authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     not_after = datetime.datetime.now(datetime.UTC).replace(microsecond=0) + datetime.timedelta(days=days)
@@ -54,6 +54,6 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1))
+        .not_valid_before(min(datetime.datetime.now(datetime.UTC), not_after) - datetime.timedelta(hours=1))
         .not_valid_after(not_after)
     )

@@ -2,10 +2,11 @@
 
 import os
 import shutil
-import subprocess
+import signal
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import psycopg
 import pymysql
@@ -18,22 +19,50 @@ from tests.support.processes import Process, free_port, run
 USER, PASSWORD, DATABASE = "app", "correct horse", "shop"
 """What clients log in with."""
 
+ROWS = ((1, "lamp"), (2, "chair"), (3, "desk"))
+"""What the table `orders` (id, item) has."""
+
 _START_SECONDS = 30
+_TABLE = "orders (id int primary key, item text)"
+_VALUES = ", ".join(f"({number}, '{item}')" for number, item in ROWS)
 
 
-class _Server:
+class _Server(ABC):
     """A server process with its own directory, run as its system user where this one is root."""
 
     system_user: str
+    packages: ClassVar[dict[str, str]]
 
-    def __init__(self, directory: Path, host: str, port: int | None, survives: bool) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        tls: ServerCertificate | None = None,
+        tls_required: bool = False,
+        settings: Sequence[str] = (),
+        survives: bool = False,
+    ) -> None:
+        """`settings`: further `name=value` of the server's configuration."""
+        ensure_packages(self.packages)
         self.directory, self.host, self.port = directory, host, port or free_port(host)
         self.log = directory / "server.log"
+        self.tls = tls
+        self.settings = tuple(settings)
         self._survives = survives
         self._process: Process | None = None
         directory.mkdir(parents=True, exist_ok=True)
         let_others_in(directory)
         self._own(directory)
+        if not (directory / "data").exists():
+            self._initialize(tls_required)
+
+    def start(self) -> Self:
+        """Starts it; returns once it answers. Raises ProcessError with the server's log where it does not."""
+        self._process = Process(self._command(), self.log, survives=self._survives).start()
+        self._process.wait_until(self._answers, f"{type(self).__name__} answered", _START_SECONDS)
+        return self
 
     @property
     def pid(self) -> int:
@@ -47,54 +76,76 @@ class _Server:
             self._process.stop(20)
             self._process = None
 
+    def restart(self) -> None:
+        """Ends and starts it on the same port."""
+        self.stop()
+        self.start()
+
     def log_text(self) -> str:
         """What the server wrote."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
+    @abstractmethod
+    def sessions(self) -> int:
+        """How many client sessions there are, the one that asks left out."""
+
+    @abstractmethod
+    def _initialize(self, tls_required: bool) -> None: ...
+
+    @abstractmethod
+    def _command(self) -> list[str]: ...
+
+    @abstractmethod
+    def _answers(self) -> bool: ...
+
     def _as_user(self) -> list[str]:
         if os.geteuid() != 0:
             return []
-        return ["setpriv", f"--reuid={self.system_user}", f"--regid={self.system_user}", "--clear-groups"]
+        # the kernel forgets the signal for the parent's end when the user changes
+        death = [] if self._survives else ["--pdeathsig", "keep"]
+        return ["setpriv", f"--reuid={self.system_user}", f"--regid={self.system_user}", "--clear-groups", *death]
 
     def _own(self, path: Path) -> None:
         """Gives a file to the server's user."""
         if os.geteuid() == 0:
             shutil.chown(path, self.system_user, self.system_user)
 
-    def _copy(self, source: Path, name: str) -> Path:
-        target = self.directory / name
-        shutil.copy(source, target)
-        target.chmod(0o600)
-        self._own(target)
-        return target
+    def _certificate_files(self, tls: ServerCertificate) -> tuple[Path, Path]:
+        """The server's own copies of certificate and key, which nobody else may read."""
+        targets = self.directory / "server.crt", self.directory / "server.key"
+        for source, target in zip((tls.certificate, tls.key), targets, strict=True):
+            shutil.copy(source, target)
+            target.chmod(0o600)
+            self._own(target)
+        return targets
 
 
 class PostgresServer(_Server):
     """PostgreSQL; it also stands for Redshift and AlloyDB, with their port and TLS rules."""
 
     system_user = "postgres"
+    packages: ClassVar = {"postgresql": "the databases"}
 
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        host: str = "127.0.0.1",
-        port: int | None = None,
-        tls: ServerCertificate | None = None,
-        tls_required: bool = False,
-        settings: Sequence[str] = (),
-        survives: bool = False,
-    ) -> None:
-        """`settings`: further `name=value` of postgresql.conf."""
-        ensure_packages({"postgresql": "the databases"})
-        super().__init__(directory, host, port, survives)
-        self.settings = tuple(settings)
-        self._tls = tls
-        self._hba = "hostssl" if tls_required else "host"
-        self._initialize()
+    def stop(self) -> None:
+        """Ends it; sessions are cut."""
+        if self._process:
+            self._process.signal(signal.SIGINT)  # SIGTERM would wait until the clients have left
+        super().stop()
 
-    def start(self) -> Self:
-        """Starts it; returns once it answers queries."""
+    def connect(self, **options: Any) -> "psycopg.Connection[tuple[Any, ...]]":
+        """A session of the application, directly; options as libpq's override the address."""
+        target = {"host": self.host, "port": self.port, "connect_timeout": 5}
+        return psycopg.connect(user=USER, password=PASSWORD, dbname=DATABASE, **{**target, **options})
+
+    def sessions(self) -> int:
+        """How many client sessions there are, the one that asks left out."""
+        query = "select count(*) from pg_stat_activity where backend_type='client backend' and pid<>pg_backend_pid()"
+        with self.connect() as connection:
+            row = connection.execute(query).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def _command(self) -> list[str]:
         options = [
             f"listen_addresses={self.host}",
             f"port={self.port}",
@@ -106,61 +157,29 @@ class PostgresServer(_Server):
             *self.settings,
         ]
         arguments = [word for option in options for word in ("-c", option)]
-        command = [*self._as_user(), _postgres("postgres"), "-D", str(self.directory / "data"), *arguments]
-        self._process = Process(command, self.log, survives=self._survives).start()
-        self._process.wait_until(self._answers, "PostgreSQL to answer", _START_SECONDS)
-        return self
+        return [*self._as_user(), _postgres("postgres"), "-D", str(self.directory / "data"), *arguments]
 
-    def restart(self) -> None:
-        """Ends and starts it on the same port."""
-        self.stop()
-        self.start()
-
-    def connect(self, **options: object) -> "psycopg.Connection[tuple[object, ...]]":
-        """A session of the application, directly."""
-        target = {"host": self.host, "port": self.port, "connect_timeout": 5}
-        return psycopg.connect(user=USER, password=PASSWORD, dbname=DATABASE, **{**target, **options})  # type: ignore[arg-type]
-
-    def sessions(self) -> int:
-        """How many client sessions there are, this one left out."""
-        query = "select count(*) from pg_stat_activity where backend_type='client backend' and pid<>pg_backend_pid()"
-        with self.connect() as connection:
-            row = connection.execute(query).fetchone()
-        assert row is not None
-        return int(str(row[0]))
-
-    def _initialize(self) -> None:
+    def _initialize(self, tls_required: bool) -> None:
         data, password = self.directory / "data", self.directory / "password"
         password.write_text(PASSWORD)
         self._own(password)
-        command: list[str | Path] = [
-            *self._as_user(),
-            _postgres("initdb"),
-            "-D",
-            data,
-            "--no-sync",
-            "-U",
-            USER,
-            "--pwfile",
-            password,
-        ]
-        run([*command, "-A", "scram-sha-256", "-E", "UTF8", "--locale=C"], cwd="/")
-        (data / "pg_hba.conf").write_text(f"{self._hba} all all 0.0.0.0/0 scram-sha-256\n")
-        script = (
-            f"create database {DATABASE};\n\\c {DATABASE}\n"
-            "create table orders (id int primary key, item text);\n"
-            "insert into orders values (1, 'lamp'), (2, 'chair'), (3, 'desk');\n"
-        )
-        single = [*self._as_user(), _postgres("postgres"), "--single", "-D", str(data), "postgres"]
-        for database, lines in (("postgres", script.splitlines()[:1]), (DATABASE, script.splitlines()[2:])):
-            subprocess.run(
-                [*single[:-1], database], input="\n".join(lines) + "\n", text=True, check=True, capture_output=True
-            )
+        options = ["--no-sync", "-A", "scram-sha-256", "-E", "UTF8", "--locale=C"]
+        owner = ["-D", str(data), "-U", USER, "--pwfile", str(password)]
+        run([*self._as_user(), _postgres("initdb"), *owner, *options], cwd="/")
+        kind = "hostssl" if tls_required else "host"
+        (data / "pg_hba.conf").write_text(f"{kind} all all all scram-sha-256\n")
+        self._execute("postgres", f"create database {DATABASE}")
+        self._execute(DATABASE, f"create table {_TABLE}\ninsert into orders values {_VALUES}")
+
+    def _execute(self, database: str, statements: str) -> None:
+        """Runs statements, one a line, with no server."""
+        single = [_postgres("postgres"), "--single", "-c", "exit_on_error=on", "-D", str(self.directory / "data")]
+        run([*self._as_user(), *single, database], input=statements + "\n", cwd="/")
 
     def _tls_settings(self) -> list[str]:
-        if self._tls is None:
+        if self.tls is None:
             return ["ssl=off"]
-        certificate, key = self._copy(self._tls.certificate, "server.crt"), self._copy(self._tls.key, "server.key")
+        certificate, key = self._certificate_files(self.tls)
         return ["ssl=on", f"ssl_cert_file={certificate}", f"ssl_key_file={key}"]
 
     def _answers(self) -> bool:
@@ -172,55 +191,23 @@ class PostgresServer(_Server):
 
 
 class MariaDBServer(_Server):
-    """MariaDB, of the MySQL protocol."""
+    """MariaDB, of the MySQL protocol.
+
+    It never blocks a client at 127.0.0.1 for `max_connect_errors`: to see that, come through a relay with a `source`.
+    """
 
     system_user = "mysql"
+    packages: ClassVar = {"mariadb-server": "the databases"}
 
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        host: str = "127.0.0.1",
-        port: int | None = None,
-        tls: ServerCertificate | None = None,
-        tls_required: bool = False,
-        settings: Sequence[str] = (),
-        survives: bool = False,
-    ) -> None:
-        """`settings`: further options of mariadbd, without their dashes."""
-        ensure_packages({"mariadb-server": "the databases"})
-        super().__init__(directory, host, port, survives)
-        self.settings = tuple(settings)
-        self._tls = tls
-        self._tls_required = tls_required
-        self._initialize()
-
-    def start(self) -> Self:
-        """Starts it; returns once it answers queries."""
-        options = [
-            f"--bind-address={self.host}",
-            f"--port={self.port}",
-            *self._tls_options(),
-            *(f"--{setting}" for setting in self.settings),
-        ]
-        self._process = Process([*self._command(), *options], self.log, survives=self._survives).start()
-        self._process.wait_until(self._answers, "MariaDB to answer", _START_SECONDS)
-        return self
-
-    def restart(self) -> None:
-        """Ends and starts it on the same port."""
-        self.stop()
-        self.start()
-
-    def connect(self, **options: Any) -> Any:
-        """A session of the application, directly."""
+    def connect(self, **options: Any) -> "pymysql.Connection[Any]":
+        """A session of the application, directly; options as PyMySQL's override the address."""
         target: dict[str, Any] = {"host": self.host, "port": self.port, "connect_timeout": 5}
-        if self._tls:
-            target["ssl"] = {"ca": str(self._tls.authority), "check_hostname": False}
+        if self.tls:
+            target["ssl"] = {"ca": str(self.tls.authority), "check_hostname": False}
         return pymysql.connect(user=USER, password=PASSWORD, database=DATABASE, **{**target, **options})
 
     def sessions(self) -> int:
-        """How many client sessions there are, this one left out."""
+        """How many client sessions there are, the one that asks left out."""
         connection = self.connect()
         with connection, connection.cursor() as cursor:
             cursor.execute("select count(*) from information_schema.processlist where user=%s", (USER,))
@@ -229,45 +216,46 @@ class MariaDBServer(_Server):
         return int(row[0]) - 1
 
     def _command(self) -> list[str]:
+        address = [f"--bind-address={self.host}", f"--port={self.port}"]
+        return [*self._base_command(), *address, *self._tls_options(), *(f"--{setting}" for setting in self.settings)]
+
+    def _base_command(self) -> list[str]:
         return [
             *self._as_user(),
-            "/usr/sbin/mariadbd",
+            shutil.which("mariadbd") or "/usr/sbin/mariadbd",
             "--no-defaults",
             f"--datadir={self.directory / 'data'}",
-            f"--socket={self.directory / 's'}",
+            "--socket=../s",  # from the data directory: a socket's path has at most 107 bytes
             f"--pid-file={self.directory / 'pid'}",
             "--innodb-buffer-pool-size=8M",
             "--innodb-log-file-size=4M",
             "--innodb-flush-log-at-trx-commit=0",
         ]
 
-    def _initialize(self) -> None:
+    def _initialize(self, tls_required: bool) -> None:
         data = self.directory / "data"
         data.mkdir()
         self._own(data)
-        user = ["--user=mysql"] if os.geteuid() == 0 else []
-        run(
-            ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--skip-test-db", "--skip-name-resolve", *user]
-        )
-        tls = " require ssl" if self._tls_required else ""
+        user = [f"--user={self.system_user}"] if os.geteuid() == 0 else []
+        options = ["--no-defaults", "--skip-test-db", "--skip-name-resolve"]
+        run(["mariadb-install-db", *options, f"--datadir={data}", *user])
+        tls = " require ssl" if tls_required else ""
         script = (
             f"create database {DATABASE};\n"
-            f"create table {DATABASE}.orders (id int primary key, item text);\n"
-            f"insert into {DATABASE}.orders values (1, 'lamp'), (2, 'chair'), (3, 'desk');\n"
+            f"use {DATABASE};\n"
+            f"create table {_TABLE};\n"
+            f"insert into orders values {_VALUES};\n"
             "flush privileges;\n"
             f"create user '{USER}'@'%' identified by '{PASSWORD}'{tls};\n"
-            f"grant all on *.* to '{USER}'@'%';\n"
+            f"grant all on {DATABASE}.* to '{USER}'@'%';\n"
+            f"grant process, reload on *.* to '{USER}'@'%';\n"  # sees other sessions, unblocks hosts
         )
-        done = subprocess.run(
-            [*self._command(), "--bootstrap"], input=script, text=True, capture_output=True, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(done.stderr[-2000:])
+        run([*self._base_command(), "--bootstrap"], input=script)
 
     def _tls_options(self) -> list[str]:
-        if self._tls is None:
+        if self.tls is None:
             return ["--skip-ssl"]
-        certificate, key = self._copy(self._tls.certificate, "server.crt"), self._copy(self._tls.key, "server.key")
+        certificate, key = self._certificate_files(self.tls)
         return [f"--ssl-cert={certificate}", f"--ssl-key={key}"]
 
     def _answers(self) -> bool:

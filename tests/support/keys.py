@@ -1,6 +1,6 @@
 """SSH key pairs, made anew for each use."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import asyncssh
@@ -10,7 +10,7 @@ import asyncssh
 class KeyPair:
     """A private key as its file has it, and its public half."""
 
-    private: str
+    private: str = field(repr=False)
     public: str
     """Type and base64, as in authorized_keys, without a comment."""
     fingerprint: str
