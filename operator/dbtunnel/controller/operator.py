@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import random
 import time
 from collections.abc import Awaitable, Mapping
@@ -162,7 +163,7 @@ async def run_operator(settings: Settings) -> None:
         stack.push_async_callback(server.cleanup)
         lease = [await _become_leader(settings, api)] if settings.leader_election else []
         await operator.resync()
-        event(logger, "started", tunnels=len(operator.store.tunnels()), namespaces=settings.namespaces)
+        event(logger, "started", pid=os.getpid(), tunnels=len(operator.store.tunnels()), namespaces=settings.namespaces)
         workers = [operator.queue.work(operator.handle) for _ in range(settings.workers)]
         await _until_first_ends(operator.watch(), operator.resync_forever(), *workers, *lease)
     event(logger, "ended")

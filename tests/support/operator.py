@@ -1,0 +1,122 @@
+"""The operator as a process of this machine, with the rights that the chart grants and no more."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from dbtunnel.controller.rbac import LEADER_RULES, cluster_role
+from dbtunnel.controller.settings import PodAccess
+from tests.support.cluster import Cluster
+from tests.support.processes import Process, free_port, wait_until
+
+FORWARDER_IMAGE = "localhost/none:1"
+"""An image that no node has: pods come into being and never start."""
+
+
+class Operator:
+    """`dbtunnel operator` against a cluster; `writes()` is what it wrote, by the API server's audit log."""
+
+    def __init__(self, cluster: Cluster, directory: Path, name: str = "operator", **settings: str) -> None:
+        """`settings`: by flag, with underscores. Each `name` is a user of its own."""
+        self.cluster = cluster
+        self.user = f"system:serviceaccount:default:{name}"
+        self._kubeconfig = directory / f"{name}.kubeconfig"
+        self.liveness_port, self.metrics_port = free_port(), free_port()
+        given = {
+            "forwarder_image": FORWARDER_IMAGE,
+            "forwarder_image_pull_policy": "Never",
+            "listen_address": "127.0.0.1",
+            "liveness_port": str(self.liveness_port),
+            "metrics_port": str(self.metrics_port),
+            "pod_access": PodAccess.PROXY,
+            "operator_namespace": "default",
+            "log_level": "DEBUG",
+            **settings,
+        }
+        flags = [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", value)]
+        self._grant(name)
+        kept = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+        environment = {**kept, "KUBECONFIG": str(self._kubeconfig), "HOME": str(directory)}
+        command = [sys.executable, "-m", "dbtunnel.cli.main", "operator", *flags]
+        self.process = Process(command, directory / f"{name}.log", env=environment)
+
+    def start(self) -> Self:
+        """Starts it and returns once it watches."""
+        self.launch()
+        self.process.wait_until(self.is_watching, "the operator's start", 20)
+        return self
+
+    def launch(self) -> Self:
+        """Starts it and returns at once."""
+        self.process.start()
+        return self
+
+    def is_watching(self) -> bool:
+        """Whether it has got so far, in its latest run."""
+        return any(line.get("event") == "started" and line["pid"] == self.process.pid for line in self.logs())
+
+    def stop(self) -> int:
+        """Ends it as the kubelet would. Returns its exit code."""
+        self.process.stop(15)
+        return self.process.wait(1)
+
+    def logs(self) -> list[dict[str, Any]]:
+        """Its log, every line of which is JSON; one that is being written is left out."""
+        text = self.process.log.read_text() if self.process.log.exists() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def writes(self, namespace: str | None = None) -> list[str]:
+        """Its successful writes as `verb resource/name`, all or of a namespace."""
+        return [
+            f"{one['verb']} {_resource(one['objectRef'])}"
+            for one in self.cluster.audit_events()
+            if one["user"]["username"] == self.user
+            and one["objectRef"].get("resource") not in ("leases", "selfsubjectreviews")
+            and namespace in (None, one["objectRef"].get("namespace"))
+            and one["responseStatus"]["code"] < 300
+        ]
+
+    def wait_until_quiet(self, namespace: str, *, seconds: float = 2, timeout_seconds: float = 40) -> list[str]:
+        """Its writes in a namespace, once there was no other for some time."""
+        state = {"writes": self.writes(namespace), "since": 0.0}
+
+        def is_quiet() -> bool:
+            writes = self.writes(namespace)
+            state["since"] = 0.0 if writes != state["writes"] else float(str(state["since"])) + 0.1
+            state["writes"] = writes
+            return float(str(state["since"])) >= seconds
+
+        wait_until(is_quiet, "a fixpoint", timeout_seconds, interval_seconds=0.1, describe=lambda: state["writes"])
+        return self.writes(namespace)
+
+    def _grant(self, name: str) -> None:
+        """A service account with exactly the operator's rights, and a kubeconfig with its token."""
+        subject = {"kind": "ServiceAccount", "name": name, "namespace": "default"}
+        role = cluster_role(f"test-{name}", PodAccess.PROXY)
+        metadata = {"name": f"test-{name}", "namespace": "default"}
+        rbac = "rbac.authorization.k8s.io"
+        reference = {"apiGroup": rbac, "name": f"test-{name}"}
+        documents: list[dict[str, Any]] = [
+            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": "default"}},
+            role,
+            {"apiVersion": f"{rbac}/v1", "kind": "Role", "metadata": metadata, "rules": list(LEADER_RULES)},
+        ]
+        for kind in ("ClusterRole", "Role"):
+            binding = {"kind": f"{kind}Binding", "subjects": [subject], "roleRef": {**reference, "kind": kind}}
+            documents.append({"apiVersion": f"{rbac}/v1", "metadata": metadata, **binding})
+        self.cluster.kubectl("apply", "-f", "-", input=yaml.safe_dump_all(documents))
+        token = self.cluster.kubectl("create", "token", name, "--duration=2h").strip()
+        document = yaml.safe_load(self.cluster.kubeconfig.read_text())
+        document["users"] = [{"name": document["contexts"][0]["context"]["user"], "user": {"token": token}}]
+        self._kubeconfig.parent.mkdir(parents=True, exist_ok=True)
+        self._kubeconfig.write_text(yaml.safe_dump(document))
+        self._kubeconfig.chmod(0o600)
+
+
+def _resource(reference: dict[str, str]) -> str:
+    subresource = f"/{reference['subresource']}" if "subresource" in reference else ""
+    return f"{reference['resource']}{subresource}/{reference.get('name', '')}"
