@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 
-from tests.support.cluster.base import Cluster, ClusterError
+from tests.support.cluster.base import Cluster, ClusterError, ClusterInUseError
 from tests.support.cluster.existing import ExistingCluster
 from tests.support.cluster.kind import KindCluster
 from tests.support.cluster.local import LocalCluster
@@ -23,6 +23,8 @@ def start_cluster(name: str, *, survives: bool = False) -> Cluster:
     cluster = cluster_of(name)
     try:
         cluster.start(survives=survives)
+    except ClusterInUseError:
+        raise
     except BaseException:
         cluster.stop()
         raise

@@ -17,6 +17,10 @@ class ClusterError(RuntimeError):
     """A cluster cannot be had, or a command on it failed; the text says what to do, or what was said."""
 
 
+class ClusterInUseError(ClusterError):
+    """A cluster of that name belongs to another process that still runs."""
+
+
 class Cluster(ABC):
     """A Kubernetes cluster with one node or more."""
 
@@ -96,10 +100,10 @@ class Cluster(ABC):
         return any(ready)
 
 
-def read_audit_log(path: Path) -> list[dict[str, Any]]:
+def parse_audit_log(text: str) -> list[dict[str, Any]]:
     """The events of an audit log in JSON lines; a line that is being written is left out."""
     events: list[dict[str, Any]] = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in text.splitlines():
         try:
             events.append(json.loads(line))
         except ValueError:

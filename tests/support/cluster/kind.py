@@ -9,15 +9,15 @@ from typing import Any
 import yaml
 
 from tests.support.binaries import binary
-from tests.support.cluster.base import AUDIT_POLICY, Cluster, ClusterError, read_audit_log
+from tests.support.cluster.base import AUDIT_POLICY, Cluster, ClusterError, parse_audit_log
 from tests.support.processes import ProcessError, run, wait_until
 
 _AUDIT_DIRECTORY = "/var/log/kubernetes/audit"
 _POLICY_DIRECTORY = "/etc/kubernetes/audit"
 
 
-def kind_config(directory: Path) -> dict[str, Any]:
-    """kind's configuration: the audit log in `directory`, and the admission plug-in that OpenShift has on."""
+def kind_config(policy_directory: Path) -> dict[str, Any]:
+    """A node with an audit log by the policy in that directory, and the admission plug-in that OpenShift has on."""
     arguments = {
         "audit-log-path": f"{_AUDIT_DIRECTORY}/audit.log",
         "audit-policy-file": f"{_POLICY_DIRECTORY}/policy.yaml",
@@ -25,25 +25,25 @@ def kind_config(directory: Path) -> dict[str, Any]:
     }
     volumes = [
         {"name": "audit-policy", "hostPath": _POLICY_DIRECTORY, "mountPath": _POLICY_DIRECTORY, "readOnly": True},
-        {"name": "audit-log", "hostPath": _AUDIT_DIRECTORY, "mountPath": _AUDIT_DIRECTORY},
+        {
+            "name": "audit-log",
+            "hostPath": _AUDIT_DIRECTORY,
+            "mountPath": _AUDIT_DIRECTORY,
+            "pathType": "DirectoryOrCreate",
+        },
     ]
+    # without an apiVersion kind merges it into the kubeadm configuration of every version
     patch = {
         "kind": "ClusterConfiguration",
-        "apiServer": {
-            "extraArgs": [{"name": name, "value": value} for name, value in arguments.items()],
-            "extraVolumes": volumes,
-        },
+        "apiServer": {"extraArgs": arguments, "extraVolumes": volumes},
     }
-    mounts = [
-        {"hostPath": str(directory / "audit-policy"), "containerPath": _POLICY_DIRECTORY},
-        {"hostPath": str(directory / "audit"), "containerPath": _AUDIT_DIRECTORY},
-    ]
-    node = {"role": "control-plane", "kubeadmConfigPatches": [yaml.safe_dump(patch)], "extraMounts": mounts}
+    mount = {"hostPath": str(policy_directory), "containerPath": _POLICY_DIRECTORY, "readOnly": True}
+    node = {"role": "control-plane", "kubeadmConfigPatches": [yaml.safe_dump(patch)], "extraMounts": [mount]}
     return {"kind": "Cluster", "apiVersion": "kind.x-k8s.io/v1alpha4", "nodes": [node]}
 
 
 class KindCluster(Cluster):
-    """A kind cluster named `dbtunnel-NAME`. It outlives its command whatever `survives` says: `stop` ends it."""
+    """A kind cluster named `dbtunnel-NAME`. One that a killed test run left is made anew by the next."""
 
     @property
     def _kind_name(self) -> str:
@@ -56,13 +56,13 @@ class KindCluster(Cluster):
         return next(str(address) for address in gateways if ipaddress.ip_address(address).version == 4)
 
     def start(self, *, survives: bool = False) -> None:
-        if self.is_running():
+        if survives and self.is_running():
             return
-        for part in ("audit", "audit-policy"):
-            (self.directory / part).mkdir(parents=True, exist_ok=True)
-        (self.directory / "audit-policy" / "policy.yaml").write_text(AUDIT_POLICY)
-        config = self.directory / "kind.yaml"
-        config.write_text(yaml.safe_dump(kind_config(self.directory)))
+        self.stop()
+        policy, config = self.directory / "audit-policy" / "policy.yaml", self.directory / "kind.yaml"
+        policy.parent.mkdir(parents=True, exist_ok=True)
+        policy.write_text(AUDIT_POLICY)
+        config.write_text(yaml.safe_dump(kind_config(policy.parent)))
         command: list[str | Path] = [binary("kind"), "create", "cluster", "--name", self._kind_name, "--config", config]
         try:
             run([*command, "--kubeconfig", self.kubeconfig, "--wait", "120s"], timeout_seconds=400)
@@ -82,4 +82,6 @@ class KindCluster(Cluster):
         run(command, timeout_seconds=300)
 
     def audit_events(self) -> list[dict[str, Any]]:
-        return read_audit_log(self.directory / "audit" / "audit.log")
+        node = f"{self._kind_name}-control-plane"
+        # through the node, since the file there is root's alone
+        return parse_audit_log(run(["docker", "exec", node, "cat", f"{_AUDIT_DIRECTORY}/audit.log"]))

@@ -16,17 +16,24 @@ import signal
 import subprocess
 import sys
 import time
-import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tests.support.binaries import binary
-from tests.support.cluster.base import AUDIT_POLICY, NODE_READY_SECONDS, Cluster, ClusterError, read_audit_log
+from tests.support.cluster.base import (
+    AUDIT_POLICY,
+    NODE_READY_SECONDS,
+    Cluster,
+    ClusterError,
+    ClusterInUseError,
+    parse_audit_log,
+)
 from tests.support.cluster.images import busybox_archive
+from tests.support.cluster.layout import Layout, NoFreeNetworkError, cgroup_name, free_network, link_name, routes
 from tests.support.cluster.pki import Authority
 from tests.support.debian import ensure_packages
-from tests.support.processes import Process, run, wait_until
+from tests.support.processes import Process, ProcessError, run, wait_until
 
 PROGRAMS = (
     "etcd",
@@ -50,89 +57,73 @@ PACKAGES = {
 }
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Addresses and paths of one local cluster, all derived from its name."""
-
-    directory: str
-    link: str
-    """Name of the host's end of the veth pair."""
-    host: str
-    """This machine's address, as pods see it."""
-    node: str
-    """The node's address: API server, kubelet, DNS."""
-    network: str
-    """Holds all of the cluster's addresses."""
-    pods: str
-    services: str
-    first_service: str
-    cgroup: str
-
-    @classmethod
-    def of(cls, name: str, directory: Path) -> "Layout":
-        """The layout of the cluster `name`; two names get different networks, but for one chance in 64."""
-        number = 64 + zlib.crc32(name.encode()) % 64
-        prefix = f"10.{number}"
-        return cls(
-            directory=str(directory),
-            link=f"dbt{number}",
-            host=f"{prefix}.255.1",
-            node=f"{prefix}.255.2",
-            network=f"{prefix}.0.0/16",
-            pods=f"{prefix}.0.0/20",
-            services=f"{prefix}.128.0/20",
-            first_service=f"{prefix}.128.1",
-            cgroup=f"dbtunnel-{name}",
-        )
-
-
 class LocalCluster(Cluster):
     """A local cluster; needs root, for namespaces and containers."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self.layout = Layout.of(name, self.directory)
-        self._record = self.directory / "process.json"
+        self._record = self.directory / "processes.json"
+        self._settings = self.directory / "settings.json"
+
+    @property
+    def layout(self) -> Layout:
+        """What it takes on this machine. Raises ClusterError where it was not started."""
+        try:
+            return Layout(**json.loads(self._settings.read_text())["layout"])
+        except OSError:
+            raise ClusterError(f"the local cluster {self.name} does not run") from None
 
     @property
     def host_address(self) -> str:
         return self.layout.host
 
     def start(self, *, survives: bool = False) -> None:
-        if self.is_running():
+        if survives and self.is_running():
             return
+        self._refuse_if_used()
         if os.geteuid() != 0:
             raise ClusterError(
                 "the local cluster needs root (namespaces, containers): run with sudo, or use CLUSTER=kind"
             )
         ensure_packages(PACKAGES)
         programs = {name: str(binary(name)) for name in PROGRAMS}
-        self._sweep()
+        self.stop()
         began = time.monotonic()
         self._prepare(programs)
-        process = self._launch(survives)
-        process.wait_until(self._node_ready, "a Ready node", NODE_READY_SECONDS)
+        try:
+            self._launch(survives).wait_until(self._node_ready, "a Ready node", NODE_READY_SECONDS)
+        except ProcessError as error:
+            raise ClusterError(f"{error}\n{self.logs()}") from error
         print(
             f"local cluster {self.name}: node Ready after {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True
         )
 
+    def _refuse_if_used(self) -> None:
+        """Whoever asks for a cluster that ends with it must not get, and then end, somebody else's."""
+        if len(self._processes()) == 2:
+            raise ClusterInUseError(
+                f"the cluster {self.name} runs already, for another run of the tests: wait for its end, or stop it "
+                f"with: python -m tests.support.cluster down --name {self.name}"
+            )
+
     def stop(self) -> None:
-        process = self._recorded_process()
-        if process is not None:
+        for process in self._processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-            wait_until(lambda: self._recorded_process() is None, "the end of the local cluster", 20)
+        wait_until(lambda: not self._processes(), "the end of the local cluster", 20)
         self._sweep()
 
     def is_running(self) -> bool:
-        return self._recorded_process() is not None and self.kubeconfig.exists()
+        return len(self._processes()) == 2 and self.kubeconfig.exists()
 
     def load_image(self, archive: Path, reference: str) -> None:
-        enter: list[str | Path] = ["nsenter", "--target", str(self._init_process()), "--mount", "--net"]
+        if not self.is_running():
+            raise ClusterError(f"the local cluster {self.name} does not run")
+        enter: list[str | Path] = ["nsenter", "--target", str(self._processes()[1]), "--mount", "--net"]
         run([*enter, "ctr", "--namespace", "k8s.io", "images", "import", archive.resolve()], timeout_seconds=300)
 
     def audit_events(self) -> list[dict[str, Any]]:
-        return read_audit_log(self.directory / "audit.log")
+        return parse_audit_log((self.directory / "audit.log").read_text(errors="replace"))
 
     def logs(self) -> str:
         """The ends of all components' logs, for a failed start."""
@@ -144,7 +135,8 @@ class LocalCluster(Cluster):
 
     def _prepare(self, programs: dict[str, str]) -> None:
         """Writes everything that the processes read."""
-        layout = self.layout
+        self.directory.mkdir(parents=True, exist_ok=True)
+        layout = self._choose_layout()
         authority = Authority(self.directory / "pki")
         server = f"https://{layout.node}:6443"
         names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"]
@@ -163,8 +155,13 @@ class LocalCluster(Cluster):
             authority.kubeconfig(name, server, user, groups)
         (self.directory / "audit-policy.yaml").write_text(AUDIT_POLICY)
         busybox_archive(self.directory / "pause.tar")
-        settings = {"layout": asdict(layout), "programs": programs}
-        (self.directory / "settings.json").write_text(json.dumps(settings))
+        self._settings.write_text(json.dumps({"layout": asdict(layout), "programs": programs}))
+
+    def _choose_layout(self) -> Layout:
+        try:
+            return Layout.of(self.directory, free_network(self.directory, routes()))
+        except NoFreeNetworkError as error:
+            raise ClusterError(str(error)) from error
 
     def _launch(self, survives: bool) -> Process:
         command: list[str | Path] = [
@@ -177,14 +174,15 @@ class LocalCluster(Cluster):
             "--net",
             sys.executable,
         ]
-        arguments = ["-m", "tests.support.cluster.node", str(self.directory / "settings.json")]
+        arguments = ["-m", "tests.support.cluster.node", str(self._settings)]
         root = Path(__file__).parents[3]
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.directory), "PYTHONPATH": str(root)}
         log = self.directory / "log" / "node.log"
         process = Process([*command, *arguments], log, env=environment, cwd=root, survives=survives).start()
-        record = {"pid": process.pid, "started": _start_time(process.pid)}
-        self._record.write_text(json.dumps(record))
-        self._connect(process.wait_until(self._init_process, "the namespaces") or 0)
+        self._remember(process.pid)
+        init = process.wait_until(lambda: _child_with_own_network(process.pid), "the namespaces")
+        self._remember(process.pid, init)
+        self._connect(init)
         return process
 
     def _connect(self, init: int) -> None:
@@ -205,31 +203,26 @@ class LocalCluster(Cluster):
 
     # --- stop -----------------------------------------------------------------------------------------------------
 
-    def _recorded_process(self) -> int | None:
-        """The process that holds the cluster, unless its id is another's by now."""
+    def _remember(self, *processes: int) -> None:
+        """The process that holds the cluster, and the first one within its namespaces, by its id outside."""
+        self._record.write_text(json.dumps([(process, _start_time(process)) for process in processes]))
+
+    def _processes(self) -> list[int]:
+        """Those of the recorded processes that still run; an id that is another's by now is left out."""
         try:
             record = json.loads(self._record.read_text())
         except (OSError, ValueError):
-            return None
-        alive = _start_time(record["pid"]) == record["started"] is not None
-        return int(record["pid"]) if alive else None
-
-    def _init_process(self) -> int | None:
-        """The first process within the namespaces, by its id outside."""
-        outer = self._recorded_process()
-        path = Path(f"/proc/{outer}/task/{outer}/children")
-        words = path.read_text().split() if outer and path.exists() else []
-        inside = [int(word) for word in words if _has_own_network(int(word))]
-        return inside[0] if inside else None
+            return []
+        return [process for process, started in record if _start_time(process) == started is not None]
 
     def _sweep(self) -> None:
         """Removes what a cluster of this name left. Only empty control groups can be removed."""
-        for controller in Path("/sys/fs/cgroup").glob(f"**/{self.layout.cgroup}"):
+        for controller in Path("/sys/fs/cgroup").glob(f"**/{cgroup_name(self.directory)}"):
             groups = sorted((path for path in controller.glob("**/") if path.is_dir()), reverse=True)
             for group in [*groups, controller]:
                 with contextlib.suppress(OSError):
                     group.rmdir()
-        subprocess.run(["ip", "link", "delete", self.layout.link], capture_output=True, check=False)
+        subprocess.run(["ip", "link", "delete", link_name(self.directory)], capture_output=True, check=False)
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
@@ -242,8 +235,12 @@ def _start_time(pid: int) -> str | None:
     return None if fields[0] == "Z" else fields[19]
 
 
-def _has_own_network(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
-    except OSError:
-        return False
+def _child_with_own_network(parent: int) -> int:
+    """The child that has left this process's network; 0 while there is none."""
+    children = Path(f"/proc/{parent}/task/{parent}/children")
+    here = Path("/proc/self/ns/net").readlink()
+    for child in children.read_text().split():
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{child}/ns/net").readlink() != here:
+                return int(child)
+    return 0

@@ -68,9 +68,7 @@ class Node:
         (self.directory / "kubelet.yaml").write_text(yaml.safe_dump(kubelet_config(self.layout)))
         (self.directory / "kube-proxy.yaml").write_text(yaml.safe_dump(proxy_config(self.layout)))
         (self.directory / "Corefile").write_text(coredns_config(self.layout))
-        for controller in Path("/sys/fs/cgroup").iterdir():
-            if controller.is_dir() and not controller.is_symlink():
-                (controller / self.layout["cgroup"]).mkdir(exist_ok=True)
+        make_cgroup(Path("/sys/fs/cgroup"), self.layout["cgroup"])
 
     def _connect(self) -> None:
         """The link to the machine, which `tests.support.cluster.local` puts into this namespace."""
@@ -111,6 +109,20 @@ class Node:
             pid, status = os.wait()
             if pid in self._running:
                 raise SystemExit(f"{self._running[pid]} ended with {os.waitstatus_to_exitcode(status)}")
+
+
+def make_cgroup(root: Path, name: str) -> None:
+    """The control group that the kubelet keeps its own below: in each hierarchy of version 1, or once in version 2."""
+    available = root / "cgroup.controllers"
+    if not available.exists():
+        for hierarchy in root.iterdir():
+            if hierarchy.is_dir() and not hierarchy.is_symlink():
+                (hierarchy / name).mkdir(exist_ok=True)
+        return
+    # the kubelet refuses a group without one of these that the machine has
+    wanted = {"cpu", "cpuset", "memory", "hugetlb", "pids"}.intersection(available.read_text().split())
+    (root / "cgroup.subtree_control").write_text(" ".join(f"+{controller}" for controller in sorted(wanted)))
+    (root / name).mkdir(exist_ok=True)
 
 
 def _run(*command: str) -> None:
