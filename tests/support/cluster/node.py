@@ -33,7 +33,7 @@ class Node:
     def __init__(self, settings: Mapping[str, Mapping[str, str]]) -> None:
         self.layout, self.programs = settings["layout"], settings["programs"]
         self.directory = Path(self.layout["directory"])
-        self._running: dict[int, str] = {}
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def run(self) -> None:
         """Starts everything and waits; returns when a component has ended."""
@@ -93,22 +93,30 @@ class Node:
     def _start(self, name: str, command: list[str]) -> None:
         log = self.directory / "log" / f"{name}.log"
         with log.open("ab") as output:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
-        self._running[process.pid] = name
+            self._running[name] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            )
 
     def _wait(self, what: str, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _STEP_SECONDS
         while not condition():
+            self._end_with_any()
             if time.monotonic() > deadline:
                 raise SystemExit(f"{what}: not there after {_STEP_SECONDS} s")
             time.sleep(0.05)
 
     def _wait_for_an_end(self) -> None:
-        """Reaps every process of the namespace; a component that ends takes the cluster with it, so that it shows."""
+        """Reaps every process of the namespace, until a component ends."""
         while True:
-            pid, status = os.wait()
-            if pid in self._running:
-                raise SystemExit(f"{self._running[pid]} ended with {os.waitstatus_to_exitcode(status)}")
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+            self._end_with_any()
+            os.waitpid(ended.si_pid if ended else -1, 0)
+
+    def _end_with_any(self) -> None:
+        """A component that ends takes the cluster with it, so that it shows."""
+        for name, process in self._running.items():
+            if process.poll() is not None:
+                raise SystemExit(f"{name} ended with {process.returncode}")
 
 
 def make_cgroup(root: Path, name: str) -> None:
