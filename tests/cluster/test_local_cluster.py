@@ -128,6 +128,19 @@ def test_a_killed_run_leaves_no_process_and_the_next_start_sweeps_the_rest(local
     assert _what_is_left(local) == []
 
 
+def test_what_a_dead_cluster_left_is_removed_by_the_start_of_any(local: LocalCluster, tmp_path: Path) -> None:
+    dead = LocalCluster(f"{local.name}-dead")
+    holder = _hold(dead, tmp_path)
+    holder.wait_until(lambda: "held" in holder.log_end(), "the cluster's start", 100)
+    holder.kill()
+    assert dead.directory.exists()
+    wait_until(lambda: not _processes_of(dead), "the end of all processes", 10)
+
+    start_cluster(local.name)
+
+    assert _what_is_left(dead) == []
+
+
 def test_an_interrupted_start_leaves_nothing(local: LocalCluster, tmp_path: Path) -> None:
     """As Ctrl-C does while the cluster comes up."""
     holder = _hold(local, tmp_path)

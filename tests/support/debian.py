@@ -1,6 +1,7 @@
 """Debian packages that the tests' real parts come from."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,6 +13,9 @@ class MissingPackageError(RuntimeError):
 
 def ensure_packages(packages: Mapping[str, str]) -> None:
     """Installs what is not there. `packages` maps each name to the reason why it is needed."""
+    if not shutil.which("dpkg-query"):
+        needs = "; ".join(f"{name} ({why})" for name, why in packages.items())
+        raise MissingPackageError(f"this is no Debian or Ubuntu, and these packages of theirs are needed: {needs}")
     missing = {name: why for name, why in packages.items() if not _is_installed(name)}
     if not missing:
         return

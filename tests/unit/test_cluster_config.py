@@ -1,6 +1,7 @@
 """What clusters are configured with, where it can be decided without one."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,18 @@ def test_a_control_group_of_version_2_has_the_controllers_that_the_kubelet_asks_
 
     assert (tmp_path / "cgroup.subtree_control").read_text() == "+cpu +cpuset +hugetlb +memory +pids"
     assert [path.parent for path in tmp_path.rglob("dbtunnel-1")] == [tmp_path]
+
+
+def test_a_process_that_took_over_a_recorded_id_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Only the id of this very process is that of the record, its start is not."""
+    monkeypatch.setenv("DBTUNNEL_CACHE", str(tmp_path))
+    cluster = LocalCluster("old")
+    cluster.directory.mkdir(parents=True)
+    (cluster.directory / "processes.json").write_text(json.dumps([[os.getpid(), "1"], [os.getpid(), "1"]]))
+
+    assert not cluster.is_running()
+    cluster.stop()
+    assert not cluster.directory.exists()
 
 
 # --- the choice -------------------------------------------------------------------------------------------------

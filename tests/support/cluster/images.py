@@ -6,13 +6,16 @@ import json
 import tarfile
 from pathlib import Path
 
+from tests.support.debian import ensure_packages
+
 BUSYBOX_IMAGE = "localhost/dbtunnel-busybox:1"
 """Reference of the image; nothing is ever pulled under it."""
 
 
-def busybox_archive(target: Path, program: Path = Path("/bin/busybox")) -> Path:
-    """Writes the image of Debian's static busybox. Without a command it sleeps."""
-    layer = _layer(program)
+def busybox_archive(target: Path) -> Path:
+    """Writes the image of Debian's static busybox. Without a command it sleeps. Its `wget -T` crashes."""
+    ensure_packages({"busybox-static": "the local cluster's pause container, and a shell for probes"})
+    layer = _layer(Path("/bin/busybox"))
     digest = hashlib.sha256(layer).hexdigest()
     config = {
         "architecture": "amd64",

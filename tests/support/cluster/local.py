@@ -3,7 +3,7 @@
 Everything runs below one process in its own process, network and mount namespaces. When that process ends, for
 whatever reason, the kernel ends all others and removes the network with its firewall rules and the mounts; nothing of
 another cluster on the machine can be touched, and nothing that runs inside can reach anything but this machine.
-What it leaves are empty control groups and its directory; the next start, and `stop`, remove them.
+What it leaves are empty control groups and its directory; the next start of any, and its own `stop`, remove them.
 
 Pods get veth pairs that are routed, not bridged. Nothing here enforces a NetworkPolicy; kind's own network does.
 """
@@ -53,7 +53,6 @@ PACKAGES = {
     "iptables": "the local cluster's Services",
     "conntrack": "the local cluster's Services",
     "iproute2": "the local cluster's network",
-    "busybox-static": "the local cluster's pause container",
 }
 
 
@@ -87,7 +86,7 @@ class LocalCluster(Cluster):
             )
         ensure_packages(PACKAGES)
         programs = {name: str(binary(name)) for name in PROGRAMS}
-        self.stop()
+        self._sweep_the_dead()
         began = time.monotonic()
         self._prepare(programs)
         try:
@@ -214,6 +213,14 @@ class LocalCluster(Cluster):
         except (OSError, ValueError):
             return []
         return [process for process, started in record if _start_time(process) == started is not None]
+
+    def _sweep_the_dead(self) -> None:
+        """Removes what this cluster, and any other of the same cache whose processes have ended, left behind."""
+        self.stop()
+        for record in self.directory.parent.glob(f"*/{self._record.name}"):
+            other = LocalCluster(record.parent.name)
+            if not other._processes():
+                other._sweep()
 
     def _sweep(self) -> None:
         """Removes what a cluster of this name left. Only empty control groups can be removed."""
