@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.support.cluster import ClusterError, cluster_of
+from tests.support.cluster.__main__ import main
 from tests.support.cluster.base import AUDIT_POLICY, parse_audit_log
 from tests.support.cluster.components import (
     cni_config,
@@ -202,6 +203,16 @@ def test_an_unknown_kind_is_refused_with_those_there_are(monkeypatch: pytest.Mon
 
     with pytest.raises(ClusterError, match=r"minikube.*kind, local, existing"):
         cluster_of("dev")
+
+
+def test_the_command_says_what_is_wrong_and_no_more(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CLUSTER", "minikube")
+    monkeypatch.setattr("sys.argv", ["cluster", "up"])
+
+    assert main() == 1
+    assert capsys.readouterr().err == "CLUSTER is 'minikube'; write one of kind, local, existing\n"
 
 
 def test_without_a_docker_engine_it_is_the_local_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
