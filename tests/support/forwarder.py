@@ -1,0 +1,148 @@
+"""A real forwarder process, as a pod runs it: no environment but its configuration, no home, no writable directory."""
+
+import json
+import sys
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from dbtunnel.api.engines import Engine
+from dbtunnel.api.forwarder import (
+    CONFIG_VARIABLE,
+    ForwarderConfig,
+    ForwarderHop,
+    ForwarderKey,
+    ForwarderStatus,
+    HostKeyRule,
+    LayerFact,
+    Seconds,
+)
+from tests.support.bastion import USER, Bastion
+from tests.support.keys import write_key_directory
+from tests.support.processes import Process, free_port, wait_until
+
+KEY, PASSPHRASE_KEY = "ssh-privatekey", "passphrase"
+
+
+def forwarder_config(bastion: Bastion, database_port: int, **changes: Any) -> ForwarderConfig:
+    """A configuration that works: the bastion's keys pinned, short times."""
+    hop = ForwarderHop(
+        host=bastion.host,
+        port=bastion.port,
+        user=USER,
+        host_key=HostKeyRule(fingerprints=tuple(bastion.fingerprints.values())),
+    )
+    usual: dict[str, Any] = {
+        "namespace": "shop",
+        "name": "orders",
+        "engine": Engine.POSTGRESQL,
+        "database_host": "orders.internal",
+        "database_port": database_port,
+        "database_server_name": "orders.internal",
+        "bastion": hop,
+        "key": ForwarderKey(secret="orders-ssh", key=KEY, passphrase_key=PASSPHRASE_KEY),
+        "keepalive_count_max": 1,
+        "seconds": Seconds(connect_timeout=5, keepalive_interval=1, parking_max=10, drain_min=0, drain_max=5),
+    }
+    return ForwarderConfig(**{**usual, **changes})
+
+
+class Forwarder:
+    """`dbtunnel forward`. Its key directory is written as the kubelet does it."""
+
+    def __init__(self, directory: Path, config: ForwarderConfig, files: Mapping[str, str] | None = None) -> None:
+        """`files`: the key Secret; None for a Secret that is not there."""
+        self.directory, self.config = directory, config
+        self.port, self.admin_port = free_port(), free_port()
+        self.log = directory / "forwarder.log"
+        for name in ("key", "known-hosts"):
+            (directory / name).mkdir(parents=True, exist_ok=True)
+        if files is not None:
+            self.write_secret(files)
+        self._process: Process | None = None
+
+    def start(self, *prefix: str, wait: bool = True, environment: Mapping[str, str] | None = None) -> Self:
+        """Starts it; `prefix` is a command that runs it, such as setpriv."""
+        command = [
+            *prefix,
+            sys.executable,
+            "-m",
+            "dbtunnel.cli.main",
+            "forward",
+            f"--listen=127.0.0.1:{self.port}",
+            f"--admin-listen=127.0.0.1:{self.admin_port}",
+            f"--key-directory={self.directory / 'key'}",
+            f"--known-hosts-directory={self.directory / 'known-hosts'}",
+        ]
+        variables = {CONFIG_VARIABLE: self.config.to_json(), "POD_UID": "pod-1", **(environment or {})}
+        self._process = Process(command, self.log, env=variables, cwd=Path("/")).start()
+        if wait:
+            # its log tells, since a connection to its port would be a client
+            self._process.wait_until(lambda: '"event": "started"' in self._process_log(), "the forwarder to listen")
+        return self
+
+    @property
+    def process(self) -> Process:
+        """The running process."""
+        assert self._process is not None, "not started"
+        return self._process
+
+    def write_secret(self, files: Mapping[str, str]) -> None:
+        """The key Secret's content from now on."""
+        write_key_directory(self.directory / "key", dict(files))
+
+    def write_known_hosts(self, text: str, name: str = "known_hosts") -> None:
+        """The known_hosts object's content from now on."""
+        write_key_directory(self.directory / "known-hosts", {name: text})
+
+    def get(self, path: str, timeout_seconds: float = 10) -> str:
+        """What the admin port answers. Raises urllib.error.HTTPError."""
+        address = f"http://127.0.0.1:{self.admin_port}{path}"
+        with urllib.request.urlopen(address, timeout=timeout_seconds) as answer:
+            return str(answer.read().decode())
+
+    def status(self) -> ForwarderStatus:
+        """The current facts."""
+        return ForwarderStatus.model_validate_json(self.get("/status"))
+
+    def metric(self, line: str) -> float:
+        """The value of a metric, named with its label as it stands at /metrics; 0 where it is not there."""
+        values = [words.rsplit(" ", 1) for words in self.get("/metrics").splitlines() if not words.startswith("#")]
+        return next((float(value) for name, value in values if name == line), 0.0)
+
+    def wait(
+        self, condition: Callable[[ForwarderStatus], bool], what: str, timeout_seconds: float = 15
+    ) -> ForwarderStatus:
+        """The first status that fulfils the condition."""
+
+        def fulfilled() -> ForwarderStatus | None:
+            status = self.status()
+            return status if condition(status) else None
+
+        found = wait_until(
+            fulfilled, what, timeout_seconds, describe=lambda: f"{self._told()}\n{self.process.log_end()}"
+        )
+        assert found is not None
+        return found
+
+    def wait_for(self, layer: str, reason: str, timeout_seconds: float = 15) -> LayerFact:
+        """Waits for a layer (key, transport, authentication, database) to have a reason."""
+        status = self.wait(lambda status: getattr(status, layer).reason == reason, f"{layer} {reason}", timeout_seconds)
+        fact: LayerFact = getattr(status, layer)
+        return fact
+
+    def stop(self) -> None:
+        """Ends it as the kubelet does."""
+        if self._process:
+            self._process.stop()
+
+    def _process_log(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def events(self) -> list[dict[str, Any]]:
+        """Its log."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def _told(self) -> str:
+        return self.get("/status") if self.process.is_running() else "it has ended"
