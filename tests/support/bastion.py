@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Self
 
 from tests.support.debian import ensure_packages
-from tests.support.files import let_others_in
 from tests.support.keys import KeyPair, key_pair
+from tests.support.mounts import MOUNT_POINT
 from tests.support.processes import Process, ProcessError, free_port, run
 
 USER = "dbtunnel"
@@ -93,7 +93,7 @@ class Bastion:
         self._survives = survives
         self._process: Process | None = None
         directory.mkdir(parents=True, exist_ok=True)
-        let_others_in(directory)
+        directory.chmod(0o711)  # the tunnels' user reads authorized_keys
         self.log = directory / "sshd.log"
         self._authorized_keys = directory / "authorized_keys"
         self._authorized_keys.touch()
@@ -124,7 +124,7 @@ class Bastion:
         """Ends it and all its connections, also while it is paused."""
         if self._process is None:
             return
-        for listener in _children(self.pid):
+        for listener in children(self.pid):
             _signal(listener, signal.SIGKILL)
         # it returns only when the last process of the namespace has ended, so the port is free then
         with contextlib.suppress(ProcessError):
@@ -144,37 +144,30 @@ class Bastion:
 
     def connections(self) -> int:
         """How many SSH connections there are, those that are not authenticated yet counted too."""
-        return sum(len(_children(listener)) for listener in _children(self.pid))
+        return sum(len(children(listener)) for listener in children(self.pid))
 
     def pause(self) -> None:
         """Hangs it with all connections: nothing is answered, nothing is closed."""
-        for process in [*_children(self.pid), *self._sessions()]:
+        for process in [*children(self.pid), *self._sessions()]:
             _signal(process, signal.SIGSTOP)
 
     def resume(self) -> None:
         """Ends the hang."""
-        for process in [*_children(self.pid), *self._sessions()]:
+        for process in [*children(self.pid), *self._sessions()]:
             _signal(process, signal.SIGCONT)
 
     def _sessions(self) -> list[int]:
-        """All processes below the listener."""
-        found: list[int] = []
-        waiting = _children(self.pid)
-        while waiting:
-            children = _children(waiting.pop())
-            found += children
-            waiting += children
-        return found
+        return [pid for listener in children(self.pid) for pid in descendants(listener)]
 
     def _command(self) -> list[str]:
         """sshd with files of its own mounted over the machine's, as process 1 of its namespace."""
         files = ("passwd", "shadow", "hosts") if _is_root() else ("passwd", "hosts")
-        mounts = [f"mount --bind '{self.directory}/{name}' /etc/{name}" for name in files]
+        mounts = [f'mount --bind "$0" {MOUNT_POINT}', *(f'mount --bind "$0/{name}" /etc/{name}' for name in files)]
         back = "" if _is_root() else f"unshare --user --map-user={os.geteuid()} --map-group={os.getegid()} "
-        sshd = f"exec {back}{_sshd()} -D -e -f '{self.directory}/sshd_config'"
+        script = " && ".join([*mounts, f"exec {back}{_sshd()} -D -e -f {MOUNT_POINT}/sshd_config"])
         become = [] if _is_root() else ["--map-root-user"]
-        script = " && ".join([*mounts, sshd])
-        return ["unshare", *become, "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script]
+        namespaces = [*become, "--mount", "--pid", "--fork", "--kill-child"]
+        return ["unshare", *namespaces, "sh", "-c", script, str(self.directory.absolute())]
 
     # --- what an administrator changes ----------------------------------------------------------------------------
 
@@ -217,7 +210,7 @@ class Bastion:
         if self._process is None:
             return
         marks = self._times_listening()
-        for listener in _children(self.pid):
+        for listener in children(self.pid):
             _signal(listener, signal.SIGHUP)
         self._process.wait_until(lambda: self._times_listening() > marks, "sshd read its configuration")
 
@@ -246,22 +239,24 @@ class Bastion:
     # --- files ----------------------------------------------------------------------------------------------------
 
     def _write_config(self) -> None:
-        host_keys = [f"HostKey {path}" for path in sorted(self.directory.glob("ssh_host_*_key"))]
-        certificates = [f"HostCertificate {path}" for path in sorted(self.directory.glob("ssh_host_*-cert.pub"))]
+        keys = sorted(self.directory.glob("ssh_host_*_key"))
+        certificates = sorted(self.directory.glob("ssh_host_*-cert.pub"))
+        # of this keyword alone sshd takes the last value
+        startups = any(line.startswith("MaxStartups ") for line in self.config)
         lines = [
             *self.config,
             f"ListenAddress {_bracketed(self.host)}:{self.port}",
-            f"AuthorizedKeysFile {self._authorized_keys}",
-            f"PidFile {self.directory}/sshd.pid",
+            f"AuthorizedKeysFile {MOUNT_POINT}/{self._authorized_keys.name}",
+            f"PidFile {MOUNT_POINT}/sshd.pid",
             "StrictModes no",
             "UsePAM no",
             "PasswordAuthentication no",
             "KbdInteractiveAuthentication no",
             "UseDNS no",
-            "MaxStartups 200:30:300",
+            *(() if startups else ("MaxStartups 200:30:300",)),
             "LogLevel VERBOSE",
-            *host_keys,
-            *certificates,
+            *(f"HostKey {MOUNT_POINT}/{path.name}" for path in keys),
+            *(f"HostCertificate {MOUNT_POINT}/{path.name}" for path in certificates),
         ]
         (self.directory / "sshd_config").write_text("\n".join(lines) + "\n")
 
@@ -295,11 +290,20 @@ def _write_private(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """Ids of the processes that a process started and that have not been waited for."""
     try:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:  # it has ended meanwhile
         return []
+
+
+def descendants(pid: int) -> list[int]:
+    """Ids of the processes below a process."""
+    found = children(pid)
+    for each in found:  # grows meanwhile
+        found += children(each)
+    return found
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

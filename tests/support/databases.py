@@ -13,7 +13,7 @@ import pymysql
 
 from tests.support.certificates import ServerCertificate
 from tests.support.debian import ensure_packages
-from tests.support.files import let_others_in
+from tests.support.mounts import MOUNT_POINT, mounted
 from tests.support.processes import Process, free_port, run
 
 USER, PASSWORD, DATABASE = "app", "correct horse", "shop"
@@ -53,7 +53,6 @@ class _Server(ABC):
         self._survives = survives
         self._process: Process | None = None
         directory.mkdir(parents=True, exist_ok=True)
-        let_others_in(directory)
         self._own(directory)
         if not (directory / "data").exists():
             self._initialize(tls_required)
@@ -98,12 +97,19 @@ class _Server(ABC):
     @abstractmethod
     def _answers(self) -> bool: ...
 
-    def _as_user(self) -> list[str]:
+    @property
+    def _place(self) -> Path:
+        """The server's directory as the server sees it."""
+        return MOUNT_POINT if os.geteuid() == 0 else self.directory
+
+    def _as_user(self, *argv: str) -> list[str]:
+        """The command as the server's user."""
         if os.geteuid() != 0:
-            return []
+            return list(argv)
         # the kernel forgets the signal for the parent's end when the user changes
         death = [] if self._survives else ["--pdeathsig", "keep"]
-        return ["setpriv", f"--reuid={self.system_user}", f"--regid={self.system_user}", "--clear-groups", *death]
+        ids = [f"--reuid={self.system_user}", f"--regid={self.system_user}", "--clear-groups"]
+        return mounted(self.directory, ["setpriv", *ids, *death, *argv])
 
     def _own(self, path: Path) -> None:
         """Gives a file to the server's user."""
@@ -111,13 +117,14 @@ class _Server(ABC):
             shutil.chown(path, self.system_user, self.system_user)
 
     def _certificate_files(self, tls: ServerCertificate) -> tuple[Path, Path]:
-        """The server's own copies of certificate and key, which nobody else may read."""
-        targets = self.directory / "server.crt", self.directory / "server.key"
-        for source, target in zip((tls.certificate, tls.key), targets, strict=True):
+        """The server's own copies of certificate and key, which nobody else may read, as the server sees them."""
+        names = "server.crt", "server.key"
+        for source, name in zip((tls.certificate, tls.key), names, strict=True):
+            target = self.directory / name
             shutil.copy(source, target)
             target.chmod(0o600)
             self._own(target)
-        return targets
+        return self._place / names[0], self._place / names[1]
 
 
 class PostgresServer(_Server):
@@ -157,24 +164,24 @@ class PostgresServer(_Server):
             *self.settings,
         ]
         arguments = [word for option in options for word in ("-c", option)]
-        return [*self._as_user(), _postgres("postgres"), "-D", str(self.directory / "data"), *arguments]
+        return self._as_user(_postgres("postgres"), "-D", f"{self._place}/data", *arguments)
 
     def _initialize(self, tls_required: bool) -> None:
-        data, password = self.directory / "data", self.directory / "password"
+        password = self.directory / "password"
         password.write_text(PASSWORD)
         self._own(password)
         options = ["--no-sync", "-A", "scram-sha-256", "-E", "UTF8", "--locale=C"]
-        owner = ["-D", str(data), "-U", USER, "--pwfile", str(password)]
-        run([*self._as_user(), _postgres("initdb"), *owner, *options], cwd="/")
+        owner = ["-D", f"{self._place}/data", "-U", USER, "--pwfile", f"{self._place}/password"]
+        run(self._as_user(_postgres("initdb"), *owner, *options))
         kind = "hostssl" if tls_required else "host"
-        (data / "pg_hba.conf").write_text(f"{kind} all all all scram-sha-256\n")
+        (self.directory / "data/pg_hba.conf").write_text(f"{kind} all all all scram-sha-256\n")
         self._execute("postgres", f"create database {DATABASE}")
         self._execute(DATABASE, f"create table {_TABLE}\ninsert into orders values {_VALUES}")
 
     def _execute(self, database: str, statements: str) -> None:
         """Runs statements, one a line, with no server."""
-        single = [_postgres("postgres"), "--single", "-c", "exit_on_error=on", "-D", str(self.directory / "data")]
-        run([*self._as_user(), *single, database], input=statements + "\n", cwd="/")
+        single = [_postgres("postgres"), "--single", "-c", "exit_on_error=on", "-D", f"{self._place}/data"]
+        run(self._as_user(*single, database), input=statements + "\n")
 
     def _tls_settings(self) -> list[str]:
         if self.tls is None:
@@ -220,25 +227,20 @@ class MariaDBServer(_Server):
         return [*self._base_command(), *address, *self._tls_options(), *(f"--{setting}" for setting in self.settings)]
 
     def _base_command(self) -> list[str]:
-        return [
-            *self._as_user(),
+        return self._as_user(
             shutil.which("mariadbd") or "/usr/sbin/mariadbd",
             "--no-defaults",
-            f"--datadir={self.directory / 'data'}",
+            f"--datadir={self._place}/data",
             "--socket=../s",  # from the data directory: a socket's path has at most 107 bytes
-            f"--pid-file={self.directory / 'pid'}",
+            f"--pid-file={self._place}/pid",
             "--innodb-buffer-pool-size=8M",
             "--innodb-log-file-size=4M",
             "--innodb-flush-log-at-trx-commit=0",
-        ]
+        )
 
     def _initialize(self, tls_required: bool) -> None:
-        data = self.directory / "data"
-        data.mkdir()
-        self._own(data)
-        user = [f"--user={self.system_user}"] if os.geteuid() == 0 else []
         options = ["--no-defaults", "--skip-test-db", "--skip-name-resolve"]
-        run(["mariadb-install-db", *options, f"--datadir={data}", *user])
+        run(self._as_user("mariadb-install-db", *options, f"--datadir={self._place}/data"))
         tls = " require ssl" if tls_required else ""
         script = (
             f"create database {DATABASE};\n"
