@@ -28,7 +28,8 @@ def server_certificate(directory: Path, names: Sequence[str], days: int = 30) ->
     not_after = datetime.datetime.now(datetime.UTC).replace(microsecond=0) + datetime.timedelta(days=days)
     issuer = _name("test authority")
     constraints = x509.BasicConstraints(ca=True, path_length=None)
-    authority = _builder(issuer, issuer, authority_key, not_after).add_extension(constraints, critical=True)
+    year = datetime.timedelta(days=365)
+    authority = _builder(issuer, issuer, authority_key, not_after + year).add_extension(constraints, critical=True)
     alternatives = x509.SubjectAlternativeName([x509.DNSName(name) for name in names])
     leaf = _builder(_name(names[0]), issuer, key, not_after).add_extension(alternatives, critical=False)
     paths = directory / "server.crt", directory / "server.key", directory / "ca.crt"

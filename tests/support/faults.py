@@ -121,7 +121,8 @@ class BlackHole:
         if os.geteuid() != 0:
             raise ProcessError("a black hole needs a network namespace: run the tests as root")
         self._holder = Process(["unshare", "--net", "sleep", "infinity"], directory / "blackhole.log")
-        self._link = f"dbt{secrets.token_hex(4)}"
+        self.link = f"dbt{secrets.token_hex(4)}"
+        """The network interface that leads there."""
         self.host = ""
         """The address."""
 
@@ -132,7 +133,7 @@ class BlackHole:
         # RFC 2544's range for tests of networks; a /30 for each process id, so that parallel runs do not meet
         network = ipaddress.ip_address("198.18.0.0") + (pid % 2**14) * 4
         self.host = str(network + 2)
-        link = self._link
+        link = self.link
         run(["ip", "link", "add", link, "type", "veth", "peer", "name", "hole", "netns", str(pid)])
         run(["nsenter", f"--net=/proc/{pid}/ns/net", "ip", "link", "set", "hole", "up"])
         run(["ip", "address", "add", f"{network + 1}/30", "dev", link])
@@ -143,7 +144,7 @@ class BlackHole:
 
     def __exit__(self, *_: object) -> None:
         self._holder.stop()
-        gone = Path("/sys/class/net", self._link)
+        gone = Path("/sys/class/net", self.link)
         wait_until(lambda: not gone.exists(), "the namespace's end")
 
 
