@@ -111,7 +111,8 @@ class Bastion:
             Path("/run/sshd").mkdir(exist_ok=True)
         marks = self._times_listening()
         self._process = Process(self._command(), self.log, survives=self._survives).start()
-        self._process.wait_until(lambda: self._times_listening() > marks, "sshd listened")
+        need = "" if _is_root() else " (without root it needs a kernel that lets users make namespaces)"
+        self._process.wait_until(lambda: self._times_listening() > marks, f"sshd listened{need}")
         return self
 
     @property
