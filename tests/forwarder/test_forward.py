@@ -16,7 +16,7 @@ from dbtunnel.api.engines import Engine
 from tests.support.bastion import Bastion
 from tests.support.certificates import ServerCertificate
 from tests.support.databases import DATABASE, PASSWORD, USER, MariaDBServer, PostgresServer
-from tests.support.forwarder import KEY, Forwarder, forwarder_config
+from tests.support.forwarder import KEY, Forwarder, as_a_stranger, forwarder_config
 from tests.support.keys import KeyPair, key_pair
 from tests.support.processes import wait_until
 
@@ -175,6 +175,7 @@ def test_it_needs_no_environment_no_home_and_no_account(
     tmp_path: Path, bastion: Bastion, postgres: PostgresServer, client_key: KeyPair
 ) -> None:
     forwarder = Forwarder(tmp_path / "fwd", forwarder_config(bastion, postgres.port), {KEY: client_key.private})
-    forwarder.start("setpriv", "--reuid=123456", "--regid=123456", "--clear-groups")
+    forwarder.start(*as_a_stranger())
     assert orders(forwarder.port) == 3
+    assert "Uid:\t123456" in Path(f"/proc/{forwarder.process.pid}/status").read_text()
     forwarder.stop()

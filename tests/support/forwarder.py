@@ -1,6 +1,7 @@
 """A real forwarder process, as a pod runs it: no environment but its configuration, no home, no writable directory."""
 
 import json
+import os
 import sys
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -46,6 +47,22 @@ def forwarder_config(bastion: Bastion, database_port: int, **changes: Any) -> Fo
         "seconds": Seconds(connect_timeout=5, keepalive_interval=1, parking_max=10, drain_min=0, drain_max=5),
     }
     return ForwarderConfig(**{**usual, **changes})
+
+
+def as_a_stranger() -> list[str]:
+    """The command that runs another as an id without an account and with nothing to write to, as a pod has it."""
+    number = "123456"
+    if os.geteuid() != 0:
+        return ["unshare", "--user", f"--map-user={number}", f"--map-group={number}"]
+    read_only = "mount -o remount,bind,ro / && (! mountpoint -q /tmp || mount -o remount,bind,ro /tmp)"
+    # it may read what it could not otherwise: Python and the key directory, wherever they lie
+    may_read = [
+        "--inh-caps=-all,+dac_read_search",
+        "--ambient-caps=+dac_read_search",
+        "--bounding-set=-all,+dac_read_search",
+    ]
+    become = ["setpriv", f"--reuid={number}", f"--regid={number}", "--clear-groups", *may_read, "--pdeathsig=KILL"]
+    return ["unshare", "--mount", "sh", "-c", f'{read_only} && exec "$@"', "stranger", *become]
 
 
 class Forwarder:

@@ -1,1 +1,15 @@
-"""The forwarder's process: one listening socket, SSH connections behind it, an admin port beside it."""
+"""The process of a tunnel's pod. It knows nothing of Kubernetes."""
+
+import ctypes.util
+import os
+
+# asyncssh looks for two optional C libraries as it is imported. The search runs ldconfig and a compiler, fails where no
+# directory is writable, and takes a third of the time to start; what the libraries would add is not offered.
+_find_library, ctypes.util.find_library = ctypes.util.find_library, lambda name: None  # noqa: ARG005
+try:
+    import asyncssh  # noqa: F401
+finally:
+    ctypes.util.find_library = _find_library
+
+# asyncssh asks for the local user's name and fails where an id has no account, though it does nothing with it
+os.environ.setdefault("USER", "dbtunnel")

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import parse_qs, urlsplit
 
-from dbtunnel.api.forwarder import ForwarderConfig
+from dbtunnel.api.forwarder import ForwarderConfig, LayerStatus
 from dbtunnel.forwarder.connection import Connector
 from dbtunnel.forwarder.listener import listening_socket
-from dbtunnel.forwarder.metrics import Metrics
+from dbtunnel.forwarder.metrics import LAYER, SSH_CONNECTS, Metrics
 from dbtunnel.forwarder.state import State
 
 _REQUEST_LIMIT = 8192
@@ -21,7 +21,7 @@ _REQUEST_LIMIT = 8192
 _IDLE_SECONDS = 75
 """How long a connection may wait for its next request."""
 
-_LONGEST_POLL_SECONDS = 60.0
+_LONGEST_POLL_SECONDS = 60
 
 _TEXT = "text/plain; charset=utf-8"
 _JSON = "application/json"
@@ -41,7 +41,6 @@ class Admin:
         self._config, self._state, self._connector, self._metrics = config, state, connector, metrics
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
-        self._was_connected = False
 
     async def start(self, host: str, port: int) -> None:
         """Listens. Raises OSError where the address is taken."""
@@ -59,10 +58,9 @@ class Admin:
         if task is not None:
             self._connections.add(task)
             task.add_done_callback(self._connections.discard)
-        with contextlib.suppress(
-            OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError
-        ):
-            while True:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            answer = None
+            while answer is None or answer.status is HTTPStatus.OK:
                 async with asyncio.timeout(_IDLE_SECONDS):
                     head = await reader.readuntil(b"\r\n\r\n")
                 answer = await self._answer(head)
@@ -80,7 +78,7 @@ class Admin:
         if target.path == "/readyz":
             return self._readiness()
         if target.path == "/metrics":
-            return _Answer(HTTPStatus.OK, self._metrics.text(), "text/plain; version=0.0.4; charset=utf-8")
+            return _Answer(HTTPStatus.OK, self._metrics_text(), "text/plain; version=0.0.4; charset=utf-8")
         if target.path == "/status":
             return await self._status(target.query)
         return _Answer(HTTPStatus.NOT_FOUND, "paths: /livez /readyz /status /metrics\n")
@@ -90,25 +88,35 @@ class Admin:
         keeps the old pods until the new ones work, and not after clients have waited in vain."""
         down_since = self._connector.down_since
         if down_since is None:
-            self._was_connected = True
             return _Answer(HTTPStatus.OK, "ok\n")
         seconds = asyncio.get_running_loop().time() - down_since
-        if self._was_connected and seconds <= self._config.seconds.parking_max:
+        if self._metrics.get(SSH_CONNECTS) and seconds <= self._config.seconds.parking_max:
             return _Answer(HTTPStatus.OK, f"reconnecting for {seconds:.0f} s\n")
         return _Answer(HTTPStatus.SERVICE_UNAVAILABLE, f"no SSH connection for {seconds:.0f} s\n")
 
+    def _metrics_text(self) -> str:
+        for layer, fact in self._state.layers():
+            self._metrics.set(LAYER, fact.status == LayerStatus.TRUE, layer)
+        return self._metrics.text()
+
     async def _status(self, query: str) -> _Answer:
         fields = parse_qs(query)
-        after = int(fields.get("after", ["-1"])[0])
-        seconds = min(float(fields.get("timeoutSeconds", ["0"])[0]), _LONGEST_POLL_SECONDS)
-        status = await self._state.after(after, max(seconds, 0))
+        try:
+            after = int(fields.get("after", ["-1"])[0])
+            seconds = int(fields.get("timeoutSeconds", ["0"])[0])
+        except ValueError:
+            return _Answer(HTTPStatus.BAD_REQUEST, "after and timeoutSeconds are whole numbers\n")
+        status = await self._state.after(after, min(max(seconds, 0), _LONGEST_POLL_SECONDS))
         return _Answer(HTTPStatus.OK, status.model_dump_json(by_alias=True, exclude_none=True), _JSON)
 
 
 def _encoded(answer: _Answer) -> bytes:
     body = answer.body.encode()
+    # after an answer that is not good it is closed, since a body that was not read might follow
+    connection = "keep-alive" if answer.status is HTTPStatus.OK else "close"
     head = (
         f"HTTP/1.1 {answer.status.value} {answer.status.phrase}\r\n"
-        f"Content-Type: {answer.type}\r\nContent-Length: {len(body)}\r\nX-Content-Type-Options: nosniff\r\n\r\n"
+        f"Content-Type: {answer.type}\r\nContent-Length: {len(body)}\r\nX-Content-Type-Options: nosniff\r\n"
+        f"Connection: {connection}\r\n\r\n"
     )
     return head.encode("latin-1") + body

@@ -1,5 +1,11 @@
 """Which SSH algorithms are offered, in order of preference."""
 
+from collections.abc import Sequence
+
+from asyncssh.encryption import get_encryption_algs
+from asyncssh.kex import get_kex_algs
+from asyncssh.mac import get_mac_algs
+
 from dbtunnel.api.forwarder import Algorithms
 
 _CIPHERS = (
@@ -26,7 +32,6 @@ _KEY_EXCHANGES = (
 )
 
 _MACS = (
-    "umac-128-etm@openssh.com",
     "hmac-sha2-256-etm@openssh.com",
     "hmac-sha2-512-etm@openssh.com",
     "hmac-sha2-256",
@@ -52,9 +57,14 @@ def offered(choice: Algorithms, *, compression: bool) -> dict[str, tuple[str, ..
     """asyncssh's options for a choice. SHA-1 is offered with Legacy alone."""
     old = choice is Algorithms.LEGACY
     return {
-        "encryption_algs": _CIPHERS + (_OLD_CIPHERS if old else ()),
-        "kex_algs": _KEY_EXCHANGES + (_OLD_KEY_EXCHANGES if old else ()),
-        "mac_algs": _MACS + (_OLD_MACS if old else ()),
+        "encryption_algs": _available(_CIPHERS + (_OLD_CIPHERS if old else ()), get_encryption_algs()),
+        "kex_algs": _available(_KEY_EXCHANGES + (_OLD_KEY_EXCHANGES if old else ()), get_kex_algs()),
+        "mac_algs": _available(_MACS + (_OLD_MACS if old else ()), get_mac_algs()),
         "signature_algs": _SIGNATURES + (_OLD_SIGNATURES if old else ()),
         "compression_algs": ("zlib@openssh.com", "none") if compression else ("none",),
     }
+
+
+def _available(names: tuple[str, ...], known: Sequence[bytes]) -> tuple[str, ...]:
+    """Those that the OpenSSL of this process has; asyncssh refuses a list with one that it lacks."""
+    return tuple(name for name in names if name.encode("ascii") in known)

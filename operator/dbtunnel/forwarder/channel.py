@@ -4,12 +4,15 @@ Nothing else knows how bytes are moved, so that this can be replaced by somethin
 """
 
 import asyncio
+import socket
+import struct
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import asyncssh
 
-from dbtunnel.forwarder.transport import Greeting
+from dbtunnel.forwarder.link import Link
+from dbtunnel.forwarder.transport import Congestion
 
 WINDOW = 2 * 1024 * 1024
 """Bytes that the server may send on a channel before it is told that they have been taken."""
@@ -24,6 +27,7 @@ SNIFFED_BYTES = 512
 """How much of a server's first answer is looked at."""
 
 
+Address = tuple[str, int]
 OnFirst = Callable[[bytes], None]
 OnEnd = Callable[[], None]
 
@@ -42,8 +46,9 @@ class Client(asyncio.Protocol):
         self._on_connected, self._on_lost = on_connected, on_lost
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.is_gone = False
-        self.ended_sending = False
-        self.early = bytearray()
+        self._ended_sending = False
+        self._is_parked = False
+        self._early = bytearray()
         self._session: Session | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -52,16 +57,16 @@ class Client(asyncio.Protocol):
         self._on_connected(self)
 
     def data_received(self, data: bytes) -> None:
-        self.early += data
-        if len(self.early) > EARLY_LIMIT:
+        self._early += data
+        if len(self._early) > EARLY_LIMIT:
             self.transport.pause_reading()
 
     def eof_received(self) -> bool:
         """The client sends no more and may still receive."""
-        self.ended_sending = True
+        self._ended_sending = True
         if self._session:
             self._session.end_sending()
-        return True
+        return not self._is_parked
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_gone = True
@@ -79,28 +84,38 @@ class Client(asyncio.Protocol):
         if self._session:
             self._session.channel.resume_reading()
 
+    def park(self, *, parked: bool) -> None:
+        """While it is parked its end of sending counts as its leaving, since no client of a database says all that it
+        has to say before the database has answered. Else those who gave up in an outage would all be served after it.
+        """
+        self._is_parked = parked
+        if parked and self._ended_sending:
+            self.refuse()
+
     def join(self, session: "Session") -> None:
-        """From now on bytes go to the channel."""
+        """From now on bytes go to the channel. Closes the channel where the client has left meanwhile."""
+        if self.transport.is_closing():
+            session.channel.abort()
+            return
         self._session = session
         self.data_received = session.send  # type: ignore[method-assign]
-        if self.early:
-            session.send(bytes(self.early))
-            self.early.clear()
-        if self.ended_sending:
+        self.transport.resume_reading()
+        if self._early:
+            session.send(bytes(self._early))
+            self._early.clear()
+        if self._ended_sending:
             session.end_sending()
-        if not self.transport.is_closing():
-            self.transport.resume_reading()
 
     def refuse(self) -> None:
         """Ends the connection with a reset, which no client takes for a clean end."""
-        self.transport.abort()
+        reset(self.transport)
 
 
 class Session(asyncssh.SSHTCPSession[bytes]):
     """The channel's side."""
 
     def __init__(
-        self, client: Client, congestion: "Congestion", count: Counter, on_first: OnFirst, on_end: OnEnd
+        self, client: Client, congestion: Congestion, count: Counter, on_first: OnFirst, on_end: OnEnd
     ) -> None:
         self.channel: asyncssh.SSHTCPChannel[bytes] = cast("asyncssh.SSHTCPChannel[bytes]", None)
         self._client, self._congestion = client, congestion
@@ -110,6 +125,10 @@ class Session(asyncssh.SSHTCPSession[bytes]):
 
     def connection_made(self, chan: asyncssh.SSHTCPChannel[bytes]) -> None:
         self.channel = chan
+
+    def session_started(self) -> None:
+        """The channel is open, and nothing has come over it yet."""
+        self._client.join(self)
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:  # noqa: ARG002
         if self._is_first:
@@ -127,9 +146,9 @@ class Session(asyncssh.SSHTCPSession[bytes]):
     def connection_lost(self, exc: Exception | None) -> None:
         """The channel is gone; with an error the client gets a reset rather than a clean end."""
         self._on_end()
-        self._congestion.forget(self)
+        self._congestion.forget(self.relieve)
         if exc is not None:
-            self._client.transport.abort()
+            self._client.refuse()
         else:
             self._client.transport.close()
 
@@ -149,7 +168,7 @@ class Session(asyncssh.SSHTCPSession[bytes]):
             return
         self._count(sent=len(data))
         self.channel.write(data)
-        if self._congestion.holds(self):
+        if self._congestion.holds(self.relieve):
             self._client.transport.pause_reading()
 
     def relieve(self) -> None:
@@ -170,54 +189,34 @@ class Session(asyncssh.SSHTCPSession[bytes]):
             self.channel.close()
 
 
-class Congestion:
-    """Clients that are not read, since their SSH connection has more to send than it can.
-
-    asyncssh holds no writer back for it: 100 uploading clients and a stopped server grew its buffer to 196 MiB.
-    """
-
-    def __init__(self, greeting: Greeting) -> None:
-        self._greeting = greeting
-        self._held: set[Session] = set()
-        greeting.on_relief = self._relieve
-
-    def holds(self, session: Session) -> bool:
-        """Whether the client of `session` must not be read now; it is told when it may be."""
-        if self._greeting.is_congested:
-            self._held.add(session)
-        return self._greeting.is_congested
-
-    def forget(self, session: Session) -> None:
-        """The session has ended."""
-        self._held.discard(session)
-
-    def _relieve(self) -> None:
-        held, self._held = self._held, set()
-        for session in held:
-            session.relieve()
-
-
 async def open_channel(
-    connection: asyncssh.SSHClientConnection,
-    factory: Callable[[], asyncssh.SSHTCPSession[bytes]],
-    target: tuple[str, int],
-    origin: tuple[str, int],
-    timeout_seconds: float,
+    link: Link, factory: Callable[[], asyncssh.SSHTCPSession[bytes]], target: Address, origin: Address, limit: float
 ) -> asyncssh.SSHTCPSession[bytes]:
-    """Opens a channel. Raises TimeoutError and what asyncssh raises.
+    """Opens a channel within `limit` seconds. Raises TimeoutError and what asyncssh raises.
 
     The opening itself is never cancelled: asyncssh then forgets a channel that the server opens later, and with it a
     connection to the database (asyncssh issue 823). A late success is closed when it comes.
     """
-    opening = asyncio.ensure_future(connection.create_connection(factory, *target, *origin, window=WINDOW))
-    try:
-        _, session = await asyncio.wait_for(asyncio.shield(opening), timeout_seconds)
-    except BaseException:
-        opening.add_done_callback(_close_late)
-        raise
+    async with asyncio.timeout(limit):
+        await link.opening.acquire()
+        opening = asyncio.ensure_future(link.connection.create_connection(factory, *target, *origin, window=WINDOW))
+        opening.add_done_callback(lambda _: link.opening.release())
+        try:
+            _, session = await asyncio.shield(opening)
+        except BaseException:
+            opening.add_done_callback(_close_late)
+            raise
     return session
 
 
 def _close_late(opening: "asyncio.Future[tuple[asyncssh.SSHTCPChannel[bytes], Any]]") -> None:
     if not opening.cancelled() and opening.exception() is None:
         opening.result()[0].abort()
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Ends a TCP connection with a reset; closing alone would look like a clean end."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None and not transport.is_closing():
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()

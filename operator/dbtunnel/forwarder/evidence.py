@@ -9,23 +9,35 @@ from dbtunnel.forwarder.failures import Failure
 SSL_REQUEST = bytes.fromhex("0000000804d2162f")
 """PostgreSQL's SSLRequest (protocol documentation, 55.7, Message Formats)."""
 
-_POSTGRESQL_FIRST = b"SNREGvK"
-"""First bytes of a PostgreSQL server: answers to SSLRequest and GSSENCRequest, authentication, error, negotiation."""
+_TLS_ANSWERS = {b"S": True, b"N": False}
+"""The whole answer to an SSLRequest, and whether TLS is offered."""
 
-_TLS_RECORDS = b"\x15\x16"
-"""Alert and handshake: direct TLS, of PostgreSQL 17."""
+_OTHER_ANSWERS = (b"G", b"\x15", b"\x16")
+"""The answer to a GSSENCRequest; a TLS alert and a TLS handshake, of PostgreSQL 17's direct TLS."""
+
+_MESSAGES = b"REvK"
+"""First messages of a server without TLS: authentication, error, negotiation of the protocol's version, key data."""
+
+_LONGEST_MESSAGE = 30000
+"""libpq takes longer first messages for those of something else, too."""
+
+_OLD_ERROR = b"EFATAL"
+"""What servers before 7.4 answer to what they do not know: no length, no fields."""
 
 _TOO_MANY_CONNECTIONS = "53300"
 """SQLSTATE too_many_connections."""
 
-_PROTOCOL_VERSION = 10
+_MYSQL_HEAD = 8
+"""Bytes of the shortest first packet that says something: length, number, kind, and an error's code."""
+
+_GREETING, _ERROR = b"\x0a", b"\xff"
 _CLIENT_SSL = 0x0800
 _ERRORS = {1040: Reason.TOO_MANY_CONNECTIONS, 1129: Reason.HOST_BLOCKED, 1130: Reason.DATABASE_REFUSED}
 """MySQL's errors before a login: too many connections, host blocked, host not privileged."""
 
 
-def judge(protocol: WireProtocol, first: bytes) -> DatabaseFact:
-    """What a server's first bytes show. Raises Failure where they show that it does not work."""
+def judge(protocol: WireProtocol, first: bytes) -> DatabaseFact | None:
+    """What a server's first bytes show; None for too few of them. Raises Failure where it does not work."""
     return _postgresql(first) if protocol is WireProtocol.POSTGRESQL else _mysql(first)
 
 
@@ -38,14 +50,14 @@ def _failure(reason: Reason, seen: str) -> Failure:
     return Failure(ConditionType.DATABASE_REACHABLE, reason, seen)
 
 
-def _postgresql(first: bytes) -> DatabaseFact:
-    # a MySQL greeting begins with its length, which may well be the code of S or N
-    if _mysql_payload(first) is not None or first[:1] not in {
-        bytes([code]) for code in _POSTGRESQL_FIRST + _TLS_RECORDS
-    }:
+def _postgresql(first: bytes) -> DatabaseFact | None:
+    if first in _TLS_ANSWERS:
+        return DatabaseFact(protocol=WireProtocol.POSTGRESQL, tls_offered=_TLS_ANSWERS[first])
+    if len(first) < 5 and first[0] in _MESSAGES:
+        return None
+    is_message = first[0] in _MESSAGES and 4 <= int.from_bytes(first[1:5], "big") < _LONGEST_MESSAGE
+    if not (is_message or first.startswith((*_OTHER_ANSWERS, _OLD_ERROR))):
         raise unexpected(first)
-    if first[:1] in (b"S", b"N"):
-        return DatabaseFact(protocol=WireProtocol.POSTGRESQL, tls_offered=first[:1] == b"S")
     if first[:1] == b"E":
         _check_postgresql_error(first)
     return DatabaseFact(protocol=WireProtocol.POSTGRESQL)
@@ -58,11 +70,14 @@ def _check_postgresql_error(first: bytes) -> None:
         raise _failure(Reason.TOO_MANY_CONNECTIONS, fields.get(b"M", ""))
 
 
-def _mysql(first: bytes) -> DatabaseFact:
-    payload = _mysql_payload(first)
-    if payload is None:
+def _mysql(first: bytes) -> DatabaseFact | None:
+    """A server's first packet: a greeting of protocol 10, or an error."""
+    if len(first) < _MYSQL_HEAD and first[3:4] in (b"", b"\0"):
+        return None
+    payload = first[4 : 4 + int.from_bytes(first[:3], "little")]
+    if first[2:4] != b"\0\0" or payload[:1] not in (_GREETING, _ERROR):
         raise unexpected(first)
-    if payload[0] == 0xFF:
+    if payload[:1] == _ERROR:
         code = int.from_bytes(payload[1:3], "little")
         text = payload[3:].decode("latin-1")
         raise _failure(_ERRORS.get(code, Reason.DATABASE_REFUSED), f"error {code}: {text}")
@@ -73,9 +88,3 @@ def _mysql(first: bytes) -> DatabaseFact:
         server_version=printable(version.decode("latin-1"), 128),
         tls_offered=bool(flags & _CLIENT_SSL) if flags is not None else None,
     )
-
-
-def _mysql_payload(first: bytes) -> bytes | None:
-    """The payload of a server's first packet: a greeting of protocol 10, or an error."""
-    is_packet = len(first) > 5 and first[2:4] == b"\0\0" and first[4] in (_PROTOCOL_VERSION, 0xFF)
-    return first[4 : 4 + int.from_bytes(first[:3], "little")] if is_packet else None

@@ -137,19 +137,16 @@ def _authentication_failure(error: BaseException, progress: Progress) -> Failure
     return transport_failure(Reason.CONNECTION_LOST, f"during authentication: {text}")
 
 
-def channel_failure(error: BaseException, limit_seconds: float) -> Failure | None:
-    """Why a channel to the database did not open; None where the SSH connection itself went away."""
+def channel_failure(error: BaseException, limit_seconds: float) -> Failure:
+    """Why a channel to the database did not open, on an SSH connection that stands."""
     layer = ConditionType.DATABASE_REACHABLE
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
         return Failure(layer, Reason.DATABASE_TIMEOUT, f"the SSH server opens no connection within {limit_seconds:g} s")
     if not isinstance(error, asyncssh.ChannelOpenError):
-        return None
+        return Failure(layer, Reason.DATABASE_REFUSED, str(error))
+    if error.code != asyncssh.OPEN_CONNECT_FAILED:
+        # besides its policy (code 1): no such channel type, or no resources left for one
+        return Failure(layer, Reason.FORWARDING_PROHIBITED, error.reason)
     text = error.reason.lower()
-    if error.code == asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED:
-        return Failure(layer, Reason.FORWARDING_PROHIBITED, error.reason)
-    if error.code == asyncssh.OPEN_CONNECT_FAILED and "connection closed" not in text:
-        reason = next((reason for part, reason in _DATABASE_TEXTS if part in text), Reason.DATABASE_REFUSED)
-        return Failure(layer, reason, error.reason)
-    if error.code in (asyncssh.OPEN_UNKNOWN_CHANNEL_TYPE, asyncssh.OPEN_RESOURCE_SHORTAGE):
-        return Failure(layer, Reason.FORWARDING_PROHIBITED, error.reason)
-    return None
+    reason = next((reason for part, reason in _DATABASE_TEXTS if part in text), Reason.DATABASE_REFUSED)
+    return Failure(layer, reason, error.reason)

@@ -5,19 +5,22 @@ read `~/.ssh/known_hosts`; so every line is checked here first, and it is given 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import asyncssh
 
 from dbtunnel.api.forwarder import HostKeyRule
 from dbtunnel.domain.diagnosis import printable
+from dbtunnel.forwarder.keys import MountedFile
 
 PLAIN_KINDS: tuple[tuple[str, ...], ...] = (
     ("ssh-ed25519",),
-    ("ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"),
+    ("ecdsa-sha2-nistp256",),
+    ("ecdsa-sha2-nistp384",),
+    ("ecdsa-sha2-nistp521",),
     ("rsa-sha2-256", "rsa-sha2-512"),
 )
-"""Host key algorithms by kind of key. A server shows one key a connection, so each kind takes one of its own."""
+"""Host key algorithms by kind of key. A server shows one key a connection: the first that both sides have."""
 
 LEGACY_RSA = ("ssh-rsa",)
 """RSA with SHA-1, for old servers."""
@@ -37,8 +40,6 @@ class Trust:
     keys: tuple[asyncssh.SSHKey, ...] = ()
     authorities: tuple[asyncssh.SSHKey, ...] = ()
     revoked: tuple[asyncssh.SSHKey, ...] = ()
-    text_given: bool = field(default=False)
-    """Whether there is a known_hosts text, though perhaps without a line for this server."""
 
     @property
     def is_empty(self) -> bool:
@@ -51,37 +52,58 @@ class Trust:
             return False
         return key.get_fingerprint() in self.fingerprints or any(key == pinned for pinned in self.keys)
 
-    def is_revoked(self, fingerprint: str) -> bool:
-        """Whether a key of this fingerprint is marked @revoked."""
-        return any(key.get_fingerprint() == fingerprint for key in self.revoked)
-
     def for_asyncssh(self) -> tuple[Sequence[asyncssh.SSHKey], ...]:
         """As asyncssh takes known hosts: trusted, authorities, revoked, and nothing of X.509. Never empty."""
         return (self.keys, self.authorities, self.revoked, (), (), (), ())
 
 
-def trust_of(rule: HostKeyRule, text: str | None, host: str, port: int) -> Trust:
-    """What the rule trusts for a server; `text` is the mounted known_hosts. Raises KnownHostsError."""
+def trust_of(rule: HostKeyRule, file: MountedFile, host: str, port: int) -> Trust:
+    """What the rule trusts for a server; `file` is the mounted known_hosts. Raises KnownHostsError."""
     if rule.fingerprints:
         return Trust(fingerprints=frozenset(rule.fingerprints))
-    content = rule.known_hosts if rule.known_hosts is not None else text
+    content = rule.known_hosts if rule.known_hosts is not None else _mounted(rule, file)
     if content is None:
-        if rule.known_hosts_file is not None:
-            raise KnownHostsError(f"there is no file {printable(rule.known_hosts_file)} (yet)")
         return Trust()
     _check_lines(content)
-    matched = asyncssh.match_known_hosts(asyncssh.import_known_hosts(content), rule.alias or host, "", port)
+    try:
+        known = asyncssh.import_known_hosts(content)
+    except ValueError as error:
+        raise KnownHostsError(printable(str(error))) from None
+    matched = asyncssh.match_known_hosts(known, rule.alias or host, "", port)
     keys, authorities, revoked = (tuple(group) for group in matched[:3])
-    return Trust(keys=keys, authorities=authorities, revoked=revoked, text_given=True)
+    return Trust(keys=keys, authorities=authorities, revoked=revoked)
+
+
+def _mounted(rule: HostKeyRule, file: MountedFile) -> str | None:
+    if rule.known_hosts_file is None:
+        return None
+    if file.content is None:
+        raise KnownHostsError(file.problem or f"there is no file {printable(rule.known_hosts_file)} (yet)")
+    return file.content.decode("utf-8", "replace")
 
 
 def kinds_to_try(trust: Trust, *, legacy: bool) -> list[tuple[str, ...]]:
-    """The algorithms to offer, one connection after the other, until a trusted key is shown."""
+    """The algorithms to offer, by kind of key, those first that may lead to a trusted key.
+
+    The others are offered as well, so that a server whose key is of another kind shows it.
+    """
     plain = [(*kind, *LEGACY_RSA) if legacy and "rsa-sha2-256" in kind else kind for kind in PLAIN_KINDS]
     pinned = {name.decode("ascii") for key in trust.keys for name in key.sig_algorithms}
-    wanted = [kind for kind in plain if not pinned or pinned & set(kind)]
-    certificates = tuple(f"{name}-cert-v01@openssh.com" for kind in plain for name in kind)
-    return ([certificates] if trust.authorities else []) + (wanted if not trust.authorities or trust.keys else [])
+    ordered = sorted(plain, key=lambda kind: not pinned & set(kind))
+    certificates = tuple(_certified(name) for kind in plain for name in kind)
+    return [certificates, *ordered] if trust.authorities else ordered
+
+
+def kinds_left(
+    kinds: Sequence[tuple[str, ...]], shown: asyncssh.SSHKey, offered: frozenset[str]
+) -> list[tuple[str, ...]]:
+    """The kinds that may show another key, once a server has shown one and said what it offers."""
+    seen = {name.decode("ascii") for name in shown.sig_algorithms}
+    return [kind for kind in kinds if not seen & set(kind) and offered & set(kind)]
+
+
+def _certified(name: str) -> str:
+    return f"{name.removesuffix('@openssh.com')}-cert-v01@openssh.com"
 
 
 def _check_lines(content: str) -> None:

@@ -1,4 +1,4 @@
-"""The private key and the known_hosts text, as they stand in the mounted directories."""
+"""The private key, from the mounted Secret."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +23,25 @@ class KeyProblemError(Exception):
 
 
 @dataclass(frozen=True)
+class MountedFile:
+    """A file of a mounted directory. It may be a secret, so its text shows nothing of it."""
+
+    content: bytes | None = field(default=None, repr=False)
+    """None where there is no such file, or where it cannot be used."""
+    problem: str = ""
+    """Why it cannot be used."""
+
+
+@dataclass(frozen=True)
+class KeyFiles:
+    """What stands in the key directory; two that are equal lead to the same key."""
+
+    key: MountedFile
+    passphrase: MountedFile
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Key:
     """A private key that can sign. Its text shows the public half alone."""
 
@@ -30,42 +49,42 @@ class Key:
     public: PublicKeyFact
 
 
-def read_key(directory: Path, names: ForwarderKey) -> Key:
-    """The key in the mounted Secret. Raises KeyProblemError."""
-    content = _key_file(directory, names.key)
-    if content is None:
-        present = _names(directory)
-        if not present:
+def read_file(directory: Path, name: str) -> MountedFile:
+    """A mounted file, of at most MOUNTED_FILE_LIMIT bytes."""
+    try:
+        with (directory / name).open("rb") as file:
+            content = file.read(MOUNTED_FILE_LIMIT + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return MountedFile()
+    except OSError as error:
+        return MountedFile(problem=f"the file cannot be read: {error.strerror}")
+    if len(content) > MOUNTED_FILE_LIMIT:
+        return MountedFile(problem=f"it has more than {MOUNTED_FILE_LIMIT} bytes")
+    return MountedFile(content)
+
+
+def read_key_files(directory: Path, names: ForwarderKey) -> KeyFiles:
+    """What the mounted Secret has."""
+    key, passphrase = read_file(directory, names.key), read_file(directory, names.passphrase_key)
+    return KeyFiles(key, passphrase, tuple(_names(directory)))
+
+
+def parse_key(files: KeyFiles) -> Key:
+    """The key. Takes a tenth of a second where it is encrypted. Raises KeyProblemError."""
+    if files.key.problem:
+        raise KeyProblemError(Reason.PRIVATE_KEY_INVALID, files.key.problem)
+    if files.key.content is None:
+        if not files.names:
             raise KeyProblemError(Reason.SECRET_NOT_FOUND)
-        raise KeyProblemError(Reason.SECRET_KEY_MISSING, ", ".join(present))
-    passphrase = _passphrase(directory, names.passphrase_key)
-    private = _parsed(content, passphrase)
+        raise KeyProblemError(Reason.SECRET_KEY_MISSING, ", ".join(files.names))
+    private = _parsed(files.key.content, _passphrase(files.passphrase))
     public = " ".join(private.export_public_key().decode("ascii").split()[:2])
     return Key(private, PublicKeyFact(key=public, fingerprint=private.get_fingerprint()))
 
 
-def read_text(directory: Path, name: str) -> bytes | None:
-    """A mounted file; None where it is not there. At most MOUNTED_FILE_LIMIT bytes and one are read."""
-    try:
-        with (directory / name).open("rb") as file:
-            return file.read(MOUNTED_FILE_LIMIT + 1)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise KeyProblemError(Reason.PRIVATE_KEY_INVALID, f"the file cannot be read: {error.strerror}") from None
-
-
-def _key_file(directory: Path, name: str) -> bytes | None:
-    content = read_text(directory, name)
-    if content is not None and len(content) > MOUNTED_FILE_LIMIT:
-        raise KeyProblemError(Reason.PRIVATE_KEY_INVALID, f"it has more than {MOUNTED_FILE_LIMIT} bytes")
-    return content
-
-
-def _passphrase(directory: Path, name: str) -> str | None:
-    content = read_text(directory, name)
+def _passphrase(file: MountedFile) -> str | None:
     # `echo secret > file` and most editors end a file with a newline that nobody means
-    return content.decode("utf-8", "surrogateescape").rstrip("\r\n") if content else None
+    return file.content.decode("utf-8", "surrogateescape").rstrip("\r\n") if file.content else None
 
 
 def _parsed(content: bytes, passphrase: str | None) -> asyncssh.SSHKey:
@@ -73,15 +92,18 @@ def _parsed(content: bytes, passphrase: str | None) -> asyncssh.SSHKey:
     try:
         return asyncssh.import_private_key(content, passphrase)
     except asyncssh.KeyEncryptionError:
-        reason = Reason.PASSPHRASE_WRONG if passphrase else Reason.PASSPHRASE_REQUIRED
-        raise KeyProblemError(reason) from None
+        raise KeyProblemError(_passphrase_reason(passphrase)) from None
     except (asyncssh.KeyImportError, ValueError, UnicodeError) as error:
         raise _problem(content, passphrase, str(error)) from None
 
 
+def _passphrase_reason(passphrase: str | None) -> Reason:
+    return Reason.PASSPHRASE_WRONG if passphrase else Reason.PASSPHRASE_REQUIRED
+
+
 def _problem(content: bytes, passphrase: str | None, error: str) -> KeyProblemError:
     if "passphrase" in error.lower():
-        return KeyProblemError(Reason.PASSPHRASE_WRONG if passphrase else Reason.PASSPHRASE_REQUIRED)
+        return KeyProblemError(_passphrase_reason(passphrase))
     try:
         asyncssh.import_public_key(content)
     except (asyncssh.KeyImportError, ValueError, UnicodeError):

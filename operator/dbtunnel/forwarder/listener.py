@@ -2,14 +2,16 @@
 
 import asyncio
 import logging
+import resource
 import socket
 
 import asyncssh
 
 from dbtunnel.api.forwarder import ForwarderConfig
-from dbtunnel.forwarder.channel import Client, Congestion, Session, open_channel
-from dbtunnel.forwarder.connection import Connector, Link
+from dbtunnel.forwarder.channel import Client, Session, open_channel
+from dbtunnel.forwarder.connection import Connector
 from dbtunnel.forwarder.failures import Failure, channel_failure
+from dbtunnel.forwarder.link import Link
 from dbtunnel.forwarder.logs import event
 from dbtunnel.forwarder.metrics import BYTES, CLIENTS_OPEN, CLIENTS_PARKED, CLIENTS_REFUSED, CLIENTS_TOTAL, Metrics
 from dbtunnel.forwarder.probes import Prober
@@ -18,8 +20,11 @@ _LOG = logging.getLogger(__name__)
 
 _BACKLOG = 1024
 
-_OPENING_AT_ONCE = 128
-"""Channels being opened at the same time: a flood of clients waits here, not on the bastion."""
+_SPARE_DESCRIPTORS = 64
+"""Kept for the SSH connections, the admin port and files: without them a flood of clients would end the probes."""
+
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
+"""Seconds, seconds, count: a client whose node died is noticed after two minutes, and its session ends."""
 
 
 class Listener:
@@ -29,9 +34,8 @@ class Listener:
         self._config, self._connector, self._prober, self._metrics = config, connector, prober, metrics
         self._server: asyncio.Server | None = None
         self._serving: dict[Client, asyncio.Task[None]] = {}
-        self._congestion: dict[Link, Congestion] = {}
-        self._opening = asyncio.Semaphore(_OPENING_AT_ONCE)
         self._parked = 0
+        self._most_clients = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_DESCRIPTORS
         self.empty = asyncio.Event()
         self.empty.set()
 
@@ -68,31 +72,37 @@ class Listener:
     async def _serve(self, client: Client) -> None:
         """Waits for an SSH connection and opens a channel; again where the connection went away meanwhile."""
         deadline = asyncio.get_running_loop().time() + self._config.seconds.parking_max
-        while not client.is_gone:
-            link = self._connector.link or await self._park(deadline)
+        if len(self._serving) > self._most_clients:
+            self._refuse(client, "TooManyClients")
+            return
+        joined = False
+        while not (joined or client.is_gone):
+            link = self._connector.link or await self._park(client, deadline)
             if link is None:
                 self._refuse(client, "Parking")
                 return
             try:
-                if await self._join(client, link):
-                    return
+                joined = await self._join(client, link)
             except Failure as failure:
                 self._prober.failed(link, failure)
                 self._refuse(client, failure.reason)
                 return
 
-    async def _park(self, deadline: float) -> Link | None:
+    async def _park(self, client: Client, deadline: float) -> Link | None:
         """The SSH connection, once there is one; None where too many wait or the time is up."""
         if self._parked >= self._config.parking_max_clients:
             return None
         self._parked += 1
         self._metrics.add(CLIENTS_PARKED)
+        client.park(parked=True)
         try:
             async with asyncio.timeout_at(deadline):
-                await self._connector.up.wait()
+                while self._connector.link is None:
+                    await self._connector.up.wait()
         except TimeoutError:
             return None
         finally:
+            client.park(parked=False)
             self._parked -= 1
             self._metrics.add(CLIENTS_PARKED, -1)
         return self._connector.link
@@ -104,24 +114,16 @@ class Listener:
         peer = client.transport.get_extra_info("peername") or ("", 0)
         link.uses += 1
         try:
-            async with self._opening:
-                session = await open_channel(
-                    link.connection, lambda: self._session(client, link), target, peer[:2], limit
-                )
+            await open_channel(link, lambda: self._session(client, link), target, peer[:2], limit)
         except (OSError, asyncssh.Error) as error:
-            failure = channel_failure(error, limit)
-            if failure is not None:
-                raise failure from None
-            await asyncio.sleep(0)  # lets the connection's end be noticed
-            return False
+            if link.lost.is_set():
+                return False
+            raise channel_failure(error, limit) from None
         finally:
             self._used(link)
-        if isinstance(session, Session):
-            client.join(session)
         return True
 
     def _session(self, client: Client, link: Link) -> Session:
-        congestion = self._congestion.setdefault(link, Congestion(link.greeting))
         link.uses += 1
         self._metrics.add(CLIENTS_OPEN)
 
@@ -129,12 +131,10 @@ class Listener:
             self._metrics.add(CLIENTS_OPEN, -1)
             self._used(link)
 
-        return Session(client, congestion, self._count, lambda first: self._prober.saw(link, first), ended)
+        return Session(client, link.congestion, self._count, lambda first: self._prober.saw(link, first), ended)
 
     def _used(self, link: Link) -> None:
         link.uses -= 1
-        if link.uses == 0:
-            self._congestion.pop(link, None)
         self._connector.release(link)
 
     def _count(self, *, sent: int = 0, received: int = 0) -> None:
@@ -152,9 +152,14 @@ class Listener:
 def listening_socket(host: str, port: int) -> socket.socket:
     """A bound socket; an empty host means every address, IPv6 and IPv4."""
     if not host and socket.has_dualstack_ipv6():
-        return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        bound = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG)
+    else:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        bound = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # what it accepts inherits these
+    for option, value in _KEEPALIVE:
+        bound.setsockopt(socket.IPPROTO_TCP, option, value)
+    return bound
 
 
 def _report_bug(task: "asyncio.Task[None]") -> None:

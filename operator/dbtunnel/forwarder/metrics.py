@@ -35,6 +35,7 @@ SSH_FAILURES = Metric(
     "dbtunnel_forwarder_ssh_failures_total", Kind.COUNTER, "Attempts to connect that failed.", "reason"
 )
 PROBES = Metric("dbtunnel_forwarder_probes_total", Kind.COUNTER, "Probes of the database.", "result")
+LAYER = Metric("dbtunnel_forwarder_layer_ready", Kind.GAUGE, "1 while the layer works, 0 while it does not.", "layer")
 
 METRICS = (
     CLIENTS_OPEN,
@@ -46,6 +47,7 @@ METRICS = (
     SSH_CONNECTS,
     SSH_FAILURES,
     PROBES,
+    LAYER,
 )
 """All of them, in the order of /metrics."""
 
@@ -60,9 +62,9 @@ class Metrics:
         """Counts up, or down for a gauge."""
         self._values[metric, label] = self._values.get((metric, label), 0) + amount
 
-    def set(self, metric: Metric, value: float) -> None:
+    def set(self, metric: Metric, value: float, label: str = "") -> None:
         """Sets a gauge."""
-        self._values[metric, ""] = value
+        self._values[metric, label] = value
 
     def get(self, metric: Metric, label: str = "") -> float:
         """The current value."""
@@ -76,7 +78,7 @@ class Metrics:
         yield f"# HELP {metric.name} {metric.help}"
         yield f"# TYPE {metric.name} {metric.kind}"
         if metric.label is None:
-            yield f"{metric.name} {self.get(metric):g}"
+            yield f"{metric.name} {self.get(metric):.0f}"
         for (known, label), value in sorted(self._values.items(), key=lambda item: item[0][1]):
             if known is metric and metric.label is not None:
                 yield f'{metric.name}{{{metric.label}="{label}"}} {value:.0f}'

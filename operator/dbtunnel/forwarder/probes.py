@@ -15,13 +15,14 @@ from cryptography import x509
 
 from dbtunnel.api.conditions import ConditionType, Reason
 from dbtunnel.api.engines import ENGINES, WireProtocol
-from dbtunnel.api.forwarder import DatabaseFact, ForwarderConfig, ProbeMode
+from dbtunnel.api.forwarder import DatabaseFact, ForwarderConfig, LayerStatus, ProbeMode
 from dbtunnel.forwarder.channel import open_channel
-from dbtunnel.forwarder.connection import Connector, Link, wait_for
-from dbtunnel.forwarder.evidence import SSL_REQUEST, judge, unexpected
+from dbtunnel.forwarder.connection import Connector, wait_for
+from dbtunnel.forwarder.evidence import SSL_REQUEST, judge
 from dbtunnel.forwarder.failures import Failure, channel_failure
+from dbtunnel.forwarder.link import Link
 from dbtunnel.forwarder.metrics import PROBES, Metrics
-from dbtunnel.forwarder.state import State
+from dbtunnel.forwarder.state import NOT_REACHED, State
 
 _FIRST_RETRY_SECONDS = 2.0
 
@@ -46,21 +47,29 @@ class Prober:
                 await self._watch(link)
 
     async def _watch(self, link: Link) -> None:
+        """Probes over one connection, sooner while the database does not answer."""
         if not self._probes:
             self._wait_for_clients()
         retry = _FIRST_RETRY_SECONDS
         while self._connector.link is link:
-            seconds = self._config.seconds.probe_interval * random.uniform(0.9, 1.1)  # noqa: S311
-            if self._probes and not await self._probe(link):
-                seconds, retry = min(retry, seconds), retry * 2
-            await self._wait(link, seconds)
+            works = not self._probes or await self._probe(link)
+            retry = _FIRST_RETRY_SECONDS if works else retry * 2
+            await self._wait(link, retry)
 
-    async def _wait(self, link: Link, seconds: float) -> None:
-        deadline = asyncio.get_running_loop().time() + seconds
-        while self._connector.link is link and (left := deadline - asyncio.get_running_loop().time()) > 0:
+    async def _wait(self, link: Link, retry: float) -> None:
+        """Waits for the next probe: the interval, or less where a probe or a client has found that it is needed."""
+        began = asyncio.get_running_loop().time()
+        interval = self._config.seconds.probe_interval * random.uniform(0.9, 1.1)  # noqa: S311
+        while self._connector.link is link:
+            limit = min(retry, interval) if self._state.status.database.status == LayerStatus.FALSE else interval
+            left = began + limit - asyncio.get_running_loop().time()
+            if left <= 0:
+                return
             await wait_for(link.lost, min(left, 1))
 
     def _wait_for_clients(self) -> None:
+        if self._state.status.database != NOT_REACHED:
+            return  # what an earlier connection showed still holds
         seen = (
             "probe.mode is Disabled" if self._config.probe_mode is ProbeMode.DISABLED else "no client has connected yet"
         )
@@ -75,7 +84,8 @@ class Prober:
         except Failure as failure:
             self.failed(link, failure)
         else:
-            self._conclude(link, fact)
+            if fact is not None:
+                self._conclude(link, fact)
 
     def failed(self, link: Link, failure: Failure) -> None:
         """The database could not be reached over `link`, by a probe or for a client."""
@@ -98,8 +108,7 @@ class Prober:
         if self._connector.link is not link:
             return
         known = self._state.status.database_fact
-        told = {name: value for name, value in fact.model_dump().items() if value is not None}
-        self._state.set(database_fact=known.model_copy(update=told))
+        self._state.set(database_fact=known.model_copy(update=fact.model_dump(exclude_none=True)))
         self._state.succeeded(ConditionType.DATABASE_REACHABLE)
 
 
@@ -136,12 +145,11 @@ async def probe_postgresql(link: Link, config: ForwarderConfig) -> DatabaseFact 
     limit = config.seconds.connect_timeout
     target = (config.database_host, config.database_port)
     try:
-        stream = cast(_Stream, await open_channel(link.connection, _Stream, target, _ORIGIN, limit))
+        stream = cast(_Stream, await open_channel(link, _Stream, target, _ORIGIN, limit))
     except (OSError, asyncssh.Error) as error:
-        failure = channel_failure(error, limit)
-        if failure is None:
+        if link.lost.is_set():
             return None
-        raise failure from None
+        raise channel_failure(error, limit) from None
     try:
         async with asyncio.timeout(limit):
             return await _ask(stream, link)
@@ -160,10 +168,8 @@ async def _ask(stream: _Stream, link: Link) -> DatabaseFact | None:
             return None
         seen = "it takes the connection and closes it at once"
         raise Failure(ConditionType.DATABASE_REACHABLE, Reason.DATABASE_REFUSED, seen)
-    if first[:1] in b"SN" and len(first) > 1:
-        raise unexpected(first)
     fact = judge(WireProtocol.POSTGRESQL, first)
-    if first == b"S":
+    if fact is not None and fact.tls_offered:
         not_after = await _certificate_end(stream)
         fact = fact.model_copy(update={"certificate_not_after": not_after})
     return fact

@@ -1,6 +1,7 @@
 """What the forwarder knows, as the document at /status; whoever waits for a change is woken."""
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 from dbtunnel.api.conditions import LAYERS, ConditionType, Reason
@@ -37,7 +38,9 @@ class State:
         self._changed = asyncio.Event()
 
     def succeeded(self, layer: ConditionType, seen: str = "") -> None:
-        """A layer works."""
+        """A layer works. Does nothing while one before it does not: it was found over an earlier connection."""
+        if any(getattr(self.status, _FIELDS[before]).status != LayerStatus.TRUE for before in _before(layer)):
+            return
         self.set(**{_FIELDS[layer]: LayerFact(status=LayerStatus.TRUE, reason=Reason.SUCCEEDED, seen=seen)})
 
     def failed(self, failure: Failure) -> None:
@@ -46,20 +49,32 @@ class State:
         facts = {_FIELDS[layer]: NOT_REACHED for layer in LAYERS[position + 1 :]}
         seen = printable(failure.seen, _SEEN_LIMIT)
         facts[_FIELDS[failure.layer]] = LayerFact(status=LayerStatus.FALSE, reason=failure.reason, seen=seen)
-        for layer in LAYERS[:position]:
+        for layer in _before(failure.layer):
             facts[_FIELDS[layer]] = LayerFact(status=LayerStatus.TRUE, reason=Reason.SUCCEEDED)
         self.set(**facts)
+
+    def layers(self) -> Iterator[tuple[str, LayerFact]]:
+        """Each layer's name in the document, and its fact."""
+        for name in _FIELDS.values():
+            yield name, getattr(self.status, name)
 
     def unknown(self, layer: ConditionType, reason: Reason, seen: str) -> None:
         """Nothing is known of a layer, for a reason."""
         self.set(**{_FIELDS[layer]: LayerFact(status=LayerStatus.UNKNOWN, reason=reason, seen=seen)})
 
     async def after(self, sequence: int, timeout_seconds: float) -> ForwarderStatus:
-        """The facts once they are later than `sequence`, or as they are at the timeout."""
+        """The facts once they are other than those of `sequence`, or as they are at the timeout.
+
+        A sequence that is yet to come is one of an earlier process of the same pod.
+        """
         try:
             async with asyncio.timeout(timeout_seconds):
-                while self.status.sequence <= sequence:
+                while self.status.sequence == sequence:
                     await self._changed.wait()
         except TimeoutError:
             pass
         return self.status
+
+
+def _before(layer: ConditionType) -> tuple[ConditionType, ...]:
+    return LAYERS[: LAYERS.index(layer)]

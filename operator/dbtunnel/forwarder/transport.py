@@ -4,13 +4,21 @@ sshd says there why it turns a client away (RFC 4253, section 4.2, allows such l
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import cast
 
 import asyncssh
 
-_KEPT_BYTES = 2048
+_KEPT_BYTES = 16384
 """How much of the greeting is kept."""
+
+_VERSION = re.compile(rb"^SSH-[^\n]*\n", re.MULTILINE)
+
+_KEXINIT = b"\x14"
+
+_BEFORE_LISTS = 4 + 1 + 1 + 16
+"""Bytes of SSH_MSG_KEXINIT before its lists: length, padding length, message number, cookie."""
 
 _ADDRESS_DELAY_SECONDS = 0.25
 """RFC 8305: when to try the next address while the first does not answer."""
@@ -19,16 +27,47 @@ HIGH_WATER = 1024 * 1024
 """Bytes that may wait for the SSH connection before clients are no longer read."""
 
 
+class Congestion:
+    """Clients that are not read, since their SSH connection has more to send than it can.
+
+    asyncssh holds no writer back for it: 100 uploading clients and a stopped server grew its buffer to 196 MiB.
+    """
+
+    def __init__(self) -> None:
+        self._is_on = False
+        self._held: set[Callable[[], None]] = set()
+
+    def holds(self, relieve: Callable[[], None]) -> bool:
+        """Whether the client must not be read now; `relieve` is called when it may be."""
+        if self._is_on:
+            self._held.add(relieve)
+        return self._is_on
+
+    def forget(self, relieve: Callable[[], None]) -> None:
+        """The client is gone."""
+        self._held.discard(relieve)
+
+    def begin(self) -> None:
+        """More than HIGH_WATER waits."""
+        self._is_on = True
+
+    def end(self) -> None:
+        """Most of it has gone."""
+        self._is_on = False
+        held, self._held = self._held, set()
+        for relieve in held:
+            relieve()
+
+
 class Greeting(asyncio.Protocol):
     """Stands before asyncssh's protocol: keeps the greeting, and tells when the connection is congested."""
 
-    def __init__(self, inner: asyncio.Protocol) -> None:
+    def __init__(self, inner: asyncio.Protocol, congestion: Congestion) -> None:
         self._inner = inner
+        self._congestion = congestion
         self.heard = b""
+        """What the server first said, as far as it is in the clear."""
         self.transport: asyncio.Transport | None = None
-        self.has_version = False
-        self.is_congested = False
-        self.on_relief: Callable[[], None] = lambda: None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is there."""
@@ -37,10 +76,9 @@ class Greeting(asyncio.Protocol):
         self._inner.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes up to the version line; those after it go to asyncssh directly."""
+        """Bytes up to the end of the server's first packet; those after it go to asyncssh directly."""
         self.heard = (self.heard + data)[:_KEPT_BYTES]
-        self.has_version = any(line.startswith(b"SSH-") for line in self.heard.split(b"\n")[:-1])
-        if self.has_version:
+        if self.host_key_algorithms() or len(self.heard) == _KEPT_BYTES:
             self.data_received = self._inner.data_received  # type: ignore[method-assign]
         self._inner.data_received(data)
 
@@ -53,20 +91,40 @@ class Greeting(asyncio.Protocol):
         self._inner.connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """More than HIGH_WATER waits: clients must not be read until it has gone."""
-        self.is_congested = True
+        """More than HIGH_WATER waits."""
+        self._congestion.begin()
         self._inner.pause_writing()
 
     def resume_writing(self) -> None:
         """Most of it has gone."""
-        self.is_congested = False
         self._inner.resume_writing()
-        self.on_relief()
+        self._congestion.end()
+
+    @property
+    def has_version(self) -> bool:
+        """Whether the server has said its version."""
+        return _VERSION.search(self.heard) is not None
 
     def text_before_version(self) -> bytes:
         """What the server said instead of, or before, its version line."""
-        lines = self.heard.split(b"\n")
-        return b"\n".join(line for line in lines if not line.startswith(b"SSH-")).strip()
+        return _VERSION.split(self.heard)[0].strip()
+
+    def host_key_algorithms(self) -> frozenset[str]:
+        """What the server offers in its SSH_MSG_KEXINIT (RFC 4253, section 7.1); none while it is not there."""
+        version = _VERSION.search(self.heard)
+        packet = self.heard[version.end() :] if version else b""
+        length = int.from_bytes(packet[:4], "big")
+        if not packet or len(packet) < 4 + length or packet[5:6] != _KEXINIT:
+            return frozenset()
+        _, lists = _name_list(packet[_BEFORE_LISTS:])
+        names, _ = _name_list(lists)
+        return frozenset(names.decode("ascii", "replace").split(","))
+
+
+def _name_list(data: bytes) -> tuple[bytes, bytes]:
+    """A name-list (RFC 4251, section 5) and what follows it."""
+    end = 4 + int.from_bytes(data[:4], "big")
+    return data[4:end], data[end:]
 
 
 class Dialer:
@@ -74,6 +132,7 @@ class Dialer:
 
     def __init__(self) -> None:
         self.greeting: Greeting | None = None
+        self.congestion = Congestion()
 
     async def create_connection(
         self, factory: Callable[[], asyncssh.SSHClientConnection], host: str, port: int
@@ -82,10 +141,18 @@ class Dialer:
         inner = factory()
         loop = asyncio.get_running_loop()
         transport, protocol = await loop.create_connection(
-            lambda: Greeting(cast(asyncio.Protocol, inner)), host, port, happy_eyeballs_delay=_ADDRESS_DELAY_SECONDS
+            lambda: Greeting(cast(asyncio.Protocol, inner), self.congestion),
+            host,
+            port,
+            happy_eyeballs_delay=_ADDRESS_DELAY_SECONDS,
         )
         self.greeting = protocol
         return transport, inner
+
+    @property
+    def host_key_algorithms(self) -> frozenset[str]:
+        """What the server offers; none while that is not known."""
+        return self.greeting.host_key_algorithms() if self.greeting else frozenset()
 
     def abort(self) -> None:
         """Ends the connection at once."""
