@@ -164,6 +164,7 @@ class Login:
             "host_based_auth": False,
             "gss_host": None,
             "x509_trusted_certs": None,
+            "x509_trusted_cert_paths": None,
             "keepalive_interval": config.seconds.keepalive_interval,
             "keepalive_count_max": config.keepalive_count_max,
             "login_timeout": 2 * config.seconds.connect_timeout,  # ours comes first, and is told apart
