@@ -233,13 +233,17 @@ class MariaDBServer(_Server):
             f"--datadir={self._place}/data",
             "--socket=../s",  # from the data directory: a socket's path has at most 107 bytes
             f"--pid-file={self._place}/pid",
+            f"--tmpdir={self._place}/tmp",  # a server that starts deletes the temporary tables of all in its directory
             "--innodb-buffer-pool-size=8M",
             "--innodb-log-file-size=4M",
             "--innodb-flush-log-at-trx-commit=0",
         )
 
     def _initialize(self, tls_required: bool) -> None:
-        options = ["--no-defaults", "--skip-test-db", "--skip-name-resolve"]
+        temporary = self.directory / "tmp"
+        temporary.mkdir()
+        self._own(temporary)
+        options = ["--no-defaults", "--skip-test-db", "--skip-name-resolve", f"--tmpdir={self._place}/tmp"]
         run(self._as_user("mariadb-install-db", *options, f"--datadir={self._place}/data"))
         tls = " require ssl" if tls_required else ""
         script = (
