@@ -1,13 +1,15 @@
 """Real servers of the forwarder tests: those that tests leave as they are live for the whole run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.bastion import Bastion
 from tests.support.certificates import ServerCertificate, server_certificate
 from tests.support.databases import MariaDBServer, PostgresServer
+from tests.support.forwarder import KEY, Forwarder, forwarder_config
 from tests.support.keys import KeyPair, key_pair
 
 NAMES = ("orders.internal", "mysql.internal")
@@ -60,3 +62,23 @@ def mariadb_tls(tmp_path_factory: pytest.TempPathFactory, certificate: ServerCer
     server = MariaDBServer(tmp_path_factory.mktemp("mytls"), tls=certificate, tls_required=True)
     yield server.start()
     server.stop()
+
+
+StartForwarder = Callable[..., Forwarder]
+
+
+@pytest.fixture
+def start_forwarder(tmp_path: Path, bastion: Bastion, client_key: KeyPair) -> Iterator[StartForwarder]:
+    """Starts a forwarder to a database's port, its configuration changed as given; it ends with the test."""
+    running: list[Forwarder] = []
+
+    def start(database_port: int, files: Mapping[str, str] | None = None, /, **changes: Any) -> Forwarder:
+        config = forwarder_config(bastion, database_port, **changes)
+        secret = {KEY: client_key.private} if files is None else files
+        forwarder = Forwarder(tmp_path / f"forwarder-{len(running)}", config, secret or None)
+        running.append(forwarder)
+        return forwarder.start()
+
+    yield start
+    for forwarder in running:
+        forwarder.stop()

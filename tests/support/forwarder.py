@@ -26,7 +26,13 @@ from tests.support.processes import Process, free_port, wait_until
 KEY, PASSPHRASE_KEY = "ssh-privatekey", "passphrase"
 
 
-def forwarder_config(bastion: Bastion, database_port: int, **changes: Any) -> ForwarderConfig:
+def seconds(**changes: int) -> Seconds:
+    """Short times."""
+    usual = {"connect_timeout": 5, "keepalive_interval": 1, "parking_max": 10, "drain_min": 0, "drain_max": 5}
+    return Seconds(**{**usual, **changes})
+
+
+def forwarder_config(bastion: Bastion, database_port: int, /, **changes: Any) -> ForwarderConfig:
     """A configuration that works: the bastion's keys pinned, short times."""
     hop = ForwarderHop(
         host=bastion.host,
@@ -44,7 +50,7 @@ def forwarder_config(bastion: Bastion, database_port: int, **changes: Any) -> Fo
         "bastion": hop,
         "key": ForwarderKey(secret="orders-ssh", key=KEY, passphrase_key=PASSPHRASE_KEY),
         "keepalive_count_max": 1,
-        "seconds": Seconds(connect_timeout=5, keepalive_interval=1, parking_max=10, drain_min=0, drain_max=5),
+        "seconds": seconds(),
     }
     return ForwarderConfig(**{**usual, **changes})
 

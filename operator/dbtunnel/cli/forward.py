@@ -65,8 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     try:
         asyncio.run(app.run(config, around))
-    except OSError as error:
-        print(f"cannot listen: {error}", file=sys.stderr)
+    except app.ListenError as error:
+        print(f"--listen or --admin-listen: {error}; choose a free port, or end what listens there", file=sys.stderr)
         return 1
     return 0
 

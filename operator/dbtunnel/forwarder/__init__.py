@@ -11,7 +11,7 @@ try:
 finally:
     ctypes.util.find_library = _find_library
 
-# asyncssh asks for the local user's name and home, and fails where an id has no account, though both are of no use here:
+# asyncssh asks for the local user's name and home and fails where an id has no account; neither is of use here:
 # options shut each file that it would read there, and this shuts the folder
 os.environ["USER"] = os.environ["LOGNAME"] = "dbtunnel"
 os.environ["HOME"] = "/nonexistent"

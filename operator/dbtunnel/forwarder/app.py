@@ -37,6 +37,10 @@ class Surroundings:
     known_hosts_directory: Path
 
 
+class ListenError(Exception):
+    """An address cannot be listened on."""
+
+
 class _Stop:
     """What SIGTERM and SIGINT ask for: first to drain, then to end."""
 
@@ -50,15 +54,18 @@ class _Stop:
 
 
 async def run(config: ForwarderConfig, around: Surroundings) -> None:
-    """Runs until told to end. Raises OSError where an address is taken."""
+    """Runs until told to end. Raises ListenError."""
     stop = _Stop()
     state, metrics = State(config, around.pod_uid), Metrics()
     connector = Connector(config, around.key_directory, around.known_hosts_directory, state, metrics)
     prober = Prober(config, connector, state, metrics)
     listener = Listener(config, connector, prober, metrics)
     admin = Admin(config, state, connector, metrics)
-    await admin.start(around.admin_listen.host, around.admin_listen.port)
-    await listener.start(around.listen.host, around.listen.port)
+    try:
+        await admin.start(around.admin_listen.host, around.admin_listen.port)
+        await listener.start(around.listen.host, around.listen.port)
+    except OSError as error:
+        raise ListenError(error.strerror or str(error)) from None
     event(_LOG, "started", tunnel=f"{config.namespace}/{config.name}", config=config.digest())
     tasks = [asyncio.ensure_future(connector.run()), asyncio.ensure_future(prober.run())]
     try:

@@ -102,7 +102,7 @@ def _passphrase_reason(passphrase: str | None) -> Reason:
 
 
 def _problem(content: bytes, passphrase: str | None, error: str) -> KeyProblemError:
-    if "passphrase" in error.lower():
+    if "passphrase" in error.lower() or "decrypt" in error.lower():
         return KeyProblemError(_passphrase_reason(passphrase))
     try:
         asyncssh.import_public_key(content)

@@ -1,6 +1,7 @@
 """One attempt to make the SSH connection: TCP, key exchange, host key, authentication."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +31,9 @@ class Material:
 class _WitnessedKeyPair(SSHLocalKeyPair):
     """A key pair that tells when it is asked to sign: the server has then said that it would accept the key."""
 
-    def __init__(self, key: asyncssh.SSHKey, progress: Progress) -> None:
+    def __init__(self, key: asyncssh.SSHKey, progress: Progress, signatures: Sequence[bytes] = ()) -> None:
         super().__init__(key, None, None, None)
+        self.sig_algorithms = signatures or self.sig_algorithms
         self._progress = progress
 
     def sign(self, data: bytes) -> bytes:
@@ -42,8 +44,12 @@ class _WitnessedKeyPair(SSHLocalKeyPair):
 class _Watcher(asyncssh.SSHClient):
     """asyncssh's view of us: judges host keys, gives the key, hears of the connection's end."""
 
-    def __init__(self, trust: Trust, key: Key, progress: Progress) -> None:
+    def __init__(self, trust: Trust, key: Key, progress: Progress, *, legacy: bool) -> None:
         self.trust, self.key, self.progress = trust, key, progress
+        self._offers = [_WitnessedKeyPair(key.private, progress)]
+        if legacy and key.private.get_algorithm() == "ssh-rsa":
+            # an old server may name SHA-2 among what it can do and take SHA-1 alone
+            self._offers.append(_WitnessedKeyPair(key.private, progress, [b"ssh-rsa"]))
         self.shown: asyncssh.SSHKey | None = None
         self.lost = asyncio.Event()
         self.end = ""
@@ -56,9 +62,8 @@ class _Watcher(asyncssh.SSHClient):
         self.progress.host_key_verified = True
 
     def public_key_auth_requested(self) -> Any:
-        first = not self.progress.key_asked_for
         self.progress.key_asked_for = True
-        return _WitnessedKeyPair(self.key.private, self.progress) if first else None
+        return self._offers.pop(0) if self._offers else None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.end = str(exc) if exc else "the server closed it"
@@ -100,10 +105,12 @@ class Login:
 
     async def _trusted(self, trust: Trust, key: Key) -> Link:
         """Connects with other kinds of host key until a trusted one is shown; with none pinned, all are shown."""
-        kinds = kinds_to_try(trust, legacy=self._config.bastion.algorithms is Algorithms.LEGACY)
+        legacy = self._config.bastion.algorithms is Algorithms.LEGACY
+        kinds = kinds_to_try(trust, legacy=legacy)
         shown: list[asyncssh.SSHKey] = []
         for _ in range(len(kinds)):
-            watcher = _Watcher(trust, key, Progress(limit_seconds=self._config.seconds.connect_timeout))
+            progress = Progress(limit_seconds=self._config.seconds.connect_timeout)
+            watcher = _Watcher(trust, key, progress, legacy=legacy)
             dialer = Dialer()
             try:
                 return await self._dial(dialer, watcher, [name for kind in kinds for name in kind])

@@ -35,6 +35,7 @@ def configure(level: str = "INFO") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(capture=True)
     # asyncssh logs each channel and each address at INFO; what counts is told by the forwarder itself
     logging.getLogger("asyncssh").setLevel(logging.CRITICAL)
 

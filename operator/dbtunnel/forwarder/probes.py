@@ -116,11 +116,11 @@ class _Stream(asyncssh.SSHTCPSession[bytes]):
     """A channel that is read as it comes."""
 
     def __init__(self) -> None:
-        self.channel = cast("asyncssh.SSHTCPChannel[bytes]", None)
+        self._channel = cast("asyncssh.SSHTCPChannel[bytes]", None)
         self._received: asyncio.Queue[bytes] = asyncio.Queue()
 
     def connection_made(self, chan: asyncssh.SSHTCPChannel[bytes]) -> None:
-        self.channel = chan
+        self._channel = chan
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:  # noqa: ARG002
         self._received.put_nowait(data)
@@ -132,9 +132,18 @@ class _Stream(asyncssh.SSHTCPSession[bytes]):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._received.put_nowait(b"")
 
+    def write(self, data: bytes) -> None:
+        """Sends; what comes too late for the other end is dropped, and its end is read next."""
+        if not self._channel.is_closing():
+            self._channel.write(data)
+
     async def read(self) -> bytes:
         """The next bytes; none at the end."""
         return await self._received.get()
+
+    def close(self) -> None:
+        """Ends it once all is sent."""
+        self._channel.close()
 
 
 async def probe_postgresql(link: Link, config: ForwarderConfig) -> DatabaseFact | None:
@@ -152,27 +161,30 @@ async def probe_postgresql(link: Link, config: ForwarderConfig) -> DatabaseFact 
         raise channel_failure(error, limit) from None
     try:
         async with asyncio.timeout(limit):
-            return await _ask(stream, link)
+            fact = await _ask(stream)
     except TimeoutError:
-        seen = f"it takes the connection and says nothing within {limit} s"
-        raise Failure(ConditionType.DATABASE_REACHABLE, Reason.DATABASE_TIMEOUT, seen) from None
+        fact, seen = None, f"it takes the connection and says nothing within {limit} s"
+        failure = Failure(ConditionType.DATABASE_REACHABLE, Reason.DATABASE_TIMEOUT, seen)
+    else:
+        seen = "it takes the connection and closes it at once"
+        failure = Failure(ConditionType.DATABASE_REACHABLE, Reason.DATABASE_REFUSED, seen)
     finally:
-        stream.channel.close()
+        stream.close()
+    if fact is None and not link.lost.is_set():
+        raise failure
+    return fact
 
 
-async def _ask(stream: _Stream, link: Link) -> DatabaseFact | None:
-    stream.channel.write(SSL_REQUEST)
+async def _ask(stream: _Stream) -> DatabaseFact | None:
+    """What the server says of itself; None where it closes the connection. Raises Failure."""
+    stream.write(SSL_REQUEST)
     first = await stream.read()
     if not first:
-        if link.lost.is_set():
-            return None
-        seen = "it takes the connection and closes it at once"
-        raise Failure(ConditionType.DATABASE_REACHABLE, Reason.DATABASE_REFUSED, seen)
-    fact = judge(WireProtocol.POSTGRESQL, first)
-    if fact is not None and fact.tls_offered:
-        not_after = await _certificate_end(stream)
-        fact = fact.model_copy(update={"certificate_not_after": not_after})
-    return fact
+        return None
+    fact = judge(WireProtocol.POSTGRESQL, first) or DatabaseFact(protocol=WireProtocol.POSTGRESQL)
+    if not fact.tls_offered:
+        return fact
+    return fact.model_copy(update={"certificate_not_after": await _certificate_end(stream)})
 
 
 async def _certificate_end(stream: _Stream) -> str | None:
@@ -184,22 +196,19 @@ async def _certificate_end(stream: _Stream) -> str | None:
     tls = context.wrap_bio(incoming, outgoing)
     try:
         while not _handshaken(tls):
-            stream.channel.write(outgoing.read())
+            stream.write(outgoing.read())
             data = await stream.read()
             if not data:
                 return None
             incoming.write(data)
-    except ssl.SSLError:
+        certificate = x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"")
+    except (ssl.SSLError, ValueError):
         return None
-    certificate = tls.getpeercert(binary_form=True)
     # without close_notify PostgreSQL logs an error each time
     with contextlib.suppress(ssl.SSLError):
         tls.unwrap()
-    stream.channel.write(outgoing.read())
-    if not certificate:
-        return None
-    end = x509.load_der_x509_certificate(certificate).not_valid_after_utc
-    return end.isoformat().replace("+00:00", "Z")
+    stream.write(outgoing.read())
+    return certificate.not_valid_after_utc.isoformat().replace("+00:00", "Z")
 
 
 def _handshaken(tls: ssl.SSLObject) -> bool:
