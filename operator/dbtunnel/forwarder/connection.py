@@ -45,7 +45,6 @@ class Connector:
         """The loop's time; None while there is a connection."""
         self._attempts = 0
         self._retiring: set[Link] = set()
-        self._watches: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Connects, again and again, until cancelled."""
@@ -87,13 +86,12 @@ class Connector:
         self._metrics.add(SSH_CONNECTS)
         self._metrics.set(SSH_UP, 1)
         event(_LOG, "connected", host=self._config.bastion.host, port=self._config.bastion.port)
-        watch = asyncio.ensure_future(self._watch(link))
-        self._watches.add(watch)
-        watch.add_done_callback(self._watches.discard)
+        link.end.on_end = lambda: self._lose(link)
+        if link.lost.is_set():
+            self._lose(link)
 
-    async def _watch(self, link: Link) -> None:
+    def _lose(self, link: Link) -> None:
         """Notes the connection's end at once, whatever the attempts to make another are waiting for."""
-        await link.lost.wait()
         self._retiring.discard(link)
         if self.link is not link:
             return
@@ -101,7 +99,7 @@ class Connector:
         self.up.clear()
         self.down_since = asyncio.get_running_loop().time()
         self._metrics.set(SSH_UP, 0)
-        failure = transport_failure(Reason.CONNECTION_LOST, link.why_lost())
+        failure = transport_failure(Reason.CONNECTION_LOST, link.end.reason)
         event(_LOG, "connection lost", seen=failure.seen)
         if self._state.status.authentication.status == LayerStatus.TRUE:  # else a newer attempt has more to tell
             self._state.failed(failure)

@@ -15,7 +15,7 @@ from dbtunnel.forwarder.algorithms import offered
 from dbtunnel.forwarder.failures import Failure, Progress, connect_failure, transport_failure
 from dbtunnel.forwarder.host_keys import KnownHostsError, Trust, kinds_left, kinds_to_try, trust_of
 from dbtunnel.forwarder.keys import Key, KeyFiles, KeyProblemError, MountedFile, parse_key
-from dbtunnel.forwarder.link import Link
+from dbtunnel.forwarder.link import End, Link
 from dbtunnel.forwarder.state import State
 from dbtunnel.forwarder.transport import Dialer
 
@@ -51,8 +51,7 @@ class _Watcher(asyncssh.SSHClient):
             # an old server may name SHA-2 among what it can do and take SHA-1 alone
             self._offers.append(_WitnessedKeyPair(key.private, progress, [b"ssh-rsa"]))
         self.shown: asyncssh.SSHKey | None = None
-        self.lost = asyncio.Event()
-        self.end = ""
+        self.end = End()
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:  # noqa: ARG002
         self.shown = key
@@ -66,8 +65,7 @@ class _Watcher(asyncssh.SSHClient):
         return self._offers.pop(0) if self._offers else None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.end = str(exc) if exc else "the server closed it"
-        self.lost.set()
+        self.end.happen(str(exc) if exc else "the server closed it")
 
 
 class Login:
@@ -139,7 +137,7 @@ class Login:
                     known_hosts=watcher.trust.for_asyncssh(),
                     **self._options(),
                 )
-            link = Link(connection, dialer.congestion, watcher.lost, lambda: watcher.end)
+            link = Link(connection, dialer.congestion, watcher.end)
             self._accepted(link, watcher.key)
             done = True
         except asyncssh.HostKeyNotVerifiable as error:

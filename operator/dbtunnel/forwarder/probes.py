@@ -60,7 +60,7 @@ class Prober:
         """Waits for the next probe: the interval, or less where a probe or a client has found that it is needed."""
         began = asyncio.get_running_loop().time()
         interval = self._config.seconds.probe_interval * random.uniform(0.9, 1.1)  # noqa: S311
-        while self._connector.link is link:
+        while self._connector.link is link and not link.lost.is_set():
             limit = min(retry, interval) if self._state.status.database.status == LayerStatus.FALSE else interval
             left = began + limit - asyncio.get_running_loop().time()
             if left <= 0:

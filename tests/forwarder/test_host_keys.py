@@ -1,0 +1,257 @@
+"""Host keys: nothing is sent to a server that is not known, and nothing but the configuration makes one known."""
+
+import base64
+import hashlib
+import hmac
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dbtunnel.api.forwarder import HostKeyRule
+from tests.support.bastion import HOST_KEY_TYPES, Bastion
+from tests.support.databases import PostgresServer
+from tests.support.forwarder import KEY, Forwarder, forwarder_config
+from tests.support.keys import KeyPair, key_pair
+
+StartForwarder = Callable[..., Forwarder]
+
+ALGORITHMS = {"ed25519": "ssh-ed25519", "ecdsa": "ecdsa-sha2-nistp256", "rsa": "ssh-rsa"}
+
+
+def start(start_forwarder: StartForwarder, bastion: Bastion, port: int, rule: HostKeyRule) -> Forwarder:
+    """A forwarder that trusts what the rule says."""
+    hop = forwarder_config(bastion, port).bastion.model_copy(update={"host_key": rule})
+    return start_forwarder(port, bastion=hop)
+
+
+def check_known(forwarder: Forwarder) -> None:
+    assert forwarder.wait_for("authentication", "Succeeded").status == "True"
+
+
+def check_refused(forwarder: Forwarder, bastion: Bastion, reason: str, seen: str = "") -> None:
+    """The reason shows, and the server has seen neither a user nor a key of ours."""
+    status = forwarder.wait(
+        lambda status: status.transport.reason == reason and seen in status.transport.seen, f"{reason}: {seen}"
+    )
+    assert status.transport.status == "False"
+    assert "Accepted publickey" not in bastion.log_text()
+    assert "user dbtunnel" not in bastion.log_text()
+
+
+def shown(forwarder: Forwarder) -> dict[str, str]:
+    return {key.algorithm: key.fingerprint for key in forwarder.status().hop.host_keys}
+
+
+# --- nothing pinned ---------------------------------------------------------------------------------------------------
+
+
+def test_with_no_pin_every_key_is_shown_and_pinning_one_mends_it(
+    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer
+) -> None:
+    forwarder = start(start_forwarder, bastion, postgres.port, HostKeyRule())
+    check_refused(forwarder, bastion, "HostKeyUnknown", "ssh-ed25519 SHA256:")
+    assert shown(forwarder) == {ALGORITHMS[name]: pin for name, pin in bastion.fingerprints.items()}
+    assert bastion.log_text().count("Connection from") == 3
+    check_known(
+        start(start_forwarder, bastion, postgres.port, HostKeyRule(fingerprints=tuple(shown(forwarder).values())))
+    )
+
+
+def test_of_one_key_one_connection_is_enough(
+    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer
+) -> None:
+    bastion.replace_host_keys(["rsa"])
+    forwarder = start(start_forwarder, bastion, postgres.port, HostKeyRule())
+    check_refused(forwarder, bastion, "HostKeyUnknown")
+    assert shown(forwarder) == {"ssh-rsa": bastion.fingerprints["rsa"]}
+    assert bastion.log_text().count("Connection from") == 1
+
+
+def test_known_hosts_of_the_home_folder_count_for_nothing(
+    start_forwarder: StartForwarder, tmp_path: Path, bastion: Bastion, postgres: PostgresServer, client_key: KeyPair
+) -> None:
+    """A hostile home: it trusts the server, sends everything elsewhere, and offers a key of its own."""
+    ssh = tmp_path / "home" / ".ssh"
+    ssh.mkdir(parents=True)
+    (ssh / "known_hosts").write_text(bastion.known_hosts())
+    (ssh / "config").write_text(
+        "Host *\n  Hostname 192.0.2.1\n  StrictHostKeyChecking no\n  ProxyCommand touch stolen\n"
+    )
+    (ssh / "id_ed25519").write_text(client_key.private)
+    hop = forwarder_config(bastion, 1).bastion.model_copy(update={"host_key": HostKeyRule()})
+    forwarder = Forwarder(
+        tmp_path / "fwd", forwarder_config(bastion, postgres.port, bastion=hop), {KEY: client_key.private}
+    )
+    environment = {"HOME": str(tmp_path / "home"), "USER": "root", "SSH_AUTH_SOCK": str(tmp_path / "agent")}
+    forwarder.start(environment=environment)
+    try:
+        check_refused(forwarder, bastion, "HostKeyUnknown")
+    finally:
+        forwarder.stop()
+
+
+# --- fingerprints -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", HOST_KEY_TYPES)
+def test_one_pin_of_any_kind_is_enough(
+    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer, name: str
+) -> None:
+    rule = HostKeyRule(fingerprints=(bastion.fingerprints[name],))
+    forwarder = start(start_forwarder, bastion, postgres.port, rule)
+    check_known(forwarder)
+    assert shown(forwarder) == {ALGORITHMS[name]: bastion.fingerprints[name]}
+
+
+def test_a_server_with_other_keys_is_refused(
+    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer
+) -> None:
+    pins = tuple(bastion.fingerprints.values())
+    bastion.replace_host_keys()
+    forwarder = start(start_forwarder, bastion, postgres.port, HostKeyRule(fingerprints=pins))
+    check_refused(forwarder, bastion, "HostKeyMismatch", bastion.fingerprints["ed25519"])
+    assert set(shown(forwarder).values()) == set(bastion.fingerprints.values())
+
+
+def test_a_plain_pin_holds_for_a_server_with_a_certificate(
+    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer
+) -> None:
+    bastion.certify_host_key("ed25519", key_pair(), "127.0.0.1")
+    rule = HostKeyRule(fingerprints=(bastion.fingerprints["ed25519"],))
+    check_known(start(start_forwarder, bastion, postgres.port, rule))
+
+
+# --- known_hosts ------------------------------------------------------------------------------------------------------
+
+
+def hashed(name: str, key: str) -> str:
+    """A line as `ssh-keygen -H` writes it."""
+    salt = os.urandom(20)
+    digest = hmac.new(salt, name.encode(), hashlib.sha1).digest()
+    return f"|1|{base64.b64encode(salt).decode()}|{base64.b64encode(digest).decode()} {key}"
+
+
+@pytest.mark.parametrize("name", HOST_KEY_TYPES)
+@pytest.mark.parametrize("form", ["plain", "hashed", "alias"])
+def test_a_known_hosts_line(
+    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer, name: str, form: str
+) -> None:
+    key, host = bastion.host_keys[name].public, bastion.known_hosts_name()
+    line = {"plain": f"{host},other {key} comment", "hashed": hashed(host, key), "alias": f"orders-bastion {key}"}[form]
+    text = f"# the bastion\n\n{line}\nelsewhere {key_pair().public}\n"
+    rule = HostKeyRule(known_hosts=text, alias="orders-bastion" if form == "alias" else None)
+    check_known(start(start_forwarder, bastion, postgres.port, rule))
+
+
+def test_known_hosts_without_this_server(
+    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer
+) -> None:
+    text = bastion.known_hosts("elsewhere.internal")
+    forwarder = start(start_forwarder, bastion, postgres.port, HostKeyRule(known_hosts=text))
+    check_refused(forwarder, bastion, "HostKeyUnknown", bastion.fingerprints["ed25519"])
+
+
+def test_a_key_of_another_kind_than_the_known_one(
+    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer
+) -> None:
+    text = f"{bastion.known_hosts_name()} {bastion.host_keys['ed25519'].public}\n"
+    bastion.replace_host_keys(["rsa"])
+    forwarder = start(start_forwarder, bastion, postgres.port, HostKeyRule(known_hosts=text))
+    check_refused(forwarder, bastion, "HostKeyMismatch", bastion.fingerprints["rsa"])
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("", "it has no line"),
+        ("# nothing\n\n", "it has no line"),
+        ("GOOD\n[127.0.0.1]:22 ssh-ed25519 AAAAnonsense\n", "line 2: its key, of type ssh-ed25519, cannot be read"),
+        ("GOOD\n@revoke 127.0.0.1 ssh-ed25519 AAAA\n", "line 2: marker @revoke; write"),
+        ("GOOD\n127.0.0.1 ssh-ed25519\n", "line 2: it needs host names, a key type and a key; it has 2 parts"),
+        ("SHA256:ohD8VZEXGWo6Ez8GSEJQ9WpafgLFsOfLOtGGQCQo6Og", "line 1: it needs host names"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_never_skipped(
+    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer, text: str, seen: str
+) -> None:
+    content = text.replace("GOOD\n", bastion.known_hosts().splitlines()[0] + "\n")
+    forwarder = start(start_forwarder, bastion, postgres.port, HostKeyRule(known_hosts=content))
+    check_refused(forwarder, bastion, "KnownHostsInvalid", seen)
+    assert "Connection from" not in bastion.log_text()
+
+
+def test_a_known_hosts_file_may_come_late_and_change(
+    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer
+) -> None:
+    forwarder = start(start_forwarder, bastion, postgres.port, HostKeyRule(known_hosts_file="known_hosts"))
+    check_refused(forwarder, bastion, "KnownHostsInvalid", "there is no file known_hosts")
+    forwarder.write_known_hosts("nonsense\n")
+    check_refused(forwarder, bastion, "KnownHostsInvalid", "line 1")
+    forwarder.write_known_hosts(bastion.known_hosts())
+    check_known(forwarder)
+    forwarder.write_known_hosts(bastion.known_hosts("elsewhere.internal"))
+    forwarder.wait_for("transport", "HostKeyUnknown")
+
+
+def test_a_revoked_key(start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer) -> None:
+    revoked = f"@revoked * {bastion.host_keys['ed25519'].public}\n"
+    rule = HostKeyRule(known_hosts=bastion.known_hosts().splitlines()[0] + "\n" + revoked)
+    check_refused(start(start_forwarder, bastion, postgres.port, rule), bastion, "HostKeyRevoked", "revoked")
+    trusted = f"{bastion.known_hosts_name()} {bastion.host_keys['rsa'].public}\n"
+    check_known(start(start_forwarder, bastion, postgres.port, HostKeyRule(known_hosts=trusted + revoked)))
+
+
+# --- certificates -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", HOST_KEY_TYPES)
+def test_a_host_certificate(
+    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer, name: str
+) -> None:
+    authority = key_pair()
+    bastion.certify_host_key(name, authority, "127.0.0.1")
+    rule = HostKeyRule(known_hosts=f"@cert-authority {bastion.known_hosts_name()} {authority.public}\n")
+    check_known(start(start_forwarder, bastion, postgres.port, rule))
+
+
+@pytest.mark.parametrize(
+    ("principals", "validity", "signer", "seen"),
+    [
+        ("elsewhere.internal", "-1h:+1h", "trusted", "rincipal"),
+        ("127.0.0.1", "-2h:-1h", "trusted", "expired"),
+        ("127.0.0.1", "-1h:+1h", "other", "not trusted"),
+    ],
+    ids=["name", "expired", "authority"],
+)
+def test_a_host_certificate_that_is_not_valid(
+    start_forwarder: StartForwarder,
+    bastion: Bastion,
+    postgres: PostgresServer,
+    principals: str,
+    validity: str,
+    signer: str,
+    seen: str,
+) -> None:
+    authority = key_pair()
+    bastion.certify_host_key("ed25519", authority if signer == "trusted" else key_pair(), principals, validity)
+    rule = HostKeyRule(known_hosts=f"@cert-authority {bastion.known_hosts_name()} {authority.public}\n")
+    forwarder = start(start_forwarder, bastion, postgres.port, rule)
+    check_refused(forwarder, bastion, "HostCertificateInvalid", seen)
+
+
+def test_a_server_without_the_certificate(
+    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer
+) -> None:
+    rule = HostKeyRule(known_hosts=f"@cert-authority {bastion.known_hosts_name()} {key_pair().public}\n")
+    forwarder = start(start_forwarder, bastion, postgres.port, rule)
+    check_refused(forwarder, bastion, "HostKeyMismatch", bastion.fingerprints["ed25519"])
+
+
+def test_a_revoked_authority(start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer) -> None:
+    authority = key_pair()
+    bastion.certify_host_key("ed25519", authority, "127.0.0.1")
+    lines = (f"@cert-authority * {authority.public}", f"@revoked * {authority.public}")
+    rule = HostKeyRule(known_hosts="\n".join(lines))
+    check_refused(start(start_forwarder, bastion, postgres.port, rule), bastion, "HostKeyRevoked", "revoked")
