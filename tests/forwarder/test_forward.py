@@ -1,9 +1,6 @@
 """The way that works: clients reach the database, and connections outlive what can be outlived."""
 
-import signal
-import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ from dbtunnel.api.engines import Engine
 from tests.support.bastion import Bastion
 from tests.support.certificates import ServerCertificate
 from tests.support.databases import DATABASE, PASSWORD, USER, MariaDBServer, PostgresServer
-from tests.support.forwarder import KEY, Forwarder, as_a_stranger, forwarder_config
+from tests.support.forwarder import KEY, Forwarder, forwarder_config
 from tests.support.keys import KeyPair, key_pair
 from tests.support.processes import wait_until
 
@@ -130,52 +127,3 @@ def test_a_new_key_cuts_no_session(forwarder: Forwarder, bastion: Bastion, clien
         bastion.authorize(new.public)
         assert orders(forwarder.port) == 3
         assert session.execute("select 1").fetchone() == (1,)
-
-
-def test_the_end_of_sending_is_passed_on(tmp_path: Path, bastion: Bastion, client_key: KeyPair) -> None:
-    """A client that has sent all still receives all (half-close, RFC 4254, section 5.3)."""
-    total = 3_000_000
-    server = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        peer, _ = server.accept()
-        received = 0
-        while data := peer.recv(65536):
-            received += len(data)
-        peer.sendall(b"x" * received)
-        peer.close()
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    config = forwarder_config(bastion, server.getsockname()[1], engine=Engine.MYSQL, probe_mode="Disabled")
-    forwarder = Forwarder(tmp_path / "fwd", config, {KEY: client_key.private}).start()
-    with socket.create_connection(("127.0.0.1", forwarder.port)) as client:
-        client.sendall(b"y" * total)
-        client.shutdown(socket.SHUT_WR)
-        received = 0
-        while data := client.recv(65536):
-            received += len(data)
-    assert received == total
-    thread.join(5)
-    server.close()
-    forwarder.stop()
-
-
-def test_running_sessions_finish_before_the_pod_ends(forwarder: Forwarder) -> None:
-    with connect(forwarder.port) as session:
-        forwarder.process.signal(signal.SIGTERM)
-        forwarder.wait(lambda status: status.draining, "the drain")
-        time.sleep(0.2)
-        assert session.execute("select count(*) from orders").fetchone() == (3,)
-        assert forwarder.process.is_running()
-    assert forwarder.process.wait(5) == 0
-
-
-def test_it_needs_no_environment_no_home_and_no_account(
-    tmp_path: Path, bastion: Bastion, postgres: PostgresServer, client_key: KeyPair
-) -> None:
-    forwarder = Forwarder(tmp_path / "fwd", forwarder_config(bastion, postgres.port), {KEY: client_key.private})
-    forwarder.start(*as_a_stranger())
-    assert orders(forwarder.port) == 3
-    assert "Uid:\t123456" in Path(f"/proc/{forwarder.process.pid}/status").read_text()
-    forwarder.stop()

@@ -85,24 +85,23 @@ class Forwarder:
             self.write_secret(files)
         self._process: Process | None = None
 
-    def start(self, *prefix: str, wait: bool = True, environment: Mapping[str, str] | None = None) -> Self:
-        """Starts it; `prefix` is a command that runs it, such as setpriv."""
+    def start(self, *prefix: str, environment: Mapping[str, str] | None = None, address: str = "127.0.0.1") -> Self:
+        """Starts it; returns once it listens. `prefix`: a command that runs it. `address`: empty for every one."""
         command = [
             *prefix,
             sys.executable,
             "-m",
             "dbtunnel.cli.main",
             "forward",
-            f"--listen=127.0.0.1:{self.port}",
-            f"--admin-listen=127.0.0.1:{self.admin_port}",
+            f"--listen={address}:{self.port}",
+            f"--admin-listen={address}:{self.admin_port}",
             f"--key-directory={self.directory / 'key'}",
             f"--known-hosts-directory={self.directory / 'known-hosts'}",
         ]
         variables = {CONFIG_VARIABLE: self.config.to_json(), "POD_UID": "pod-1", **(environment or {})}
         self._process = Process(command, self.log, env=variables, cwd=Path("/")).start()
-        if wait:
-            # its log tells, since a connection to its port would be a client
-            self._process.wait_until(lambda: '"event": "started"' in self._process_log(), "the forwarder to listen")
+        # its log tells, since a connection to its port would be a client
+        self._process.wait_until(lambda: '"event": "started"' in self._process_log(), "the forwarder to listen")
         return self
 
     @property

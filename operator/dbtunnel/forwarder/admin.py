@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 from http import HTTPStatus
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from dbtunnel.api.forwarder import ForwarderConfig, LayerStatus
 from dbtunnel.forwarder.connection import Connector
@@ -72,15 +72,15 @@ class Admin:
         words = head.split(b"\r\n", 1)[0].decode("latin-1").split()
         if len(words) != 3 or words[0] != "GET":
             return _Answer(HTTPStatus.METHOD_NOT_ALLOWED, "only GET\n")
-        target = urlsplit(words[1])
-        if target.path == "/livez":
+        path, _, query = words[1].partition("?")
+        if path == "/livez":
             return _Answer(HTTPStatus.OK, "ok\n")
-        if target.path == "/readyz":
+        if path == "/readyz":
             return self._readiness()
-        if target.path == "/metrics":
+        if path == "/metrics":
             return _Answer(HTTPStatus.OK, self._metrics_text(), "text/plain; version=0.0.4; charset=utf-8")
-        if target.path == "/status":
-            return await self._status(target.query)
+        if path == "/status":
+            return await self._status(query)
         return _Answer(HTTPStatus.NOT_FOUND, "paths: /livez /readyz /status /metrics\n")
 
     def _readiness(self) -> _Answer:

@@ -59,7 +59,9 @@ class Connector:
                 else:
                     await self._hold(link, material)
         finally:
-            for link in {*self._retiring, *([self.link] if self.link else [])}:
+            links = {*self._retiring, *([self.link] if self.link else [])}
+            self.link = None
+            for link in links:
                 link.close()
 
     # --- the connection in use ------------------------------------------------------------------------------------

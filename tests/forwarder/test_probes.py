@@ -1,0 +1,187 @@
+"""The database's condition: quiet probes for PostgreSQL, the eyes of real clients for all, never a probe of MySQL."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pymysql
+import pytest
+
+from dbtunnel.api.engines import Engine
+from dbtunnel.api.forwarder import ProbeMode
+from tests.support.certificates import ServerCertificate, server_certificate
+from tests.support.databases import DATABASE, PASSWORD, USER, MariaDBServer, PostgresServer
+from tests.support.forwarder import Forwarder, seconds
+from tests.support.processes import wait_until
+from tests.support.relay import Relay
+
+StartForwarder = Callable[..., Forwarder]
+
+PROBES = 'dbtunnel_forwarder_probes_total{result="Succeeded"}'
+
+
+def postgres_through(forwarder: Forwarder, **options: Any) -> "psycopg.Connection[tuple[Any, ...]]":
+    target = {"host": "127.0.0.1", "port": forwarder.port, "connect_timeout": 10}
+    return psycopg.connect(user=USER, password=PASSWORD, dbname=DATABASE, **{**target, **options})
+
+
+def mysql_through(forwarder: Forwarder) -> "pymysql.Connection[Any]":
+    return pymysql.connect(host="127.0.0.1", port=forwarder.port, user=USER, password=PASSWORD, connect_timeout=10)
+
+
+# --- active -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", [Engine.POSTGRESQL, Engine.REDSHIFT, Engine.ALLOYDB])
+@pytest.mark.parametrize("tls", [False, True])
+def test_probes_leave_the_log_of_the_database_clean(
+    start_forwarder: StartForwarder, postgres: PostgresServer, postgres_tls: PostgresServer, engine: Engine, tls: bool
+) -> None:
+    server = postgres_tls if tls else postgres
+    before = len(server.log_text())
+    forwarder = start_forwarder(server.port, engine=engine, seconds=seconds(probe_interval=1))
+    wait_until(lambda: forwarder.metric(PROBES) >= 2, "two probes")
+    forwarder.stop()
+    wait_until(lambda: server.sessions() == 0, "the probes' connections to end")
+    lines = [line for line in server.log_text()[before:].splitlines() if "connection received" not in line]
+    # the only others are those of the session that counted the sessions
+    assert [line for line in lines if "connection auth" not in line] == []
+
+
+def test_the_certificate_is_shown_though_it_has_expired(start_forwarder: StartForwarder, tmp_path: Path) -> None:
+    expired = server_certificate(tmp_path / "tls", ["orders.internal"], days=-1)
+    server = PostgresServer(tmp_path / "pg", tls=expired).start()
+    forwarder = start_forwarder(server.port)
+    forwarder.wait_for("database", "Succeeded")
+    fact = forwarder.status().database_fact
+    assert fact.protocol == "PostgreSQL"
+    assert fact.tls_offered
+    assert fact.certificate_not_after == expired.not_after.isoformat().replace("+00:00", "Z")
+    server.stop()
+
+
+def test_a_failure_is_looked_at_again_before_the_interval_is_over(
+    start_forwarder: StartForwarder, tmp_path: Path
+) -> None:
+    server = PostgresServer(tmp_path / "pg").start()
+    forwarder = start_forwarder(server.port, seconds=seconds(probe_interval=600))
+    forwarder.wait_for("database", "Succeeded")
+    server.stop()
+    with pytest.raises(psycopg.OperationalError):
+        postgres_through(forwarder)
+    forwarder.wait_for("database", "DatabaseRefused")
+    server.start()
+    forwarder.wait_for("database", "Succeeded")
+    server.stop()
+
+
+# --- passive ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sslmode", ["disable", "prefer", "require"])
+def test_a_real_client_shows_that_postgresql_answers(
+    start_forwarder: StartForwarder, postgres_tls: PostgresServer, postgres: PostgresServer, sslmode: str
+) -> None:
+    server = postgres if sslmode == "disable" else postgres_tls
+    forwarder = start_forwarder(server.port, probe_mode=ProbeMode.PASSIVE)
+    assert forwarder.wait_for("database", "NotProbed").status == "Unknown"
+    postgres_through(forwarder, sslmode=sslmode).close()
+    forwarder.wait_for("database", "Succeeded")
+    assert forwarder.status().database_fact.protocol == "PostgreSQL"
+    assert forwarder.status().database_fact.tls_offered is (None if sslmode == "disable" else True)
+    assert forwarder.metric(PROBES) == 0
+
+
+def test_nothing_is_concluded_where_probes_are_disabled(
+    start_forwarder: StartForwarder, postgres: PostgresServer
+) -> None:
+    forwarder = start_forwarder(postgres.port, probe_mode=ProbeMode.DISABLED)
+    forwarder.wait_for("database", "NotProbed")
+    with postgres_through(forwarder) as session:
+        assert session.execute("select 1").fetchone() == (1,)
+    assert forwarder.status().database.reason == "NotProbed"
+
+
+def test_mysql_is_never_probed(start_forwarder: StartForwarder, mariadb: MariaDBServer) -> None:
+    with Relay(mariadb.host, mariadb.port) as relay:
+        forwarder = start_forwarder(relay.port, engine=Engine.MYSQL, seconds=seconds(probe_interval=1))
+        forwarder.wait_for("database", "NotProbed")
+        session = mysql_through(forwarder)
+        forwarder.wait_for("database", "Succeeded")
+        session.close()
+        session = mysql_through(forwarder)
+        session.close()
+        assert relay.accepted == 2
+
+
+def test_another_server_than_mysql(start_forwarder: StartForwarder, bastion: Any) -> None:
+    """sshd speaks first, too."""
+    forwarder = start_forwarder(bastion.port, engine=Engine.MYSQL)
+    forwarder.wait_for("database", "NotProbed")
+    with socket.create_connection(("127.0.0.1", forwarder.port)) as client:
+        assert client.recv(4, socket.MSG_WAITALL) == b"SSH-"
+    fact = forwarder.wait_for("database", "UnexpectedProtocol")
+    assert fact.seen.startswith('it says "SSH-2.0-OpenSSH')
+
+
+def test_a_blocked_host_and_its_release(start_forwarder: StartForwarder, tmp_path: Path) -> None:
+    server = MariaDBServer(tmp_path / "my", settings=["max-connect-errors=2"]).start()
+    with Relay(server.host, server.port, source="127.0.0.5") as relay:
+        forwarder = start_forwarder(relay.port, engine=Engine.MYSQL)
+        mysql_through(forwarder).close()
+        forwarder.wait_for("database", "Succeeded")
+        for _ in range(2):
+            with socket.create_connection(("127.0.0.1", forwarder.port), 5) as dropped:
+                assert dropped.recv(5)[4] == 10
+
+        def is_blocked() -> bool:
+            try:
+                mysql_through(forwarder).close()
+            except pymysql.err.OperationalError as error:
+                return bool(error.args[0] == 1129)
+            return False
+
+        wait_until(is_blocked, "the block")
+        fact = forwarder.wait_for("database", "HostBlocked")
+        assert fact.seen.startswith("error 1129: Host '127.0.0.5' is blocked")
+        direct = server.connect()
+        with direct, direct.cursor() as cursor:
+            cursor.execute("flush hosts")
+        mysql_through(forwarder).close()
+        forwarder.wait_for("database", "Succeeded")
+    server.stop()
+
+
+def test_a_database_without_a_free_connection(start_forwarder: StartForwarder, tmp_path: Path) -> None:
+    server = MariaDBServer(tmp_path / "my", settings=["max-connections=10"]).start()
+    forwarder = start_forwarder(server.port, engine=Engine.MYSQL)
+    forwarder.wait_for("authentication", "Succeeded")
+    sessions = [server.connect() for _ in range(10)]
+    with socket.create_connection((server.host, server.port)) as administrator:  # one more is kept for such
+        assert administrator.recv(5)[4] == 10
+        with pytest.raises(pymysql.err.OperationalError):
+            mysql_through(forwarder)
+        fact = forwarder.wait_for("database", "TooManyConnections")
+        assert "1040" in fact.seen
+    for session in sessions:
+        session.close()
+    wait_until(lambda: server.sessions() == 0, "the sessions to end")
+    mysql_through(forwarder).close()
+    forwarder.wait_for("database", "Succeeded")
+    server.stop()
+
+
+def test_what_is_known_outlives_a_reconnect(
+    start_forwarder: StartForwarder, bastion: Any, postgres_tls: PostgresServer, certificate: ServerCertificate
+) -> None:
+    """The facts stay, and the condition comes back by itself."""
+    forwarder = start_forwarder(postgres_tls.port, seconds=seconds(probe_interval=600))
+    forwarder.wait_for("database", "Succeeded")
+    sequence = forwarder.status().sequence
+    bastion.kill_sessions()
+    forwarder.wait(
+        lambda status: status.sequence > sequence and status.database.reason == "Succeeded", "the next connection"
+    )
+    assert forwarder.status().database_fact.tls_offered
