@@ -268,14 +268,6 @@ def test_a_database_that_starts_late(start_forwarder: StartForwarder, tmp_path: 
     server.start()
     check_working(forwarder)
     server.stop()
-    with socket.create_connection(("127.0.0.1", forwarder.port)) as client:
-        client.sendall(b"\0\0\0\x08\x04\xd2\x16\x2f")
-        with pytest.raises(ConnectionResetError):
-            client.recv(1)
-    check(forwarder, "database", "DatabaseRefused", "Connection refused")
-    server.start()
-    check_working(forwarder)
-    server.stop()
 
 
 def test_a_database_that_drops_packets(start_forwarder: StartForwarder, tmp_path: Path, bastion: Bastion) -> None:

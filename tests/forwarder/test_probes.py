@@ -34,8 +34,9 @@ def mysql_through(forwarder: Forwarder) -> "pymysql.Connection[Any]":
 # --- active -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", [Engine.POSTGRESQL, Engine.REDSHIFT, Engine.ALLOYDB])
-@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize(
+    ("engine", "tls"), [(Engine.POSTGRESQL, False), (Engine.REDSHIFT, True), (Engine.ALLOYDB, True)]
+)
 def test_probes_leave_the_log_of_the_database_clean(
     start_forwarder: StartForwarder, postgres: PostgresServer, postgres_tls: PostgresServer, engine: Engine, tls: bool
 ) -> None:
