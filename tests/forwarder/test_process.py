@@ -137,6 +137,30 @@ def test_a_client_that_gives_up_while_it_is_parked_is_forgotten(
     assert postgres.log_text().count("connection received") == before + 1  # the probe's
 
 
+def test_more_clients_than_descriptors_are_refused_and_the_admin_port_answers(
+    tmp_path: Path, bastion: Bastion, client_key: KeyPair
+) -> None:
+    config = forwarder_config(bastion, bastion.port, engine="MySQL", probe_mode="Disabled")
+    forwarder = Forwarder(tmp_path / "fwd", config, {KEY: client_key.private})
+    forwarder.start("prlimit", "--nofile=84:84")
+    forwarder.wait_for("authentication", "Succeeded")
+    clients = [socket.create_connection(("127.0.0.1", forwarder.port), 10) for _ in range(100)]
+    wait_until(
+        lambda: forwarder.metric('dbtunnel_forwarder_clients_refused_total{reason="TooManyClients"}') == 80, "refusals"
+    )
+    assert sum(_is_served(client) for client in clients) == 20
+    for client in clients:
+        client.close()
+    forwarder.stop()
+
+
+def _is_served(client: socket.socket) -> bool:
+    try:
+        return client.recv(4, socket.MSG_WAITALL) == b"SSH-"
+    except ConnectionResetError:
+        return False
+
+
 # --- end --------------------------------------------------------------------------------------------------------------
 
 
@@ -187,5 +211,12 @@ def test_the_log_is_events_with_fields(start_forwarder: StartForwarder, postgres
     lines = forwarder.log.read_text().splitlines()
     events = forwarder.events()
     assert len(events) == len(lines)
-    assert [event["event"] for event in events] == ["started", "connected", "draining", "ended"]
+    assert [event["event"] for event in events if event["event"] != "layer changed"] == [
+        "started",
+        "connected",
+        "draining",
+        "ended",
+    ]
+    layers = [(event["layer"], event["reason"]) for event in events if event["event"] == "layer changed"]
+    assert layers == [(layer, "Succeeded") for layer in ("key", "transport", "authentication", "database")]
     assert all({"time", "level", "logger"} <= set(event) for event in events)

@@ -21,6 +21,7 @@ from dbtunnel.api.forwarder import (
     LayerStatus,
 )
 from dbtunnel.forwarder.algorithms import offered
+from dbtunnel.forwarder.connection import pause_seconds
 from dbtunnel.forwarder.failures import Failure, Progress, channel_failure, connect_failure
 from dbtunnel.forwarder.host_keys import KnownHostsError, kinds_left, kinds_to_try, trust_of
 from dbtunnel.forwarder.keys import Key, MountedFile, parse_key, read_key_files
@@ -150,6 +151,21 @@ def test_what_an_ssh_server_says_of_the_database(text: str, reason: Reason) -> N
 def test_why_there_is_no_tcp_connection(error: Exception, reason: Reason) -> None:
     failure = connect_failure(error, Progress(limit_seconds=10), None)
     assert (failure.layer, failure.reason) == (ConditionType.TRANSPORT_READY, reason)
+
+
+# --- pace -------------------------------------------------------------------------------------------------------------
+
+
+def test_attempts_become_rare() -> None:
+    waits = [pause_seconds(Reason.CONNECTION_REFUSED, attempts, 1) for attempts in range(40)]
+    assert 0.1 <= waits[0] <= 0.2
+    assert 15 <= waits[-1] <= 30
+
+
+@pytest.mark.parametrize("reason", [Reason.KEY_REJECTED, Reason.HOST_KEY_MISMATCH, Reason.BASTION_REFUSING])
+def test_what_sshd_penalises_is_slow_and_slower_with_neighbours(reason: Reason) -> None:
+    assert all(60 <= pause_seconds(reason, attempts, 1) <= 90 for attempts in (0, 1, 50))
+    assert 90 <= pause_seconds(reason, 0, 2) <= 135
 
 
 # --- state ------------------------------------------------------------------------------------------------------------

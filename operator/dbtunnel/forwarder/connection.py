@@ -101,10 +101,9 @@ class Connector:
         self.up.clear()
         self.down_since = asyncio.get_running_loop().time()
         self._metrics.set(SSH_UP, 0)
-        failure = transport_failure(Reason.CONNECTION_LOST, link.end.reason)
-        event(_LOG, "connection lost", seen=failure.seen)
+        event(_LOG, "connection lost", seen=link.end.reason)
         if self._state.status.authentication.status == LayerStatus.TRUE:  # else a newer attempt has more to tell
-            self._state.failed(failure)
+            self._state.failed(transport_failure(Reason.CONNECTION_LOST, link.end.reason))
 
     def release(self, link: Link) -> None:
         """A channel of `link` ended, or it is no longer wanted: the last one out closes it."""
@@ -114,14 +113,14 @@ class Connector:
 
     def _report(self, failure: Failure) -> None:
         self._metrics.add(SSH_FAILURES, label=failure.reason)
-        event(_LOG, "connection failed", layer=failure.layer, reason=failure.reason, seen=failure.seen)
         self._state.failed(failure)
 
     # --- when to try again ----------------------------------------------------------------------------------------
 
     async def _pause(self, reason: Reason, material: Material) -> None:
         """Waits before the next attempt; other files end the wait."""
-        deadline = asyncio.get_running_loop().time() + self._pause_seconds(reason)
+        seconds = pause_seconds(reason, self._attempts, self._config.replicas)
+        deadline = asyncio.get_running_loop().time() + seconds
         self._attempts += 1
         while (remaining := deadline - asyncio.get_running_loop().time()) > 0:
             await asyncio.sleep(min(_LOOK_SECONDS, remaining))
@@ -129,18 +128,20 @@ class Connector:
                 self._attempts = 0
                 return
 
-    def _pause_seconds(self, reason: Reason) -> float:
-        if REASONS[reason].type is ConditionType.KEY_READY:
-            return LONGEST_BACKOFF_SECONDS  # nothing but a change of the files helps
-        usual = min(FIRST_BACKOFF_SECONDS * 2 ** min(self._attempts, 16), LONGEST_BACKOFF_SECONDS)
-        slow = REASONS[reason].retry_seconds * (1 + _NEIGHBOUR_FACTOR * (self._config.replicas - 1))
-        # sshd penalises the source address, which neighbours share: never faster than the table says
-        return slow * random.uniform(1, 1.5) if slow else usual * random.uniform(0.5, 1)  # noqa: S311
-
     def _look(self) -> Material:
         name = self._config.bastion.host_key.known_hosts_file
         known_hosts = read_file(self._known_hosts_directory, name) if name else MountedFile()
         return Material(read_key_files(self._key_directory, self._config.key), known_hosts)
+
+
+def pause_seconds(reason: Reason, attempts: int, replicas: int) -> float:
+    """How long to wait after a failure, with jitter; `attempts` counts those before it since a stable connection."""
+    if REASONS[reason].type is ConditionType.KEY_READY:
+        return LONGEST_BACKOFF_SECONDS  # nothing but a change of the files helps
+    usual = min(FIRST_BACKOFF_SECONDS * 2 ** min(attempts, 16), LONGEST_BACKOFF_SECONDS)
+    slow = REASONS[reason].retry_seconds * (1 + _NEIGHBOUR_FACTOR * (replicas - 1))
+    # sshd penalises the source address, which neighbours share: never faster than the table says
+    return slow * random.uniform(1, 1.5) if slow else usual * random.uniform(0.5, 1)  # noqa: S311
 
 
 async def wait_for(happening: asyncio.Event, timeout_seconds: float) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import resource
 import socket
+import sys
 
 import asyncssh
 
@@ -35,7 +36,7 @@ class Listener:
         self._server: asyncio.Server | None = None
         self._serving: dict[Client, asyncio.Task[None]] = {}
         self._parked = 0
-        self._most_clients = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_DESCRIPTORS
+        self._most_clients = _descriptors() - _SPARE_DESCRIPTORS
         self.empty = asyncio.Event()
         self.empty.set()
 
@@ -58,13 +59,18 @@ class Listener:
 
     def _taken(self, client: Client) -> None:
         self._metrics.add(CLIENTS_TOTAL)
+        if len(self._serving) >= self._most_clients:
+            self._refuse(client, "TooManyClients")
+            return
         self.empty.clear()
         task = asyncio.ensure_future(self._serve(client))
         self._serving[client] = task
         task.add_done_callback(_report_bug)
 
     def _gone(self, client: Client) -> None:
-        task = self._serving.pop(client)
+        task = self._serving.pop(client, None)
+        if task is None:
+            return
         task.cancel()  # it may still be parked; a channel that is being opened is closed when it comes
         if not self._serving:
             self.empty.set()
@@ -72,9 +78,6 @@ class Listener:
     async def _serve(self, client: Client) -> None:
         """Waits for an SSH connection and opens a channel; again where the connection went away meanwhile."""
         deadline = asyncio.get_running_loop().time() + self._config.seconds.parking_max
-        if len(self._serving) > self._most_clients:
-            self._refuse(client, "TooManyClients")
-            return
         joined = False
         while not (joined or client.is_gone):
             link = self._connector.link or await self._park(client, deadline)
@@ -145,7 +148,7 @@ class Listener:
 
     def _refuse(self, client: Client, reason: str) -> None:
         self._metrics.add(CLIENTS_REFUSED, label=reason)
-        event(_LOG, "client refused", reason=reason)
+        event(_LOG, "client refused", level=logging.DEBUG, reason=reason)  # a flood of them is counted, not logged
         client.refuse()
 
 
@@ -160,6 +163,13 @@ def listening_socket(host: str, port: int) -> socket.socket:
     for option, value in _KEEPALIVE:
         bound.setsockopt(socket.IPPROTO_TCP, option, value)
     return bound
+
+
+def _descriptors() -> int:
+    """How many files and sockets the process may have open; the limit is raised as far as it goes."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most if most != resource.RLIM_INFINITY else sys.maxsize
 
 
 def _report_bug(task: "asyncio.Task[None]") -> None:

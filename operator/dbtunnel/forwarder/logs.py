@@ -40,6 +40,6 @@ def configure(level: str = "INFO") -> None:
     logging.getLogger("asyncssh").setLevel(logging.CRITICAL)
 
 
-def event(logger: logging.Logger, name: str, **fields: object) -> None:
+def event(logger: logging.Logger, name: str, *, level: int = logging.INFO, **fields: object) -> None:
     """Logs an event with fields."""
-    logger.info(name, extra={"fields": fields})
+    logger.log(level, name, extra={"fields": fields})

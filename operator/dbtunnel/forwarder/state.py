@@ -1,6 +1,7 @@
 """What the forwarder knows, as the document at /status; whoever waits for a change is woken."""
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,9 @@ from dbtunnel.api.conditions import LAYERS, ConditionType, Reason
 from dbtunnel.api.forwarder import ForwarderConfig, ForwarderStatus, LayerFact, LayerStatus
 from dbtunnel.domain.diagnosis import printable
 from dbtunnel.forwarder.failures import Failure
+from dbtunnel.forwarder.logs import event
+
+_LOG = logging.getLogger(__name__)
 
 _FIELDS = {
     ConditionType.KEY_READY: "key",
@@ -33,7 +37,11 @@ class State:
         """Replaces facts by name."""
         if all(getattr(self.status, name) == value for name, value in facts.items()):
             return
+        before = dict(self.layers())
         self.status = self.status.model_copy(update={**facts, "sequence": self.status.sequence + 1})
+        for name, fact in self.layers():
+            if (fact.status, fact.reason) != (before[name].status, before[name].reason):
+                event(_LOG, "layer changed", layer=name, status=fact.status, reason=fact.reason, seen=fact.seen)
         self._changed.set()
         self._changed = asyncio.Event()
 
