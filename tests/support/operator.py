@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -120,3 +122,25 @@ class Operator:
 def _resource(reference: dict[str, str]) -> str:
     subresource = f"/{reference['subresource']}" if "subresource" in reference else ""
     return f"{reference['resource']}{subresource}/{reference.get('name', '')}"
+
+
+@contextmanager
+def lone_operator(cluster: Cluster, directory: Path, **settings: str) -> Iterator[Operator]:
+    """An operator of this machine as the only one: one that is installed in the cluster rests meanwhile."""
+    installed = cluster.get("deployments", "--all-namespaces", "-l", "app.kubernetes.io/name=dbtunnel-operator")[
+        "items"
+    ]
+    names = [(one["metadata"]["namespace"], one["metadata"]["name"], one["spec"]["replicas"]) for one in installed]
+    for namespace, name, _ in names:
+        cluster.kubectl("scale", "deployment", name, "-n", namespace, "--replicas=0")
+        cluster.kubectl("rollout", "status", "deployment", name, "-n", namespace, "--timeout=60s", timeout_seconds=70)
+    operator = Operator(cluster, directory, **settings)
+    try:
+        yield operator.start()
+    finally:
+        operator.process.stop()
+        for namespace, name, replicas in names:
+            cluster.kubectl("scale", "deployment", name, "-n", namespace, f"--replicas={replicas}")
+            cluster.kubectl(
+                "rollout", "status", "deployment", name, "-n", namespace, "--timeout=60s", timeout_seconds=70
+            )

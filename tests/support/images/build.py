@@ -21,6 +21,9 @@ ROOT = Path(__file__).parents[3]
 _KEPT_ARCHIVES = 3
 """Of each image; every change of the code makes one of some hundred megabytes."""
 
+_KEPT_LAYERS = 200
+"""In buildah's storage; a build adds a handful of small ones."""
+
 _BUILD_TIMEOUT_SECONDS = 1200
 
 _PIP_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "default-timeout", "retries")
@@ -57,7 +60,9 @@ OPERATOR = Recipe(
     "Dockerfile",
     ("operator", "pyproject.toml", "LICENSE", "requirements.txt", "requirements-build.txt", ".dockerignore"),
 )
-CLIENT = Recipe("dbtunnel-client", "tests/support/images/client.Dockerfile", ("requirements-clients.txt",))
+CLIENT = Recipe(
+    "dbtunnel-client", "tests/support/images/client.Dockerfile", ("requirements-clients.txt", ".dockerignore")
+)
 
 
 def build(recipe: Recipe, reference: str | None = None) -> BuiltImage:
@@ -129,18 +134,25 @@ def _build(recipe: Recipe, reference: str, store: Store, name: str) -> Path:
 
 
 def _build_with_buildah(options: Sequence[str], reference: str, store: Store, scratch: Path, target: Path) -> None:
-    """In a storage of its own that goes with the build. vfs works everywhere, also where overlays cannot be nested."""
+    """Layers are kept, so that a change of the code builds the code alone."""
     ensure_packages({"buildah": "builds the container images, since no Docker engine answers"})
-    base = debian_base.root_archive(store)
-    storage = ["--root", str(scratch / "storage"), "--runroot", str(scratch / "run"), "--storage-driver", "vfs"]
-    buildah = ["buildah", *storage]
-    bud = [*buildah, "bud", "--isolation", "chroot"]
     context = scratch / "base"
     context.mkdir()
-    (context / "root.tar").hardlink_to(base)
+    (context / "root.tar").hardlink_to(debian_base.root_archive(store))
+    # in a mount namespace of its own, since buildah leaves its storage mounted
+    buildah = ["unshare", "--mount", "buildah", *_storage(store)]
+    bud = [*buildah, "bud", "--layers", "--isolation", "chroot"]
     _run([*bud, "--file", str(Path(__file__).parent / "base.Dockerfile"), "--tag", "localhost/base", str(context)])
     _run([*bud, "--build-arg", "BASE_IMAGE=localhost/base", *options])
     _run([*buildah, "push", reference, f"docker-archive:{target}:{reference}"])
+
+
+def _storage(store: Store) -> list[str]:
+    """Options for a storage of our own, begun anew when it has grown."""
+    storage = store.directory / "storage"
+    if storage.exists() and sum(1 for _ in (storage / "root").glob("*/*/diff")) > _KEPT_LAYERS:
+        shutil.rmtree(storage)
+    return ["--root", str(storage / "root"), "--runroot", str(storage / "run")]
 
 
 def _secrets(scratch: Path) -> list[str]:

@@ -1,0 +1,455 @@
+"""What the operator makes of a tunnel, keeps as it should be, and removes: a real API server, no forwarder."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.cluster import Cluster
+from tests.support.operator import Operator, lone_operator
+from tests.support.processes import wait_until
+from tests.support.tunnels import apply, condition, find, patch, tunnel_manifest
+
+CHILDREN = ("service/orders", "networkpolicy/orders-tunnel", "deployment/orders-tunnel")
+
+
+@pytest.fixture(scope="module")
+def operator(crd_installed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    with lone_operator(crd_installed, tmp_path_factory.mktemp("operator")) as operator:
+        yield operator
+
+
+@pytest.fixture
+def tunnel(operator: Operator, namespace: str) -> str:
+    """A tunnel whose children are there; its namespace."""
+    apply(operator.cluster, tunnel_manifest(namespace))
+    wait_for_children(operator.cluster, namespace)
+    operator.wait_until_quiet(namespace)
+    return namespace
+
+
+def wait_for_children(cluster: Cluster, namespace: str) -> None:
+    for child in CHILDREN:
+        wait_until(lambda child=child: find(cluster, namespace, child), child)  # type: ignore[misc]
+
+
+def template(cluster: Cluster, namespace: str) -> dict[str, Any]:
+    deployment = find(cluster, namespace, "deployment/orders-tunnel")
+    assert deployment
+    found: dict[str, Any] = deployment["spec"]["template"]
+    return found
+
+
+# --- writes -----------------------------------------------------------------------------------------------------
+
+
+def test_a_tunnel_takes_few_writes_and_then_none(operator: Operator, namespace: str) -> None:
+    apply(operator.cluster, tunnel_manifest(namespace, tunnel={"host": "127.0.0.9", "keySecretRef": {"name": "key"}}))
+    wait_for_children(operator.cluster, namespace)
+
+    writes = operator.wait_until_quiet(namespace, seconds=5)
+
+    print(f"\nwrites for a tunnel: {len(writes)}: {writes}")
+    assert sorted(write.rpartition("/")[0] if "events" in write else write for write in writes) == [
+        "create deployments/orders-tunnel",
+        "create events",
+        "create networkpolicies/orders-tunnel",
+        "create services/orders",
+        "patch databasetunnels/status/orders",
+        "patch databasetunnels/status/orders",
+    ]
+
+
+def test_a_restarted_operator_writes_nothing(operator: Operator, tunnel: str) -> None:
+    before = operator.writes(tunnel)
+
+    assert operator.stop() == 0
+    operator.start()
+
+    assert operator.wait_until_quiet(tunnel, seconds=3) == before
+
+
+def test_the_first_write_gives_the_tunnel_its_conditions(operator: Operator, tunnel: str) -> None:
+    assert operator.writes(tunnel)[0] == "patch databasetunnels/status/orders"
+
+
+def test_nothing_is_written_to_the_tunnel_but_its_status(operator: Operator, tunnel: str) -> None:
+    found = find(operator.cluster, tunnel, "databasetunnel/orders")
+
+    assert found
+    assert "finalizers" not in found["metadata"]
+    assert set(found["metadata"]["annotations"]) == {"kubectl.kubernetes.io/last-applied-configuration"}
+    assert found["metadata"]["generation"] == 1
+
+
+# --- repairs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("child", CHILDREN)
+def test_a_deleted_child_is_made_again(operator: Operator, tunnel: str, child: str) -> None:
+    old = find(operator.cluster, tunnel, child)
+    operator.cluster.kubectl("delete", child, "-n", tunnel, "--wait=false")
+
+    def is_new() -> bool:
+        found = find(operator.cluster, tunnel, child)
+        return bool(old and found and found["metadata"]["uid"] != old["metadata"]["uid"])
+
+    wait_until(is_new, f"another {child}")
+
+
+POD = "/spec/template/spec"
+EDITS: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "replicas": ("deployment/orders-tunnel", [{"op": "replace", "path": "/spec/replicas", "value": 3}]),
+    "image": (
+        "deployment/orders-tunnel",
+        [{"op": "replace", "path": f"{POD}/containers/0/image", "value": "example.com/other"}],
+    ),
+    "another container": (
+        "deployment/orders-tunnel",
+        [{"op": "add", "path": f"{POD}/containers/-", "value": {"name": "spy", "image": "example.com/spy"}}],
+    ),
+    "another volume": (
+        "deployment/orders-tunnel",
+        [{"op": "add", "path": f"{POD}/volumes/-", "value": {"name": "spy", "emptyDir": {}}}],
+    ),
+    "a service account": (
+        "deployment/orders-tunnel",
+        [{"op": "add", "path": f"{POD}/serviceAccountName", "value": "privileged"}],
+    ),
+    "a removed security context": (
+        "deployment/orders-tunnel",
+        [{"op": "remove", "path": f"{POD}/containers/0/securityContext"}],
+    ),
+    "a variable": (
+        "deployment/orders-tunnel",
+        [{"op": "add", "path": f"{POD}/containers/0/env/-", "value": {"name": "PYTHONPATH", "value": "/tmp"}}],
+    ),
+    "the Service's port": (
+        "service/orders",
+        [{"op": "replace", "path": "/spec/ports/0/port", "value": 1}],
+    ),
+    "the Service's selector": (
+        "service/orders",
+        [{"op": "add", "path": "/spec/selector/app", "value": "other"}],
+    ),
+    "a label": (
+        "service/orders",
+        [{"op": "replace", "path": "/metadata/labels/app.kubernetes.io~1name", "value": "other"}],
+    ),
+    "a removed label": (
+        "service/orders",
+        [{"op": "remove", "path": "/metadata/labels/dbtunnel.dev~1tunnel"}],
+    ),
+    "an open policy": (
+        "networkpolicy/orders-tunnel",
+        [{"op": "add", "path": "/spec/ingress/-", "value": {}}],
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("when", ["while it runs", "while it is down"])
+def test_an_edited_child_is_repaired(operator: Operator, tunnel: str, edit: str, when: str) -> None:
+    child, change = EDITS[edit]
+    cluster = operator.cluster
+    wanted = find(cluster, tunnel, child)
+    if when == "while it is down":
+        operator.stop()
+
+    patch(cluster, tunnel, child, change, kind="json")  # type: ignore[arg-type]
+    if when == "while it is down":
+        operator.start()
+
+    def is_as_before() -> bool:
+        found = find(cluster, tunnel, child)
+        assert wanted
+        assert found
+        return bool(found["spec"] == wanted["spec"] and found["metadata"]["labels"] == wanted["metadata"]["labels"])
+
+    wait_until(is_as_before, f"{child} as it was", describe=lambda: json.dumps(find(cluster, tunnel, child), indent=1))
+    found = find(cluster, tunnel, child)
+    assert wanted
+    assert found
+    assert found["metadata"]["uid"] == wanted["metadata"]["uid"]
+    operator.wait_until_quiet(tunnel)
+
+
+def test_labels_and_annotations_of_others_are_kept(operator: Operator, tunnel: str) -> None:
+    cluster = operator.cluster
+    cluster.kubectl("label", "service/orders", "-n", tunnel, "team=data")
+    cluster.kubectl("annotate", "service/orders", "-n", tunnel, "example.com/note=kept")
+
+    patch(cluster, tunnel, "databasetunnel/orders", {"spec": {"service": {"port": 6000, "labels": {"tier": "gold"}}}})
+    wait_until(lambda: _service_labels(cluster, tunnel).get("tier") == "gold", "the new label")
+    patch(cluster, tunnel, "databasetunnel/orders", {"spec": {"service": {"labels": None}}})
+    wait_until(lambda: "tier" not in _service_labels(cluster, tunnel), "the label's end")
+
+    service = find(cluster, tunnel, "service/orders")
+    assert service
+    assert service["metadata"]["labels"]["team"] == "data"
+    assert service["metadata"]["annotations"]["example.com/note"] == "kept"
+    assert service["spec"]["ports"][0]["port"] == 6000
+
+
+def _service_labels(cluster: Cluster, namespace: str) -> dict[str, str]:
+    labels: dict[str, str] = (find(cluster, namespace, "service/orders") or {})["metadata"]["labels"]
+    return labels
+
+
+# --- objects that are not the tunnel's --------------------------------------------------------------------------
+
+
+def test_a_foreign_object_is_left_alone_and_its_name_taken_up_when_it_goes(operator: Operator, namespace: str) -> None:
+    cluster = operator.cluster
+    cluster.kubectl("create", "service", "clusterip", "orders", "-n", namespace, "--tcp=1234")
+    before = find(cluster, namespace, "service/orders")
+
+    apply(cluster, tunnel_manifest(namespace))
+    ready = wait_until(lambda: _failed(cluster, namespace, "NameConflict"), "NameConflict")
+    operator.wait_until_quiet(namespace)
+
+    assert "Service orders" in ready["message"]
+    assert find(cluster, namespace, "service/orders") == before
+    assert condition(cluster, namespace, "Stalled")["status"] == "True"
+    cluster.kubectl("delete", "service", "orders", "-n", namespace)
+    wait_until(lambda: _is_owned(cluster, namespace, "service/orders"), "the Service, taken up", 10)
+    wait_until(lambda: condition(cluster, namespace, "Ready")["reason"] != "NameConflict", "another reason", 10)
+
+
+def test_an_object_with_another_controller_is_a_conflict_even_with_our_labels(
+    operator: Operator, namespace: str
+) -> None:
+    cluster = operator.cluster
+    apply(cluster, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "owner", "namespace": namespace}})
+    owner = find(cluster, namespace, "configmap/owner")
+    assert owner
+    reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner["metadata"]["uid"]}
+    apply(cluster, _labelled_service(namespace, ownerReferences=[{**reference, "controller": True}]))
+
+    apply(cluster, tunnel_manifest(namespace))
+
+    wait_until(lambda: _failed(cluster, namespace, "NameConflict"), "NameConflict")
+
+
+def test_an_orphan_with_our_labels_is_adopted(operator: Operator, namespace: str) -> None:
+    cluster = operator.cluster
+    apply(cluster, _labelled_service(namespace))
+    uid = (find(cluster, namespace, "service/orders") or {})["metadata"]["uid"]
+
+    apply(cluster, tunnel_manifest(namespace))
+
+    wait_until(lambda: _is_owned(cluster, namespace, "service/orders"), "the owner")
+    service = find(cluster, namespace, "service/orders")
+    assert service
+    assert service["metadata"]["uid"] == uid
+    assert service["spec"]["ports"][0]["port"] == 5432
+
+
+def test_a_tunnel_made_anew_takes_up_what_was_orphaned(operator: Operator, tunnel: str) -> None:
+    cluster = operator.cluster
+    uids = {child: (find(cluster, tunnel, child) or {})["metadata"]["uid"] for child in CHILDREN}
+    cluster.kubectl("delete", "databasetunnel", "orders", "-n", tunnel, "--cascade=orphan")
+
+    apply(cluster, tunnel_manifest(tunnel))
+
+    for child in CHILDREN:
+        wait_until(lambda child=child: _is_owned(cluster, tunnel, child), child)  # type: ignore[misc]
+        assert (find(cluster, tunnel, child) or {})["metadata"]["uid"] == uids[child]
+
+
+def _labelled_service(namespace: str, **metadata: Any) -> dict[str, Any]:
+    labels = {"app.kubernetes.io/managed-by": "dbtunnel-operator", "dbtunnel.dev/tunnel": "orders"}
+    spec = {"ports": [{"port": 1, "name": "old"}]}
+    named = {"name": "orders", "namespace": namespace, "labels": labels, **metadata}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": named, "spec": spec}
+
+
+def _failed(cluster: Cluster, namespace: str, reason: str) -> dict[str, Any]:
+    ready = condition(cluster, namespace, "Ready")
+    return ready if (ready.get("status"), ready.get("reason")) == ("False", reason) else {}
+
+
+def _is_owned(cluster: Cluster, namespace: str, child: str) -> bool:
+    tunnel, found = find(cluster, namespace, "databasetunnel/orders"), find(cluster, namespace, child)
+    owners = (found or {}).get("metadata", {}).get("ownerReferences", ())
+    return any(owner["uid"] == (tunnel or {})["metadata"]["uid"] and owner["controller"] for owner in owners)
+
+
+# --- what is no longer wanted -----------------------------------------------------------------------------------
+
+
+def test_what_is_no_longer_wanted_is_removed(operator: Operator, namespace: str) -> None:
+    cluster = operator.cluster
+    apply(cluster, tunnel_manifest(namespace, replicas=2, service={"name": "legacy-db"}))
+    for child in ("service/legacy-db", "networkpolicy/orders-tunnel", "poddisruptionbudget/orders-tunnel"):
+        wait_until(lambda child=child: find(cluster, namespace, child), child)  # type: ignore[misc]
+
+    apply(cluster, tunnel_manifest(namespace, replicas=1, access={"policy": "Unrestricted"}))
+
+    for child in ("service/legacy-db", "networkpolicy/orders-tunnel", "poddisruptionbudget/orders-tunnel"):
+        wait_until(lambda child=child: find(cluster, namespace, child) is None, f"no {child}")  # type: ignore[misc]
+    assert find(cluster, namespace, "service/orders")
+
+
+def test_deleting_the_tunnel_leaves_the_generated_key_alone(operator: Operator, tunnel: str) -> None:
+    cluster = operator.cluster
+    key = find(cluster, tunnel, "secret/orders-ssh")
+    cluster.kubectl("delete", "databasetunnel", "orders", "-n", tunnel, "--wait=false")
+
+    for child in (*CHILDREN, "databasetunnel/orders"):
+        wait_until(lambda child=child: find(cluster, tunnel, child) is None, f"no {child}")  # type: ignore[misc]
+    apply(cluster, tunnel_manifest(tunnel))
+    wait_for_children(cluster, tunnel)
+
+    again = find(cluster, tunnel, "secret/orders-ssh")
+    assert key
+    assert again
+    assert again["data"] == key["data"]
+    assert "ownerReferences" not in again["metadata"]
+
+
+def test_a_tunnel_that_is_being_deleted_is_left_alone(operator: Operator, tunnel: str) -> None:
+    cluster = operator.cluster
+    patch(cluster, tunnel, "databasetunnel/orders", {"metadata": {"finalizers": ["example.com/hold"]}})
+    cluster.kubectl("delete", "databasetunnel", "orders", "-n", tunnel, "--wait=false")
+    wait_until(
+        lambda: "deletionTimestamp" in (find(cluster, tunnel, "databasetunnel/orders") or {})["metadata"], "its end"
+    )
+
+    cluster.kubectl("delete", "service", "orders", "-n", tunnel)
+    operator.wait_until_quiet(tunnel)
+
+    assert find(cluster, tunnel, "service/orders") is None
+    patch(cluster, tunnel, "databasetunnel/orders", {"metadata": {"finalizers": None}})
+
+
+# --- changes of the spec ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"engine": "MySQL"},
+        {"database": {"port": 6432}},
+        {"database": {"host": "other.internal"}},
+        {"tunnel": {"host": "127.0.0.10"}},
+        {"tunnel": {"port": 2222}},
+        {"tunnel": {"user": "other"}},
+    ],
+    ids=str,
+)
+def test_a_change_of_the_way_rolls_the_pods(operator: Operator, tunnel: str, change: dict[str, Any]) -> None:
+    before = template(operator.cluster, tunnel)
+
+    patch(operator.cluster, tunnel, "databasetunnel/orders", {"spec": change})
+
+    wait_until(lambda: template(operator.cluster, tunnel) != before, "another pod template")
+    labels = template(operator.cluster, tunnel)["metadata"]["labels"]
+    assert labels["dbtunnel.dev/revision"] != before["metadata"]["labels"]["dbtunnel.dev/revision"]
+
+
+def test_a_change_of_the_service_rolls_nothing(operator: Operator, tunnel: str) -> None:
+    before = template(operator.cluster, tunnel)
+
+    patch(operator.cluster, tunnel, "databasetunnel/orders", {"spec": {"service": {"port": 7000}}})
+    wait_until(
+        lambda: (find(operator.cluster, tunnel, "service/orders") or {})["spec"]["ports"][0]["port"] == 7000, "the port"
+    )
+    operator.wait_until_quiet(tunnel)
+
+    assert template(operator.cluster, tunnel) == before
+
+
+def test_suspend_scales_to_zero_and_back(operator: Operator, tunnel: str) -> None:
+    cluster = operator.cluster
+
+    def replicas() -> int:
+        return int((find(cluster, tunnel, "deployment/orders-tunnel") or {})["spec"]["replicas"])
+
+    patch(cluster, tunnel, "databasetunnel/orders", {"spec": {"suspend": True}})
+    wait_until(lambda: replicas() == 0, "no replicas")
+    wait_until(lambda: _failed(cluster, tunnel, "Suspended"), "Suspended")
+    stalled, reconciling = (condition(cluster, tunnel, kind) for kind in ("Stalled", "Reconciling"))
+    assert (stalled["status"], reconciling["status"]) == ("False", "False")
+
+    patch(cluster, tunnel, "databasetunnel/orders", {"spec": {"suspend": False}})
+    wait_until(lambda: replicas() == 1, "a replica")
+
+
+# --- what the API server refuses --------------------------------------------------------------------------------
+
+
+def test_a_typing_error_in_a_pass_through_field_is_named(operator: Operator, namespace: str) -> None:
+    cluster = operator.cluster
+    affinity: dict[str, Any] = {"podAntiAffinity": {"requiredDuringScheduling": []}}
+    apply(cluster, tunnel_manifest(namespace, podTemplate={"affinity": affinity}))
+
+    ready = wait_until(lambda: _failed(cluster, namespace, "Rejected"), "Rejected")
+    assert "requiredDuringScheduling" in ready["message"]
+
+    patch(cluster, namespace, "databasetunnel/orders", {"spec": {"podTemplate": None}})
+    wait_until(lambda: find(cluster, namespace, "deployment/orders-tunnel"), "the Deployment")
+
+
+def test_an_exhausted_quota_is_told(operator: Operator, namespace: str) -> None:
+    cluster = operator.cluster
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": namespace}}
+    apply(cluster, {**quota, "spec": {"hard": {"services": "0"}}})
+    wait_until(
+        lambda: (find(cluster, namespace, "resourcequota/none") or {}).get("status", {}).get("hard"), "the quota"
+    )
+
+    apply(cluster, tunnel_manifest(namespace))
+
+    wait_until(lambda: _failed(cluster, namespace, "QuotaExceeded"), "QuotaExceeded")
+    cluster.kubectl("delete", "resourcequota", "none", "-n", namespace)
+    wait_until(lambda: find(cluster, namespace, "service/orders"), "the Service")
+
+
+# --- keys -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [("Ed25519", "ssh-ed25519"), ("ECDSA", "ecdsa-sha2-nistp256"), ("RSA", "ssh-rsa")]
+)
+def test_a_key_of_the_given_type_is_generated(
+    operator: Operator, namespace: str, kind: str, text: str, tmp_path: Path
+) -> None:
+    cluster = operator.cluster
+    apply(cluster, tunnel_manifest(namespace, tunnel={"host": "127.0.0.9", "generatedKeyType": kind}))
+
+    secret = wait_until(lambda: find(cluster, namespace, "secret/orders-ssh"), "the key")
+
+    assert secret
+    assert sorted(secret["data"]) == ["ssh-privatekey", "ssh-publickey"]
+    assert _public_half(secret, tmp_path).split()[0] == text
+    assert "PRIVATE KEY" not in operator.process.log.read_text()
+
+
+def _public_half(secret: dict[str, Any], directory: Path) -> str:
+    """What ssh-keygen makes of the private half."""
+    import base64
+    import subprocess
+
+    path = directory / "key"
+    path.write_bytes(base64.b64decode(secret["data"]["ssh-privatekey"]))
+    path.chmod(0o600)
+    return subprocess.run(["ssh-keygen", "-y", "-f", path], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_operator_can_read_no_secret(operator: Operator) -> None:
+    for verb in ("get", "list", "watch", "update", "patch", "delete"):
+        question = ("auth", "can-i", verb, "secrets", "--all-namespaces", f"--as={operator.user}")
+        assert not _answers_yes(operator.cluster, *question), verb
+    assert _answers_yes(operator.cluster, "auth", "can-i", "create", "secrets", f"--as={operator.user}")
+
+
+def _answers_yes(cluster: Cluster, *question: str) -> bool:
+    from tests.support.cluster import ClusterError
+
+    try:
+        return cluster.kubectl(*question).strip() == "yes"
+    except ClusterError:
+        return False
