@@ -28,14 +28,17 @@ test: lint test-unit test-forwarder test-cluster ## Everything: lint, unit, forw
 
 .PHONY: test-unit
 test-unit: $(INSTALLED) ## Decisions, builders, schema, chart: no server needed
+	@$(IN)python -m tests.support.prepare unit
 	$(IN)pytest tests/unit $(ARGS)
 
 .PHONY: test-forwarder
 test-forwarder: $(INSTALLED) ## The forwarder against a real sshd and real databases, no Kubernetes
+	@$(IN)python -m tests.support.prepare forwarder
 	$(IN)pytest tests/forwarder $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: $(INSTALLED) ## The whole way on a real Kubernetes (CLUSTER=kind, local or existing)
+	@$(IN)python -m tests.support.prepare cluster
 	$(IN)pytest tests/cluster $(ARGS)
 
 .PHONY: lint

@@ -11,7 +11,7 @@ import yaml
 from dbtunnel import __version__
 from dbtunnel.api.crd import crd
 from tests.support.cluster import Cluster
-from tests.support.images import BuiltImage, build_client_image, build_image
+from tests.support.images import CLIENT, OPERATOR, BuiltImage, build
 
 ANY_USER = 1000720000
 """As OpenShift chooses: no user of the image."""
@@ -19,14 +19,14 @@ ANY_USER = 1000720000
 
 @pytest.fixture(scope="module")
 def operator_image(cluster: Cluster) -> BuiltImage:
-    image = build_image()
+    image = build(OPERATOR)
     cluster.load_image(image.archive, image.reference)
     return image
 
 
 @pytest.fixture(scope="module")
 def client_image(cluster: Cluster) -> BuiltImage:
-    image = build_client_image()
+    image = build(CLIENT)
     cluster.load_image(image.archive, image.reference)
     return image
 
@@ -130,7 +130,7 @@ def _member(image: tarfile.TarFile, name: str) -> Any:
 
 
 def test_the_image_says_how_it_is_run() -> None:
-    configuration = _configuration(build_image().archive)["config"]
+    configuration = _configuration(build(OPERATOR).archive)["config"]
 
     assert configuration["Entrypoint"] == ["dbtunnel"]
     assert configuration["User"] == "65532:65532"
@@ -138,7 +138,7 @@ def test_the_image_says_how_it_is_run() -> None:
 
 
 def test_the_image_has_bytecode_and_nothing_of_its_build() -> None:
-    names = _names(build_image().archive)
+    names = _names(build(OPERATOR).archive)
     installed = {name for name in names if name.startswith("opt/dbtunnel/lib/")}
     modules = {Path(name).stem for name in installed if "/dbtunnel/cli/" in name and name.endswith(".py")}
     compiled = {Path(name).name.split(".")[0] for name in installed if "/dbtunnel/cli/__pycache__/" in name}

@@ -21,6 +21,8 @@ from tests.support.processes import Process, ProcessError, free_port, run
 USER = "dbtunnel"
 """The tunnels' login name on the bastion."""
 
+PACKAGES = {"openssh-server": "the bastion", "openssh-client": "ssh-keygen signs host certificates"}
+
 HOST_KEY_TYPES = {"ed25519": "ssh-ed25519", "ecdsa": "ecdsa-sha2-nistp256", "rsa": "ssh-rsa"}
 """The host keys that a Debian server has."""
 
@@ -87,7 +89,7 @@ class Bastion:
 
         `config`: lines of sshd_config that go before those that every bastion has; sshd takes a keyword's first value.
         """
-        ensure_packages({"openssh-server": "the bastion", "openssh-client": "ssh-keygen signs host certificates"})
+        ensure_packages(PACKAGES)
         self.directory, self.host, self.port = directory, host, port or free_port(host)
         self.config = tuple(config)
         self._survives = survives

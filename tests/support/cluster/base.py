@@ -38,6 +38,10 @@ class Cluster(ABC):
     def host_address(self) -> str:
         """An address of this machine that pods reach; servers of the tests listen on it."""
 
+    def prepare(self) -> None:
+        """Gets what `start` and `kubectl` need; may take minutes the first time. Raises BinaryError."""
+        binary("kubectl")
+
     @abstractmethod
     def start(self, *, survives: bool = False) -> None:
         """Starts it and returns once a node is Ready. Raises ClusterError."""

@@ -55,6 +55,10 @@ class KindCluster(Cluster):
         gateways = [config["Gateway"] for config in networks[0]["IPAM"]["Config"] if config.get("Gateway")]
         return next(str(address) for address in gateways if ipaddress.ip_address(address).version == 4)
 
+    def prepare(self) -> None:
+        super().prepare()
+        binary("kind")
+
     def start(self, *, survives: bool = False) -> None:
         if survives and self.is_running():
             return

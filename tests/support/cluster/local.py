@@ -76,16 +76,14 @@ class LocalCluster(Cluster):
     def host_address(self) -> str:
         return self.layout.host
 
+    def prepare(self) -> None:
+        self._programs()
+
     def start(self, *, survives: bool = False) -> None:
         if survives and self.is_running():
             return
         self._refuse_if_used()
-        if os.geteuid() != 0:
-            raise ClusterError(
-                "the local cluster needs root (namespaces, containers): run with sudo, or use CLUSTER=kind"
-            )
-        ensure_packages(PACKAGES)
-        programs = {name: str(binary(name)) for name in PROGRAMS}
+        programs = self._programs()
         self._sweep_the_dead()
         began = time.monotonic()
         self._prepare(programs)
@@ -96,6 +94,15 @@ class LocalCluster(Cluster):
         print(
             f"local cluster {self.name}: node Ready after {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True
         )
+
+    def _programs(self) -> dict[str, str]:
+        """The components' paths, got now if need be, with Debian's packages."""
+        if os.geteuid() != 0:
+            raise ClusterError(
+                "the local cluster needs root (namespaces, containers): run with sudo, or use CLUSTER=kind"
+            )
+        ensure_packages(PACKAGES)
+        return {name: str(binary(name)) for name in PROGRAMS}
 
     def _refuse_if_used(self) -> None:
         """Whoever asks for a cluster that ends with it must not get, and then end, somebody else's."""

@@ -65,8 +65,12 @@ CLIENT = Recipe(
 )
 
 
+@cache
 def build(recipe: Recipe, reference: str | None = None) -> BuiltImage:
-    """The image, from the cache where its inputs are unchanged. Raises ImageError, MissingPackageError."""
+    """The image, from the cache where its inputs are unchanged; the same for the whole process.
+
+    Raises ImageError, MissingPackageError.
+    """
     key = _digest(recipe, reference)
     reference = reference or f"localhost/{recipe.name}:{key}"
     name = f"{recipe.name}-{key}.tar"

@@ -1,0 +1,66 @@
+"""The operator in a cluster as people install it: its image, and the chart by the real helm."""
+
+import os
+import subprocess
+from pathlib import Path
+
+from tests.support.binaries import binary
+from tests.support.cluster import Cluster, ClusterError
+from tests.support.images import CLIENT, OPERATOR, Recipe, build
+
+CHART = Path(__file__).parents[2] / "charts" / "dbtunnel-operator"
+
+RELEASE, NAMESPACE = "dbtunnel", "dbtunnel-system"
+
+_VARIABLES = {OPERATOR: "IMAGE", CLIENT: "CLIENT_IMAGE"}
+"""Name images that a cluster has already, or pulls from its registry."""
+
+_INSTALL_SECONDS = 120
+
+
+def image_reference(recipe: Recipe) -> str:
+    """The image's name: the given one, else that of this code, built now if need be."""
+    return os.environ.get(_VARIABLES[recipe]) or build(recipe).reference
+
+
+def provide_image(cluster: Cluster, recipe: Recipe) -> str:
+    """Makes an image known to the cluster's nodes. Returns its reference."""
+    given = os.environ.get(_VARIABLES[recipe])
+    if given:
+        return given
+    image = build(recipe)
+    cluster.load_image(image.archive, image.reference)
+    return image.reference
+
+
+def helm_command(image: str, *options: str) -> list[str]:
+    """The command line that installs the operator, or upgrades it."""
+    repository, _, tag = image.rpartition(":")
+    settings = [f"image.repository={repository}", f"image.tag={tag}", *options]
+    return [
+        *("helm", "upgrade", "--install", RELEASE, "charts/dbtunnel-operator"),
+        *("--namespace", NAMESPACE, "--create-namespace"),
+        *(word for setting in settings for word in ("--set", setting)),
+        *("--wait", "--timeout", f"{_INSTALL_SECONDS}s"),
+    ]
+
+
+def install_operator(cluster: Cluster, image: str, *options: str) -> str:
+    """Installs the operator and waits until it runs. Returns what helm says. Raises ClusterError."""
+    return helm(cluster, *helm_command(image, *options)[1:])
+
+
+def helm(cluster: Cluster, *arguments: str) -> str:
+    """What helm prints, run in the project's folder. Raises ClusterError with what it said where it fails."""
+    done = subprocess.run(
+        [binary("helm"), *arguments],
+        cwd=CHART.parents[1],
+        env=cluster.environment(),
+        capture_output=True,
+        text=True,
+        timeout=_INSTALL_SECONDS + 60,
+        check=False,
+    )
+    if done.returncode:
+        raise ClusterError(f"helm {' '.join(arguments)}: {done.stderr or done.stdout}")
+    return done.stdout

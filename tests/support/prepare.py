@@ -1,0 +1,56 @@
+"""`python -m tests.support.prepare unit|forwarder|cluster`: gets what tests need before they start, saying what.
+
+Within a test the same would happen in silence, and a build of minutes would look like a test that hangs.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+
+from tests.support.bastion import PACKAGES as BASTION_PACKAGES
+from tests.support.binaries import BinaryError, binary
+from tests.support.cluster import ClusterError, cluster_of
+from tests.support.databases import MariaDBServer, PostgresServer
+from tests.support.debian import MissingPackageError, ensure_packages
+from tests.support.images import CLIENT, OPERATOR, ImageError
+from tests.support.installation import image_reference
+
+
+def prepare_unit() -> None:
+    """The chart is rendered by the real helm."""
+    binary("helm")
+
+
+def prepare_forwarder() -> None:
+    """A real sshd and real databases."""
+    ensure_packages({**BASTION_PACKAGES, **PostgresServer.packages, **MariaDBServer.packages})
+
+
+def prepare_cluster() -> None:
+    """A Kubernetes, helm, the images, and what lies behind a bastion."""
+    prepare_unit()
+    prepare_forwarder()
+    cluster_of("test").prepare()
+    for recipe in (OPERATOR, CLIENT):
+        image_reference(recipe)
+
+
+TARGETS: Mapping[str, Callable[[], None]] = {
+    "unit": prepare_unit,
+    "forwarder": prepare_forwarder,
+    "cluster": prepare_cluster,
+}
+
+
+def main() -> int:
+    """Runs the command line; 1 where something cannot be had."""
+    for name in sys.argv[1:]:
+        try:
+            TARGETS[name]()
+        except (BinaryError, ClusterError, ImageError, MissingPackageError) as error:
+            print(error, file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
