@@ -5,10 +5,14 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-import yaml
 
 from dbtunnel.api.crd import crd
+from tests.support.clients import start_client
 from tests.support.cluster import Cluster, start_cluster
+from tests.support.images import CLIENT, OPERATOR
+from tests.support.installation import image_reference, install_operator, provide_image
+from tests.support.private_network import PrivateNetwork
+from tests.support.tunnels import apply
 
 
 @pytest.fixture(scope="session")
@@ -21,18 +25,56 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def crd_installed(cluster: Cluster) -> Cluster:
-    """The cluster with the resource's definition and no operator."""
-    cluster.kubectl("apply", "--server-side", "-f", "-", input=yaml.safe_dump(crd()))
+    """The cluster with the chart installed and no operator running."""
+    install_operator(cluster, image_reference(OPERATOR), "replicaCount=0")
     cluster.kubectl("wait", "--for=condition=Established", f"crd/{crd()['metadata']['name']}", "--timeout=20s")
     return cluster
 
 
+@pytest.fixture(scope="session")
+def installed(crd_installed: Cluster) -> Cluster:
+    """The cluster with the operator, as the chart runs it."""
+    install_operator(crd_installed, provide_image(crd_installed, OPERATOR))
+    return crd_installed
+
+
+@pytest.fixture(scope="session")
+def client_image(cluster: Cluster) -> str:
+    """An image with real database clients, which the nodes have."""
+    return provide_image(cluster, CLIENT)
+
+
+@pytest.fixture(scope="session")
+def private_network(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateNetwork]:
+    """A bastion that pods reach, and a database of each engine that only it reaches."""
+    network = PrivateNetwork(tmp_path_factory.mktemp("private-network"), cluster.host_address)
+    yield network.start()
+    network.stop()
+
+
+def make_namespace(cluster: Cluster, words: str) -> str:
+    """A namespace that enforces Pod Security `restricted`; its name."""
+    name = f"{re.sub(r'[^a-z0-9]+', '-', words.lower()).strip('-')[:40]}-{uuid.uuid4().hex[:6]}"
+    metadata = {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}
+    apply(cluster, {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+    return name
+
+
 @pytest.fixture
 def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A namespace that enforces Pod Security `restricted`, deleted afterwards without waiting."""
-    words = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:40]
-    name = f"{words}-{uuid.uuid4().hex[:6]}"
-    cluster.kubectl("create", "namespace", name)
-    cluster.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    """A namespace of the test's own, deleted afterwards without waiting."""
+    name = make_namespace(cluster, request.node.name)
     yield name
     cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def shop(
+    installed: Cluster, client_image: str, private_network: PrivateNetwork, request: pytest.FixtureRequest
+) -> Iterator[str]:
+    """A namespace with what the tunnels of `examples/` need and a pod of clients, for the tests of a file."""
+    name = make_namespace(installed, request.module.__name__.rpartition(".")[2])
+    private_network.publish(installed, name)
+    start_client(installed, name, client_image)
+    yield name
+    installed.kubectl("delete", "namespace", name, "--wait=false")

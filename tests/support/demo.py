@@ -17,12 +17,12 @@ from tests.support.clients import COMMANDS, POD, Endpoint, start_client
 from tests.support.cluster import Cluster, ClusterError, cluster_of, start_cluster
 from tests.support.debian import MissingPackageError
 from tests.support.images import CLIENT, OPERATOR, ImageError
-from tests.support.installation import CHART, helm_command, provide_image
+from tests.support.installation import helm_command, provide_image
 from tests.support.private_network import BASTION, DATABASES, PrivateNetwork
-from tests.support.processes import ProcessError
+from tests.support.processes import ROOT, ProcessError
 from tests.support.recorded import stop_recorded
 
-EXAMPLES = CHART.parents[1] / "examples"
+EXAMPLES = ROOT / "examples"
 NAMESPACE = "demo"
 UNACCEPTED = "reports"
 """The tunnel whose key the bastion does not know at first."""
@@ -131,7 +131,7 @@ class Demo:
         print(f"$ {shlex.join(command)}", flush=True)
         programs = f"{binary('kubectl').parent}:{binary('helm').parent}:{os.environ['PATH']}"
         environment = {**self._cluster.environment(), "PATH": programs}
-        done = subprocess.run(command, cwd=EXAMPLES.parent, env=environment, timeout=300, check=False)
+        done = subprocess.run(command, cwd=ROOT, env=environment, timeout=300, check=False)
         if done.returncode:
             raise ClusterError(f"{shlex.join(command)}: exit code {done.returncode}")
 

@@ -74,7 +74,7 @@ def says_nothing() -> FaultServer:
     return FaultServer(lambda connection: None)
 
 
-def says(data: bytes, *, after_bytes: int = 0) -> FaultServer:
+def says(data: bytes, *, after_bytes: int = 0, host: str = "127.0.0.1") -> FaultServer:
     """Says `data` and closes; with `after_bytes`, only when so many bytes have come."""
 
     def treat(connection: socket.socket) -> None:
@@ -82,7 +82,7 @@ def says(data: bytes, *, after_bytes: int = 0) -> FaultServer:
         connection.sendall(data)
         connection.shutdown(socket.SHUT_WR)
 
-    return FaultServer(treat)
+    return FaultServer(treat, host)
 
 
 def says_http() -> FaultServer:

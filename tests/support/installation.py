@@ -2,13 +2,11 @@
 
 import os
 import subprocess
-from pathlib import Path
 
 from tests.support.binaries import binary
 from tests.support.cluster import Cluster, ClusterError
 from tests.support.images import CLIENT, OPERATOR, Recipe, build
-
-CHART = Path(__file__).parents[2] / "charts" / "dbtunnel-operator"
+from tests.support.processes import ROOT
 
 RELEASE, NAMESPACE = "dbtunnel", "dbtunnel-system"
 
@@ -54,7 +52,7 @@ def helm(cluster: Cluster, *arguments: str) -> str:
     """What helm prints, run in the project's folder. Raises ClusterError with what it said where it fails."""
     done = subprocess.run(
         [binary("helm"), *arguments],
-        cwd=CHART.parents[1],
+        cwd=ROOT,
         env=cluster.environment(),
         capture_output=True,
         text=True,

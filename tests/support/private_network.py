@@ -80,7 +80,8 @@ class PrivateNetwork:
             )
             for one in DATABASES
         }
-        self._authorized: list[str] = []
+        self.authorized: list[str] = []
+        """The lines of the tunnels' user."""
 
     def start(self) -> "PrivateNetwork":
         """Starts everything and records it for `stop_recorded`."""
@@ -96,8 +97,8 @@ class PrivateNetwork:
 
     def authorize(self, *lines: str) -> None:
         """Adds lines to the tunnels' user's authorized_keys, as an administrator does."""
-        self._authorized += lines
-        self.bastion.authorize(*self._authorized)
+        self.authorized += lines
+        self.bastion.authorize(*self.authorized)
 
     def publish(self, cluster: Cluster, namespace: str) -> None:
         """What a namespace needs for the tunnels of `examples/`: the way to the bastion, its keys, authorized keys."""

@@ -13,6 +13,9 @@ from typing import Self, TypeVar
 
 T = TypeVar("T")
 
+ROOT = Path(__file__).parents[2]
+"""The project's folder."""
+
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 

@@ -4,9 +4,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
+
 from tests.support.cluster import Cluster, ClusterError
+from tests.support.processes import ROOT, wait_until
 
 Manifest = dict[str, Any]
+
+READY_SECONDS = 60
+"""How long a tunnel may take, on a busy machine, to work or to tell what fails."""
 
 
 def tunnel_manifest(namespace: str, name: str = "orders", **spec: Any) -> Manifest:
@@ -47,3 +53,39 @@ def condition(cluster: Cluster, namespace: str, kind: str, name: str = "orders")
     tunnel = find(cluster, namespace, f"databasetunnel/{name}") or {}
     conditions = tunnel.get("status", {}).get("conditions", ())
     return next((one for one in conditions if one["type"] == kind), {})
+
+
+def example(namespace: str, name: str) -> Manifest:
+    """The tunnel of a file in `examples/`, in another namespace."""
+    manifest: Manifest = yaml.safe_load((ROOT / "examples" / f"{name}.yaml").read_text())
+    manifest["metadata"]["namespace"] = namespace
+    return manifest
+
+
+def wait_for_ready(cluster: Cluster, namespace: str, name: str, timeout_seconds: float = READY_SECONDS) -> Manifest:
+    """The tunnel, once its Ready is True."""
+    return _wait_for(cluster, namespace, name, ("True", "Succeeded"), timeout_seconds)
+
+
+def wait_for_reason(
+    cluster: Cluster, namespace: str, name: str, reason: str, timeout_seconds: float = READY_SECONDS
+) -> Manifest:
+    """The tunnel, once its Ready is False for this reason."""
+    return _wait_for(cluster, namespace, name, ("False", reason), timeout_seconds)
+
+
+def _wait_for(cluster: Cluster, namespace: str, name: str, wanted: tuple[str, str], timeout_seconds: float) -> Manifest:
+    def state() -> Manifest | None:
+        ready = condition(cluster, namespace, "Ready", name)
+        is_current = ready.get("observedGeneration") == _generation(cluster, namespace, name)
+        return ready if is_current and (ready.get("status"), ready.get("reason")) == wanted else None
+
+    def told() -> str:
+        return json.dumps((find(cluster, namespace, f"databasetunnel/{name}") or {}).get("status"), indent=1)
+
+    wait_until(state, f"{name}: Ready={': '.join(wanted)}", timeout_seconds, interval_seconds=0.2, describe=told)
+    return cluster.get("databasetunnel", name, "-n", namespace)
+
+
+def _generation(cluster: Cluster, namespace: str, name: str) -> int:
+    return int((find(cluster, namespace, f"databasetunnel/{name}") or {}).get("metadata", {}).get("generation", 0))

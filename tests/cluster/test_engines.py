@@ -1,0 +1,160 @@
+"""Each engine, from `kubectl apply` to a query through the Service."""
+
+import re
+import time
+
+import pytest
+
+from dbtunnel.api.engines import ENGINES, Engine
+from tests.support.clients import COMMANDS, Endpoint, query
+from tests.support.cluster import Cluster, ClusterError
+from tests.support.databases import ROWS
+from tests.support.private_network import BASTION, DATABASES, PrivateDatabase, PrivateNetwork
+from tests.support.tunnels import Manifest, apply, example, find, wait_for_ready, wait_for_reason
+
+QUERY = "select id, item from orders order by id"
+
+
+def start(cluster: Cluster, shop: str, name: str) -> Manifest:
+    """A tunnel of `examples/` that works; applied by the first test that needs it."""
+    if find(cluster, shop, f"databasetunnel/{name}") is None:
+        apply(cluster, example(shop, name))
+    return wait_for_ready(cluster, shop, name)
+
+
+@pytest.mark.parametrize("database", DATABASES, ids=lambda one: str(one.engine))
+def test_from_apply_to_a_query_through_the_service(installed: Cluster, shop: str, database: PrivateDatabase) -> None:
+    began = time.monotonic()
+    tunnel = start(installed, shop, database.name)
+    print(f"\n{database.engine}: Ready {time.monotonic() - began:.1f} s after kubectl apply")
+
+    printed = query(installed, shop, COMMANDS[database.engine](Endpoint.of(tunnel), QUERY))
+
+    for number, item in ROWS:
+        assert re.search(rf"\b{number}\b.*\b{item}\b", printed), printed
+
+
+def test_the_only_way_to_a_database_is_its_tunnel(
+    installed: Cluster, shop: str, private_network: PrivateNetwork
+) -> None:
+    database = DATABASES[0]
+    address = private_network.addresses[database.host]
+    for host in (database.host, address, installed.host_address):
+        with pytest.raises(ClusterError, match=r"could not translate host name|Connection refused"):
+            query(installed, shop, ["psql", f"host={host} port={database.port} connect_timeout=5", "-c", QUERY])
+
+
+@pytest.mark.parametrize("database", DATABASES, ids=lambda one: str(one.engine))
+def test_the_status_says_what_clients_and_administrators_need(
+    installed: Cluster, shop: str, private_network: PrivateNetwork, database: PrivateDatabase
+) -> None:
+    status = start(installed, shop, database.name)["status"]
+
+    service = find(installed, shop, f"service/{database.name}")
+    assert service
+    assert status["endpoint"] == {
+        "host": f"{database.name}.{shop}.svc",
+        "port": database.port,
+        "clusterIP": service["spec"]["clusterIP"],
+        "tlsServerName": database.host,
+    }
+    (key,) = status["publicKeys"]
+    assert (key["use"], key["accepted"]) == ("Current", True)
+    (hop,) = status["hops"]
+    assert (hop["role"], hop["host"], hop["port"], hop["active"], hop["replicas"]) == ("Bastion", BASTION, 22, True, 1)
+    assert hop["authorizedKeysLine"] in private_network.authorized
+    assert hop["serverVersion"].startswith("SSH-2.0-OpenSSH")
+    assert private_network.bastion.fingerprints["ed25519"] in str(hop["hostKeyFingerprints"])
+    assert hop["cipher"] == "aes128-gcm@openssh.com"
+    assert (status["replicas"], status["readyReplicas"]) == (1, 1)
+    assert "lastFailure" not in status
+
+
+def test_every_condition_speaks_of_the_current_generation(installed: Cluster, shop: str) -> None:
+    tunnel = start(installed, shop, "orders")
+
+    conditions = {one["type"]: one for one in tunnel["status"]["conditions"]}
+
+    assert list(conditions) == [
+        "WorkloadReady",
+        "KeyReady",
+        "TransportReady",
+        "Authenticated",
+        "DatabaseReachable",
+        "Ready",
+        "Reconciling",
+        "Stalled",
+    ]
+    generation = tunnel["metadata"]["generation"]
+    assert {one["observedGeneration"] for one in conditions.values()} == {generation}
+    assert tunnel["status"]["observedGeneration"] == generation
+    assert conditions["Reconciling"]["status"] == conditions["Stalled"]["status"] == "False"
+
+
+def test_mysql_is_judged_by_its_first_client_alone(installed: Cluster, shop: str) -> None:
+    """A probe of ours could get the bastion's address blocked (max_connect_errors)."""
+    tunnel = start(installed, shop, "inventory")
+
+    query(installed, shop, COMMANDS[Engine.MYSQL](Endpoint.of(tunnel), QUERY))
+
+    database = wait_for_database(installed, shop, "inventory")
+    assert "MariaDB" in database["serverVersion"]
+    assert database["tlsOffered"] is True
+
+
+def wait_for_database(cluster: Cluster, shop: str, name: str) -> Manifest:
+    """What a tunnel's status says of the database, once it says anything."""
+    from tests.support.processes import wait_until
+
+    def database() -> Manifest:
+        found: Manifest = cluster.get("databasetunnel", name, "-n", shop)["status"].get("database", {})
+        return found
+
+    return wait_until(database, "what the client's session showed")
+
+
+def test_printer_columns(installed: Cluster, shop: str) -> None:
+    start(installed, shop, "orders")
+
+    heading, line = installed.kubectl("get", "dbtun", "orders", "-n", shop).splitlines()
+    wide = installed.kubectl("get", "dbtun", "orders", "-n", shop, "-o", "wide").splitlines()[0]
+
+    assert heading.split() == ["NAME", "ENGINE", "ENDPOINT", "BASTION", "READY", "REASON", "AGE"]
+    assert line.split()[:6] == ["orders", "PostgreSQL", f"orders.{shop}.svc", BASTION, "True", "Succeeded"]
+    assert wide.split()[6:] == ["ACTIVE", "HOST", "REPLICAS", "MESSAGE", "AGE"] or "MESSAGE" in wide
+
+
+def test_explain_is_documentation(crd_installed: Cluster) -> None:
+    printed = crd_installed.kubectl("explain", "databasetunnel.spec.tunnel", "--recursive")
+    field = crd_installed.kubectl("explain", "databasetunnel.spec.tunnel.hostKey.fingerprints")
+
+    for word in ("keySecretRef", "hostKey", "knownHostsRef", "keepalive", "connectTimeoutSeconds"):
+        assert word in printed
+    assert "ssh-keygen -lf" in field
+
+
+def test_a_generated_key_waits_for_its_line_and_is_then_accepted(
+    installed: Cluster, shop: str, private_network: PrivateNetwork
+) -> None:
+    apply(installed, example(shop, "reports"))
+    tunnel = wait_for_reason(installed, shop, "reports", "KeyRejected")
+    (hop,) = tunnel["status"]["hops"]
+    ready = next(one for one in tunnel["status"]["conditions"] if one["type"] == "Ready")
+
+    assert hop["authorizedKeysLine"] in ready["message"]
+    assert tunnel["status"]["publicKeys"][0]["accepted"] is False
+    private_network.authorize(hop["authorizedKeysLine"])
+
+    tunnel = wait_for_ready(installed, shop, "reports", 120)
+    printed = query(installed, shop, COMMANDS[Engine.POSTGRESQL](Endpoint.of(tunnel), QUERY))
+    assert ROWS[0][1] in printed
+
+
+def test_forwarders_satisfy_restricted_pod_security_and_have_no_token(installed: Cluster, shop: str) -> None:
+    start(installed, shop, "orders")
+    labels = installed.get("namespace", shop)["metadata"]["labels"]
+    (pod,) = installed.get("pods", "-n", shop, "-l", "dbtunnel.dev/tunnel=orders")["items"]
+
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert [one["name"] for one in pod["spec"]["volumes"]] == ["key", "known-hosts"]
+    assert ENGINES[Engine.POSTGRESQL].protocol in pod["spec"]["containers"][0]["env"][0]["value"]

@@ -1,0 +1,312 @@
+"""What can fail, each to its condition and reason, and back to Ready once it is mended as the message says."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dbtunnel.api.conditions import CAUSAL_ORDER, ConditionType
+from tests.support.bastion import HARDENED, NO_FORWARDING, Bastion
+from tests.support.cluster import Cluster
+from tests.support.databases import PostgresServer
+from tests.support.faults import HTTP_ANSWER, says
+from tests.support.keys import KeyPair, key_pair
+from tests.support.private_network import PrivateNetwork, config_map, secret
+from tests.support.processes import free_port, wait_until
+from tests.support.tunnels import Manifest, apply, example, patch, wait_for_ready, wait_for_reason
+
+PATIENCE = 130
+"""Seconds for what forwarders try again slowly: logins and host keys, where a retry makes it worse."""
+
+
+@pytest.fixture
+def bastion(installed: Cluster, private_network: PrivateNetwork, shop: str, tmp_path: Path) -> Iterator[Bastion]:
+    """Another way to the same databases, for one test to change as it likes."""
+    bastion = Bastion(tmp_path / "bastion", host=installed.host_address, hosts=private_network.addresses)
+    bastion.authorize(*private_network.authorized)
+    yield bastion.start()
+    bastion.stop()
+
+
+def tunnel(namespace: str, name: str, way: Mapping[str, Any] | None = None, **spec: Any) -> Manifest:
+    """The tunnel `orders` of the examples under another name; `way` changes `spec.tunnel`."""
+    manifest = example(namespace, "orders")
+    manifest["metadata"]["name"] = name
+    manifest["spec"] = {**manifest["spec"], **spec}
+    manifest["spec"]["tunnel"] = {**manifest["spec"]["tunnel"], **(way or {})}
+    return manifest
+
+
+def through(bastion: Bastion, **way: Any) -> dict[str, Any]:
+    """The way through a bastion whose keys are pinned."""
+    pins = {"fingerprints": list(bastion.fingerprints.values())}
+    return {"host": bastion.host, "port": bastion.port, "hostKey": pins, **way}
+
+
+def assert_told(cluster: Cluster, found: Manifest, kind: ConditionType, reason: str, words: Sequence[str]) -> str:
+    """The layer that fails is told, with what to do; those before it hold, and none after it is blamed.
+
+    Returns the message.
+    """
+    conditions = {one["type"]: one for one in found["status"]["conditions"]}
+    failed, ready = conditions[kind], conditions["Ready"]
+    assert (failed["status"], failed["reason"]) == ("False", reason)
+    assert (ready["reason"], ready["message"]) == (reason, failed["message"])
+    position = CAUSAL_ORDER.index(kind)
+    assert {conditions[one]["status"] for one in CAUSAL_ORDER[:position]} <= {"True"}
+    assert {conditions[one]["status"] for one in CAUSAL_ORDER[position + 1 :]} <= {"Unknown"}
+    assert conditions["Stalled"]["status"] != conditions["Reconciling"]["status"]
+    message = str(failed["message"])
+    for word in words:
+        assert word in message
+    assert found["status"]["lastFailure"]["reason"] == reason
+    wait_until(lambda: reason in events(cluster, found), f"an Event {reason}", 10)
+    return message
+
+
+def events(cluster: Cluster, found: Manifest) -> list[str]:
+    """Reasons of the Events about a tunnel."""
+    metadata = found["metadata"]
+    listed = cluster.get("events.events.k8s.io", "-n", metadata["namespace"])["items"]
+    return [one["reason"] for one in listed if one["regarding"]["uid"] == metadata["uid"]]
+
+
+def mended(cluster: Cluster, found: Manifest, timeout_seconds: float = 60) -> None:
+    """Ready again, and said so once."""
+    metadata = found["metadata"]
+    wait_for_ready(cluster, metadata["namespace"], metadata["name"], timeout_seconds)
+    wait_until(lambda: "Ready" in events(cluster, found), "an Event Ready", 10)
+
+
+# --- the key ----------------------------------------------------------------------------------------------------
+
+
+def test_the_secret_is_missing(installed: Cluster, shop: str, private_network: PrivateNetwork) -> None:
+    pair = authorized_key(private_network)
+    apply(installed, tunnel(shop, "no-secret", {"keySecretRef": {"name": "later-ssh"}}))
+
+    found = wait_for_reason(installed, shop, "no-secret", "SecretNotFound")
+
+    assert_told(installed, found, ConditionType.KEY_READY, "SecretNotFound", ["kubectl create secret", "later-ssh"])
+    apply(installed, secret(shop, "later-ssh", {"ssh-privatekey": pair.private}))
+    mended(installed, found)
+
+
+def test_the_secret_has_another_key(installed: Cluster, shop: str, private_network: PrivateNetwork) -> None:
+    pair = authorized_key(private_network)
+    apply(installed, secret(shop, "named-ssh", {"id_ed25519": pair.private}))
+    apply(installed, tunnel(shop, "no-key", {"keySecretRef": {"name": "named-ssh"}}))
+
+    found = wait_for_reason(installed, shop, "no-key", "SecretKeyMissing")
+
+    words = ["no key ssh-privatekey", "id_ed25519", "spec.tunnel.keySecretRef.key"]
+    assert_told(installed, found, ConditionType.KEY_READY, "SecretKeyMissing", words)
+    change = {"spec": {"tunnel": {"keySecretRef": {"name": "named-ssh", "key": "id_ed25519"}}}}
+    patch(installed, shop, "databasetunnel/no-key", change)
+    mended(installed, found)
+
+
+@pytest.mark.parametrize(
+    ("reason", "files", "words"),
+    [
+        ("PrivateKeyInvalid", {"ssh-privatekey": "garbage"}, ["is not a private key", "BEGIN"]),
+        ("PublicKeyGiven", {"ssh-privatekey": key_pair().public}, ["the file without .pub"]),
+        (
+            "PassphraseRequired",
+            {"ssh-privatekey": key_pair(passphrase="secret words").private},
+            ["is encrypted", "passphrase"],
+        ),
+        (
+            "PassphraseWrong",
+            {"ssh-privatekey": key_pair(passphrase="secret words").private, "passphrase": "guess"},
+            ["does not decrypt"],
+        ),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_the_key_cannot_be_used(
+    installed: Cluster,
+    shop: str,
+    private_network: PrivateNetwork,
+    reason: str,
+    files: Mapping[str, str],
+    words: Sequence[str],
+) -> None:
+    name = reason.lower()
+    apply(installed, secret(shop, f"{name}-ssh", files))
+    apply(installed, tunnel(shop, name, {"keySecretRef": {"name": f"{name}-ssh"}}))
+
+    found = wait_for_reason(installed, shop, name, reason)
+
+    message = assert_told(installed, found, ConditionType.KEY_READY, reason, words)
+    assert "secret words" not in json.dumps(found)
+    assert "guess" not in message
+    pair = authorized_key(private_network)
+    apply(installed, secret(shop, f"{name}-ssh", {"ssh-privatekey": pair.private}))
+    mended(installed, found)
+
+
+def authorized_key(private_network: PrivateNetwork) -> KeyPair:
+    """A new key that the bastion accepts."""
+    pair = key_pair()
+    private_network.authorize(pair.public)
+    return pair
+
+
+# --- SSH's transport layer --------------------------------------------------------------------------------------
+
+
+def test_the_host_key_is_unknown_and_the_message_pins_it(installed: Cluster, shop: str) -> None:
+    apply(installed, tunnel(shop, "unpinned", {"hostKey": {}}))
+
+    found = wait_for_reason(installed, shop, "unpinned", "HostKeyUnknown")
+
+    message = assert_told(installed, found, ConditionType.TRANSPORT_READY, "HostKeyUnknown", ["ssh-keygen -lf"])
+    pin = message[message.index('{"spec"') :]
+    patch(installed, shop, "databasetunnel/unpinned", json.loads(pin))
+    mended(installed, found)
+
+
+def test_the_host_key_has_changed(installed: Cluster, shop: str, bastion: Bastion) -> None:
+    apply(installed, tunnel(shop, "changed", through(bastion)))
+    wait_for_ready(installed, shop, "changed")
+
+    bastion.replace_host_keys()
+    bastion.kill_sessions()
+    found = wait_for_reason(installed, shop, "changed", "HostKeyMismatch", PATIENCE)
+
+    new = bastion.fingerprints["ed25519"]
+    assert_told(installed, found, ConditionType.TRANSPORT_READY, "HostKeyMismatch", [new])
+    pins = {"fingerprints": list(bastion.fingerprints.values())}
+    patch(installed, shop, "databasetunnel/changed", {"spec": {"tunnel": {"hostKey": pins}}})
+    mended(installed, found)
+
+
+def test_known_hosts_has_a_line_that_cannot_be_read(installed: Cluster, shop: str, bastion: Bastion) -> None:
+    apply(installed, config_map(shop, "hosts", {"known_hosts": "what is this\n"}))
+    reference = {"hostKey": {"knownHostsRef": {"name": "hosts"}}}
+    apply(installed, tunnel(shop, "unreadable", {**through(bastion), **reference}))
+
+    found = wait_for_reason(installed, shop, "unreadable", "KnownHostsInvalid")
+
+    assert_told(installed, found, ConditionType.TRANSPORT_READY, "KnownHostsInvalid", ["line 1", "ssh-keyscan"])
+    apply(installed, config_map(shop, "hosts", {"known_hosts": bastion.known_hosts()}))
+    mended(installed, found, PATIENCE)
+
+
+def test_the_bastions_name_does_not_resolve(installed: Cluster, shop: str) -> None:
+    apply(installed, tunnel(shop, "nameless", {"host": "nowhere.invalid"}))
+
+    found = wait_for_reason(installed, shop, "nameless", "HostUnresolvable")
+
+    words = ["bastion nowhere.invalid:22", "does not resolve", "spec.tunnel.host"]
+    assert_told(installed, found, ConditionType.TRANSPORT_READY, "HostUnresolvable", words)
+    patch(installed, shop, "databasetunnel/nameless", {"spec": {"tunnel": {"host": "bastion"}}})
+    mended(installed, found)
+
+
+def test_nothing_listens_at_the_bastions_port(installed: Cluster, shop: str, bastion: Bastion) -> None:
+    port = free_port(bastion.host)
+    apply(installed, tunnel(shop, "deaf", through(bastion, port=port)))
+
+    found = wait_for_reason(installed, shop, "deaf", "ConnectionRefused")
+
+    words = [f"bastion {bastion.host}:{port}", "connection refused", "spec.tunnel.port"]
+    assert_told(installed, found, ConditionType.TRANSPORT_READY, "ConnectionRefused", words)
+    patch(installed, shop, "databasetunnel/deaf", {"spec": {"tunnel": {"port": bastion.port}}})
+    mended(installed, found)
+
+
+def test_the_bastions_port_is_not_ssh(installed: Cluster, shop: str, bastion: Bastion) -> None:
+    with says(HTTP_ANSWER, after_bytes=1, host=bastion.host) as web:
+        apply(installed, tunnel(shop, "web", through(bastion, port=web.port)))
+        found = wait_for_reason(installed, shop, "web", "NotAnSshServer")
+
+    words = ["not an SSH server", "HTTP/1.1 400", "spec.tunnel.port"]
+    assert_told(installed, found, ConditionType.TRANSPORT_READY, "NotAnSshServer", words)
+    patch(installed, shop, "databasetunnel/web", {"spec": {"tunnel": {"port": bastion.port}}})
+    mended(installed, found)
+
+
+# --- SSH's authentication layer ---------------------------------------------------------------------------------
+
+
+def test_the_key_is_not_authorized(installed: Cluster, shop: str, bastion: Bastion) -> None:
+    bastion.unauthorize()
+    apply(installed, tunnel(shop, "stranger", through(bastion)))
+
+    found = wait_for_reason(installed, shop, "stranger", "KeyRejected")
+
+    line = found["status"]["hops"][0]["authorizedKeysLine"]
+    assert_told(installed, found, ConditionType.AUTHENTICATED, "KeyRejected", ["user dbtunnel", line])
+    bastion.authorize(line)
+    mended(installed, found, PATIENCE)
+
+
+# --- SSH's connection layer, and the database -------------------------------------------------------------------
+
+
+def test_the_bastion_prohibits_forwarding(installed: Cluster, shop: str, bastion: Bastion) -> None:
+    bastion.set_config(*NO_FORWARDING)
+    apply(installed, tunnel(shop, "forbidden", through(bastion)))
+
+    found = wait_for_reason(installed, shop, "forbidden", "ForwardingProhibited")
+
+    words = ["AllowTcpForwarding local", "PermitOpen any or orders.internal:5432", "permitopen="]
+    assert_told(installed, found, ConditionType.DATABASE_REACHABLE, "ForwardingProhibited", words)
+    bastion.set_config(*HARDENED)
+    bastion.kill_sessions()
+    mended(installed, found, PATIENCE)
+
+
+def test_the_keys_line_permits_another_database(installed: Cluster, shop: str, bastion: Bastion) -> None:
+    pair = key_pair()
+    bastion.authorize(f'restrict,port-forwarding,permitopen="other.internal:5432" {pair.public}')
+    apply(installed, secret(shop, "narrow-ssh", {"ssh-privatekey": pair.private}))
+    apply(installed, tunnel(shop, "narrow", through(bastion, keySecretRef={"name": "narrow-ssh"})))
+
+    found = wait_for_reason(installed, shop, "narrow", "ForwardingProhibited")
+
+    line = found["status"]["hops"][0]["authorizedKeysLine"]
+    assert_told(installed, found, ConditionType.DATABASE_REACHABLE, "ForwardingProhibited", [line])
+    bastion.authorize(line)
+    bastion.kill_sessions()
+    mended(installed, found, PATIENCE)
+
+
+def test_the_database_refuses(installed: Cluster, shop: str, bastion: Bastion, tmp_path: Path) -> None:
+    """Nothing listens there yet."""
+    port = free_port()
+    pair = key_pair()
+    bastion.authorize(pair.public)
+    apply(installed, secret(shop, "any-ssh", {"ssh-privatekey": pair.private}))
+    way = through(bastion, keySecretRef={"name": "any-ssh"})
+    apply(installed, tunnel(shop, "absent", way, database={"host": "localhost", "port": port}))
+
+    found = wait_for_reason(installed, shop, "absent", "DatabaseRefused")
+
+    words = [f"localhost:{port}", "refused", "Start the database"]
+    assert_told(installed, found, ConditionType.DATABASE_REACHABLE, "DatabaseRefused", words)
+    server = PostgresServer(tmp_path / "database", port=port).start()
+    mended(installed, found, PATIENCE)
+    server.stop()
+
+
+def test_the_database_speaks_another_protocol(
+    installed: Cluster, shop: str, bastion: Bastion, private_network: PrivateNetwork
+) -> None:
+    pair = key_pair()
+    bastion.authorize(pair.public)
+    apply(installed, secret(shop, "wrong-ssh", {"ssh-privatekey": pair.private}))
+    way = through(bastion, keySecretRef={"name": "wrong-ssh"})
+    apply(installed, tunnel(shop, "wrong", way, database={"host": "inventory.internal", "port": 3306}))
+
+    found = wait_for_reason(installed, shop, "wrong", "UnexpectedProtocol")
+
+    words = ["inventory.internal:3306", "the protocol of PostgreSQL", "spec.engine"]
+    assert_told(installed, found, ConditionType.DATABASE_REACHABLE, "UnexpectedProtocol", words)
+    database = {"host": "orders.internal", "port": 5432}
+    patch(installed, shop, "databasetunnel/wrong", {"spec": {"database": database}})
+    mended(installed, found)
