@@ -57,6 +57,12 @@ class Operator:
         self.process.start()
         return self
 
+    def connect_to(self, server: str) -> None:
+        """Reaches the API server at this URL from its next start on."""
+        document = yaml.safe_load(self._kubeconfig.read_text())
+        document["clusters"][0]["cluster"] = {"server": server}
+        self._kubeconfig.write_text(yaml.safe_dump(document))
+
     def is_watching(self) -> bool:
         """Whether it has got so far, in its latest run."""
         return any(line.get("event") == "started" and line["pid"] == self.process.pid for line in self.logs())
@@ -125,7 +131,7 @@ def _resource(reference: dict[str, str]) -> str:
 
 
 @contextmanager
-def lone_operator(cluster: Cluster, directory: Path, **settings: str) -> Iterator[Operator]:
+def lone_operator(cluster: Cluster, directory: Path, *, start: bool = True, **settings: str) -> Iterator[Operator]:
     """An operator of this machine as the only one: one that is installed in the cluster rests meanwhile."""
     installed = cluster.get("deployments", "--all-namespaces", "-l", "app.kubernetes.io/name=dbtunnel-operator")[
         "items"
@@ -136,7 +142,7 @@ def lone_operator(cluster: Cluster, directory: Path, **settings: str) -> Iterato
         cluster.kubectl("rollout", "status", "deployment", name, "-n", namespace, "--timeout=60s", timeout_seconds=70)
     operator = Operator(cluster, directory, **settings)
     try:
-        yield operator.start()
+        yield operator.start() if start else operator
     finally:
         operator.process.stop()
         for namespace, name, replicas in names:
