@@ -4,7 +4,8 @@ import argparse
 import json
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 
 from dbtunnel.api.crd import crd
 from dbtunnel.cli.manifests import parse_tunnel
+from dbtunnel.controller.rbac import LEADER_RULES, cluster_role
 from dbtunnel.controller.settings import SETTINGS, Setting, Settings
 from tests.support.binaries import binary
 
@@ -101,8 +103,6 @@ def test_the_default_installation_is_complete() -> None:
         "ClusterRoleBinding",
         "CustomResourceDefinition",
         "Deployment",
-        "Role",
-        "RoleBinding",
         "Service",
         "ServiceAccount",
     ]
@@ -167,8 +167,50 @@ def test_the_definition_can_be_left_out() -> None:
 # --- rights -----------------------------------------------------------------------------------------------------
 
 
+def _granted(manifests: list[Manifest], kind: str) -> list[set[tuple[str, ...]]]:
+    """The rules of each role of a kind as (group, resource, verb), one set a role."""
+    return [_flat(manifest["rules"]) for manifest in manifests if manifest["kind"] == kind]
+
+
+def _flat(rules: Iterable[Mapping[str, list[str]]]) -> set[tuple[str, ...]]:
+    parts = [product(rule["apiGroups"], rule["resources"], rule["verbs"]) for rule in rules]
+    assert all(set(rule) == {"apiGroups", "resources", "verbs"} for rule in rules)
+    return {triple for part in parts for triple in part}
+
+
+@pytest.mark.parametrize("namespaces", [[], ["shop", "billing"]])
+def test_the_rights_are_those_that_the_operator_uses(namespaces: list[str]) -> None:
+    manifests = _render({"settings": {"namespaces": namespaces}})
+
+    assert _granted(manifests, "ClusterRole") == [_flat(cluster_role("any")["rules"])]
+    assert _granted(manifests, "Role") == []
+
+
+def test_rights_to_the_lease_are_granted_to_operators_that_elect_a_leader() -> None:
+    two = _render({"replicaCount": 2})
+
+    assert _granted(two, "Role") == [_flat(LEADER_RULES)]
+    assert _one(two, "Role")["metadata"]["namespace"] == NAMESPACE
+    binding = _one(two, "RoleBinding")
+    assert binding["metadata"]["namespace"] == NAMESPACE
+    assert binding["roleRef"]["name"] == _one(two, "Role")["metadata"]["name"]
+
+
+def test_every_binding_is_of_the_operators_service_account_to_a_role_of_the_release() -> None:
+    manifests = _render({"replicaCount": 2, "settings": {"namespaces": ["shop"]}})
+    roles = {(one["kind"], one["metadata"]["name"]) for one in manifests if one["kind"] in ("Role", "ClusterRole")}
+    account = _one(manifests, "ServiceAccount")["metadata"]
+    bindings = [one for one in manifests if one["kind"].endswith("Binding")]
+
+    assert {(one["roleRef"]["kind"], one["roleRef"]["name"]) for one in bindings} == roles
+    for one in bindings:
+        assert one["subjects"] == [
+            {"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}
+        ]
+
+
 def test_no_secret_can_be_read() -> None:
-    rules = [rule for manifest in _render() for rule in manifest.get("rules", ())]
+    rules = [rule for manifest in _render({"replicaCount": 2}) for rule in manifest.get("rules", ())]
 
     assert [rule["verbs"] for rule in rules if "secrets" in rule["resources"]] == [["create"]]
     assert not [rule for rule in rules if "*" in rule["resources"] + rule["verbs"] + rule["apiGroups"]]
