@@ -193,16 +193,18 @@ def _facts(document: ForwarderStatus) -> dict[ConditionType, LayerFact]:
 def _worst(facts: Sequence[LayerFact], subject: Subject) -> Verdict:
     """One layer over all forwarders: the worst is told, with how many see it."""
     for status in (FALSE, UNKNOWN, TRUE):
-        alike = [fact for fact in facts if fact.status is status]
-        if alike:
-            return _told(alike[0], len(alike), len(facts), subject)
+        first = next((fact for fact in facts if fact.status is status), None)
+        if first:
+            alike = sum((fact.status, fact.reason) == (first.status, first.reason) for fact in facts)
+            return _told(first, alike, len(facts), subject)
     return Verdict(UNKNOWN, Reason.PROGRESSING, "Waits for a forwarder to report.")
 
 
 def _told(fact: LayerFact, count: int, total: int, subject: Subject) -> Verdict:
     if fact.status is TRUE:
         return Verdict(TRUE, Reason.SUCCEEDED, printable(fact.seen))
-    message = explain(fact.reason, fact.seen or "Waits for the layer before it.", subject)
+    without_details = "" if fact.status is FALSE else "Waits for the layer before it."
+    message = explain(fact.reason, fact.seen or without_details, subject)
     return Verdict(fact.status, fact.reason, message if total == 1 else f"{message} ({count} of {total} replicas)")
 
 
