@@ -34,6 +34,10 @@ MOUNTED_FILE_LIMIT = 64 * 1024
 """Bytes: the most that a key, passphrase or known_hosts file may have."""
 
 
+_WORD = "^[!-~]*$"
+"""A word of printable ASCII: a status is shown to people, and whoever can make pods can pose as a forwarder."""
+
+
 class Algorithms(StrEnum):
     """Which SSH algorithms are offered."""
 
@@ -134,7 +138,7 @@ class LayerFact(ApiModel):
     """One layer as a forwarder sees it. Layers after the first that is False are Unknown."""
 
     status: LayerStatus = LayerStatus.UNKNOWN
-    reason: Annotated[str, Field(max_length=64)] = "Progressing"
+    reason: Annotated[str, Field(max_length=64, pattern="^[A-Za-z0-9]+$")] = "Progressing"
     """A `Reason`; a text here so that an older operator reads a newer forwarder."""
     seen: Annotated[str, Field(max_length=1024)] = ""
     """What was observed, already bounded and printable; a remote server may have written it."""
@@ -143,16 +147,16 @@ class LayerFact(ApiModel):
 class HostKeyFact(ApiModel):
     """A host key that the server showed."""
 
-    algorithm: Annotated[str, Field(max_length=64)]
-    fingerprint: Annotated[str, Field(max_length=64)]
+    algorithm: Annotated[str, Field(max_length=64, pattern=_WORD)]
+    fingerprint: Annotated[str, Field(max_length=64, pattern=_WORD)]
 
 
 class PublicKeyFact(ApiModel):
     """A key that the forwarder has, never its private half."""
 
-    key: Annotated[str, Field(max_length=4096)]
+    key: Annotated[str, Field(max_length=4096, pattern="^[!-~]+ [!-~]+$")]
     """As in authorized_keys: type and base64, no comment."""
-    fingerprint: Annotated[str, Field(max_length=64)]
+    fingerprint: Annotated[str, Field(max_length=64, pattern=_WORD)]
     accepted: bool | None = None
     """Whether the bastion accepted it at the last attempt; None while that is not known."""
 
@@ -162,8 +166,8 @@ class HopFact(ApiModel):
 
     host_keys: Annotated[tuple[HostKeyFact, ...], Field(max_length=8)] = ()
     server_version: Annotated[str | None, Field(max_length=256)] = None
-    cipher: Annotated[str | None, Field(max_length=64)] = None
-    mac: Annotated[str | None, Field(max_length=64)] = None
+    cipher: Annotated[str | None, Field(max_length=64, pattern=_WORD)] = None
+    mac: Annotated[str | None, Field(max_length=64, pattern=_WORD)] = None
 
 
 class DatabaseFact(ApiModel):
@@ -172,7 +176,7 @@ class DatabaseFact(ApiModel):
     protocol: Annotated[str | None, Field(max_length=64)] = None
     server_version: Annotated[str | None, Field(max_length=256)] = None
     tls_offered: bool | None = None
-    certificate_not_after: Annotated[str | None, Field(max_length=64)] = None
+    certificate_not_after: Annotated[str | None, Field(max_length=64, pattern=_WORD)] = None
     """RFC 3339, UTC."""
 
 

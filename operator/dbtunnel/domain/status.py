@@ -347,7 +347,7 @@ def _bastion(tunnel: DatabaseTunnel, documents: Sequence[ForwarderStatus], conne
         known = known.model_copy(
             update={
                 "host_key_fingerprints": shown or known.host_key_fingerprints,
-                "server_version": facts.server_version and printable(facts.server_version),
+                "server_version": facts.server_version and printable(facts.server_version, 256),
                 "cipher": facts.cipher,
                 "mac": facts.mac,
             }
