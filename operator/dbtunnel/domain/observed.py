@@ -107,12 +107,16 @@ def _waiting_text(container: Mapping[str, Any], waiting: Mapping[str, Any]) -> s
     return f"{waiting['reason']}{last}: {ended.get('message') or waiting.get('message', '')}"
 
 
+_QUOTA_TEXTS = ("exceeded quota", "failed quota", "usage per Container", "usage per Pod", "limit to request ratio per")
+"""What the admission plugins ResourceQuota and LimitRanger say; the second does not name itself."""
+
+
 def deployment_problem(deployment: Mapping[str, Any] | None) -> Problem | None:
     """Why a Deployment cannot make its pods: a quota, or an admission policy."""
     for condition in (deployment or {}).get("status", {}).get("conditions", ()):
         if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
             text = condition.get("message", "")
-            is_quota = "exceeded quota" in text or "failed quota" in text or "LimitRange" in text
+            is_quota = any(words in text for words in _QUOTA_TEXTS)
             return Problem(Reason.QUOTA_EXCEEDED if is_quota else Reason.REJECTED, text)
     return None
 
