@@ -28,9 +28,9 @@ def _format(pattern: str, message: str) -> Rule:
 
 
 def is_address(value: str) -> bool:
-    """Whether `value` is an IPv4 or IPv6 address, without brackets and without a zone."""
+    """Whether `value` is an IPv4 or IPv6 address, as CEL's isIP: no brackets, no zone, no IPv4 within IPv6."""
     try:
-        return "%" not in value and bool(ip_address(value))
+        return "%" not in value and getattr(ip_address(value), "ipv4_mapped", None) is None
     except ValueError:
         return False
 
