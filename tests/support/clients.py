@@ -51,13 +51,13 @@ def _mysql(endpoint: Endpoint, query: str) -> list[str]:
 
 def _redshift_connector(endpoint: Endpoint, query: str) -> list[str]:
     """Its TLS is verified against SSL_CERT_FILE, and without the name, since it has no hostaddr."""
-    arguments = {"host": endpoint.host, "port": endpoint.port, "database": DATABASE, "user": USER}
     program = (
         "import os, redshift_connector\n"
-        f"session = redshift_connector.connect(**{arguments}, password=os.environ['PGPASSWORD'], sslmode='verify-ca')\n"
+        f'session = redshift_connector.connect(host="{endpoint.host}", port={endpoint.port}, database="{DATABASE}", '
+        f'user="{USER}", password=os.environ["PGPASSWORD"], sslmode="verify-ca")\n'
         "cursor = session.cursor()\n"
-        f"cursor.execute({query!r})\n"
-        "print(*cursor.fetchall(), sep='\\n')"
+        f'cursor.execute("{query}")\n'
+        'print(*cursor.fetchall(), sep="\\n")'
     )
     return ["python", "-c", program]
 

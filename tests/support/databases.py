@@ -128,9 +128,10 @@ class _Server(ABC):
 
 
 class PostgresServer(_Server):
-    """PostgreSQL; it also stands for Redshift and AlloyDB, with their port and TLS rules."""
+    """PostgreSQL; it also stands for AlloyDB, with its TLS rule."""
 
     system_user = "postgres"
+    authentication: ClassVar = "scram-sha-256"
     packages: ClassVar = {"postgresql": "the databases"}
 
     def stop(self) -> None:
@@ -170,11 +171,11 @@ class PostgresServer(_Server):
         password = self.directory / "password"
         password.write_text(PASSWORD)
         self._own(password)
-        options = ["--no-sync", "-A", "scram-sha-256", "-E", "UTF8", "--locale=C"]
+        options = ["--no-sync", "-A", self.authentication, "-E", "UTF8", "--locale=C"]
         owner = ["-D", f"{self._place}/data", "-U", USER, "--pwfile", f"{self._place}/password"]
         run(self._as_user(_postgres("initdb"), *owner, *options))
         kind = "hostssl" if tls_required else "host"
-        (self.directory / "data/pg_hba.conf").write_text(f"{kind} all all all scram-sha-256\n")
+        (self.directory / "data/pg_hba.conf").write_text(f"{kind} all all all {self.authentication}\n")
         self._execute("postgres", f"create database {DATABASE}")
         self._execute(DATABASE, f"create table {_TABLE}\ninsert into orders values {_VALUES}")
 
@@ -195,6 +196,13 @@ class PostgresServer(_Server):
         except psycopg.OperationalError:
             return False
         return True
+
+
+class RedshiftServer(PostgresServer):
+    """PostgreSQL in the place of Redshift: passwords by MD5, since redshift_connector knows no SCRAM as PostgreSQL has
+    it."""
+
+    authentication: ClassVar = "md5"
 
 
 class MariaDBServer(_Server):

@@ -39,7 +39,7 @@ def helm_command(image: str, *options: str) -> list[str]:
         *("helm", "upgrade", "--install", RELEASE, "charts/dbtunnel-operator"),
         *("--namespace", NAMESPACE, "--create-namespace"),
         *(word for setting in settings for word in ("--set", setting)),
-        *("--wait", "--timeout", f"{_INSTALL_SECONDS}s"),
+        *("--hide-notes", "--wait", "--timeout", f"{_INSTALL_SECONDS}s"),
     ]
 
 

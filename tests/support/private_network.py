@@ -12,7 +12,7 @@ from dbtunnel.domain.authorized_keys import authorized_keys_line
 from tests.support.bastion import HARDENED, Bastion
 from tests.support.certificates import server_certificate
 from tests.support.cluster import Cluster
-from tests.support.databases import MariaDBServer, PostgresServer
+from tests.support.databases import MariaDBServer, PostgresServer, RedshiftServer
 from tests.support.keys import key_pair
 from tests.support.processes import ProcessError
 from tests.support.recorded import record
@@ -49,7 +49,7 @@ class PrivateDatabase:
 DATABASES = (
     PrivateDatabase("orders", Engine.POSTGRESQL, PostgresServer, tls=False),
     # stood in for by PostgreSQL, with their ports and TLS rules
-    PrivateDatabase("warehouse", Engine.REDSHIFT, PostgresServer, tls=True),
+    PrivateDatabase("warehouse", Engine.REDSHIFT, RedshiftServer, tls=True),
     PrivateDatabase("analytics", Engine.ALLOYDB, PostgresServer, tls=True),
     PrivateDatabase("inventory", Engine.MYSQL, MariaDBServer, tls=True),
 )
