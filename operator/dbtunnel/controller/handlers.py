@@ -43,8 +43,7 @@ def build_registry(
 def _watcher(kind: Kind, store: Store, queue: WorkQueue) -> Callable[..., object]:
     async def seen(event: kopf.RawEvent, **_: object) -> None:
         take = store.remove if event["type"] == "DELETED" else store.put
-        key = take(kind.name, event["object"])
-        if key:
+        for key in take(kind.name, event["object"]):
             queue.add(key)
 
     return seen

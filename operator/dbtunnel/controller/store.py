@@ -29,31 +29,32 @@ class Store:
         self._deleted: OrderedDict[str, int] = OrderedDict()
         """Version at which an object with this uid left, so that older news does not bring it back."""
 
-    def put(self, kind: str, manifest: Mapping[str, Any]) -> TunnelKey | None:
-        """Takes a version of an object in. Returns its tunnel, or None where the version is not news."""
+    def put(self, kind: str, manifest: Mapping[str, Any]) -> set[TunnelKey]:
+        """Takes a version of an object in. Returns its tunnel, none where the version is not news.
+
+        Where the object bore another tunnel's label before, that tunnel as well: it has lost a child.
+        """
         key, metadata = _key(kind, manifest), manifest["metadata"]
         known = self._objects.get(key)
         if version(manifest) <= self._deleted.get(metadata["uid"], 0):
-            return None
+            return set()
         if known and version(manifest) <= version(known):
-            return None
-        tunnel = _tunnel_key(kind, manifest)
+            return set()
+        concerned = {_tunnel_key(kind, manifest)}
         if known:
-            self._drop(key)
+            concerned.add(self._drop(key))
         self._objects[key] = trimmed(kind, manifest)
-        self._of_tunnel[tunnel].add(key)
-        return tunnel
+        self._of_tunnel[_tunnel_key(kind, manifest)].add(key)
+        return concerned
 
-    def remove(self, kind: str, manifest: Mapping[str, Any]) -> TunnelKey | None:
-        """Forgets an object that was deleted, or left the selector. Returns its tunnel, None where it is not known."""
-        key, metadata = _key(kind, manifest), manifest["metadata"]
-        self._deleted[metadata["uid"]] = version(manifest)
-        while len(self._deleted) > _REMEMBERED_DELETIONS:
-            self._deleted.popitem(last=False)
+    def remove(self, kind: str, manifest: Mapping[str, Any]) -> set[TunnelKey]:
+        """Forgets an object that was deleted, or left the selector. Returns its tunnel, none where it is no news."""
+        key, uid = _key(kind, manifest), manifest["metadata"]["uid"]
+        self._bury(uid, version(manifest))
         known = self._objects.get(key)
-        if known is None or known["metadata"]["uid"] != metadata["uid"]:
-            return None
-        return self._drop(key)
+        if known is None or known["metadata"]["uid"] != uid or version(known) > version(manifest):
+            return set()
+        return {self._drop(key)}
 
     def replace(
         self, kind: str, manifests: Iterable[Mapping[str, Any]], at: int, namespaces: Collection[str] = ()
@@ -63,10 +64,11 @@ class Store:
         What is known, not listed and not newer than the list has gone: a watch that begins anew does not say so.
         """
         listed = {_key(kind, manifest): manifest for manifest in manifests}
-        changed = {tunnel for manifest in listed.values() if (tunnel := self.put(kind, manifest))}
+        changed = {tunnel for manifest in listed.values() for tunnel in self.put(kind, manifest)}
         for key, known in list(self._objects.items()):
             in_scope = key.kind == kind and (not namespaces or key.namespace in namespaces)
             if in_scope and key not in listed and version(known) <= at:
+                self._bury(known["metadata"]["uid"], at)
                 changed.add(self._drop(key))
         return changed
 
@@ -90,6 +92,11 @@ class Store:
     def of_kind(self, kind: str) -> list[Manifest]:
         """Every object of a kind."""
         return [manifest for key, manifest in self._objects.items() if key.kind == kind]
+
+    def _bury(self, uid: str, at: int) -> None:
+        self._deleted[uid] = max(at, self._deleted.get(uid, 0))
+        while len(self._deleted) > _REMEMBERED_DELETIONS:
+            self._deleted.popitem(last=False)
 
     def _drop(self, key: ObjectKey) -> TunnelKey:
         tunnel = _tunnel_key(key.kind, self._objects.pop(key))
