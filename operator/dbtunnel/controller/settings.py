@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import ip_network
 from typing import Any, Self
 
 from pydantic import ValidationError
@@ -16,6 +17,9 @@ from dbtunnel.domain.settings import Defaults, Installation
 
 PREFIX = "DBTUNNEL_"
 """Of every environment variable: `--forwarder-image` is `DBTUNNEL_FORWARDER_IMAGE`."""
+
+_ADDRESSES = 32
+"""How many egress addresses a status has room for."""
 
 
 class SettingError(ValueError):
@@ -98,10 +102,21 @@ def _namespaces(text: str) -> tuple[str, ...]:
     return names
 
 
+def _addresses(text: str) -> tuple[str, ...]:
+    addresses = _list(text)
+    try:
+        # sshd refuses a network with bits beyond its mask, and with it the line of authorized_keys
+        if len(addresses) <= _ADDRESSES and all(map(ip_network, addresses)):
+            return addresses
+    except ValueError:
+        pass
+    raise ValueError(f"write at most {_ADDRESSES} addresses or networks such as 203.0.113.7 or 203.0.113.0/24")
+
+
 def _resources(text: str) -> Resources:
     try:
-        return Resources.model_validate(json.loads(text))
-    except (ValidationError, ValueError) as error:
+        return Resources.model_validate_json(text, extra="forbid")
+    except ValidationError as error:
         raise ValueError('write JSON such as {"requests": {"cpu": "10m"}, "limits": {"memory": "256Mi"}}') from error
 
 
@@ -123,7 +138,7 @@ SETTINGS = (
     ),
     Setting("namespaces", "", _namespaces, "namespaces to watch, with commas in between; all unless given"),
     Setting("operator-namespace", "", str, "the operator's own: admitted to the forwarders' admin port"),
-    Setting("egress-addresses", "", _list, "addresses from which bastions see the cluster, shown to every tunnel"),
+    Setting("egress-addresses", "", _addresses, "addresses from which bastions see the cluster, shown to every tunnel"),
     Setting("pod-access", PodAccess.DIRECT, _one_of(*PodAccess), "how forwarders are read: Direct, or Proxy outside"),
     _default("replicas", "forwarder pods", 1, 16),
     _default("keepalive-interval-seconds", "time between SSH keepalive messages", 1, 3600),
