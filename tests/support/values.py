@@ -66,7 +66,7 @@ def tunnel(changes: Mapping[str, Any] | None = None, status: Mapping[str, Any] |
 
 
 def current_pod(of: DatabaseTunnel, uid: str = "pod-1", **facts: Any) -> Pod:
-    """A pod of the current template, whose container has run for a minute."""
+    """A pod of the current template, whose container has run for a minute and which its Service leads to."""
     known: dict[str, Any] = {
         "uid": uid,
         "name": uid,
@@ -75,6 +75,7 @@ def current_pod(of: DatabaseTunnel, uid: str = "pod-1", **facts: Any) -> Pod:
         "is_ending": False,
         "problem": None,
         "running_since": NOW - timedelta(minutes=1),
+        "is_ready": True,
     }
     return Pod(**{**known, **facts})
 

@@ -62,6 +62,22 @@ def test_a_tunnel_that_works() -> None:
     assert seen[ConditionType.WORKLOAD_READY].message == "1 of 1 forwarders run and answer."
 
 
+def test_a_tunnel_that_its_service_does_not_lead_to_yet_is_not_ready() -> None:
+    """Whoever waits for Ready and then connects would be refused."""
+    pods = (current_pod(ORDERS, is_ready=False),)
+    seen = conditions(Observation(pods=pods, reports={"pod-1": Report(working(ORDERS))}))
+    assert {seen[kind].status for kind in CAUSAL_ORDER} == {"True"}
+    assert told(seen[ConditionType.READY]) == ("Unknown", "Progressing")
+    assert seen[ConditionType.RECONCILING].status == "True"
+
+
+def test_what_failed_is_told_also_where_the_service_leads_nowhere() -> None:
+    pods = (current_pod(ORDERS, is_ready=False),)
+    report = Report(failing(ORDERS, ConditionType.TRANSPORT_READY, Reason.CONNECTION_REFUSED))
+    seen = conditions(Observation(pods=pods, reports={"pod-1": report}))
+    assert told(seen[ConditionType.READY]) == ("False", "ConnectionRefused")
+
+
 def test_a_new_tunnel_is_ready_unknown_and_reconciling() -> None:
     seen = conditions(Observation())
     for kind in (*CAUSAL_ORDER, ConditionType.READY):

@@ -24,7 +24,7 @@ class ConditionType(StrEnum):
     DATABASE_REACHABLE = "DatabaseReachable"
     """SSH connection layer (RFC 4254): a channel opened and the engine's protocol answered."""
     READY = "Ready"
-    """All of the above."""
+    """All of the above, and the Service leads to a forwarder: who connects now is served."""
     RECONCILING = "Reconciling"
     """kstatus: in progress, no person needs to act yet."""
     STALLED = "Stalled"

@@ -166,7 +166,7 @@ def _container(tunnel: DatabaseTunnel, installation: Installation) -> Manifest:
         },
         "volumeMounts": _mounts(tunnel),
         "livenessProbe": _probe("/livez", period_seconds=10, failures=6),
-        "readinessProbe": _probe("/readyz", period_seconds=2, failures=1),
+        "readinessProbe": _probe("/readyz", period_seconds=1, failures=1),
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
 

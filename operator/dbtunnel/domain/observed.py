@@ -31,6 +31,8 @@ class Pod:
     problem: Problem | None
     running_since: datetime | None = None
     """When its container started; None while it does not run."""
+    is_ready: bool = False
+    """Whether its Service leads to it."""
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> Self:
@@ -44,6 +46,7 @@ class Pod:
             is_ending="deletionTimestamp" in metadata or status.get("phase") in ("Succeeded", "Failed"),
             problem=_pod_problem(status),
             running_since=_running_since(status),
+            is_ready=any(one["type"] == "Ready" and one["status"] == "True" for one in status.get("conditions", ())),
         )
 
 

@@ -75,7 +75,7 @@ def decide(tunnel: DatabaseTunnel, seen: Observation, installation: Installation
     subject = _subject(tunnel, documents, installation)
     verdicts = {ConditionType.WORKLOAD_READY: _workload(tunnel, seen, current, reports, installation, now, subject)}
     verdicts |= _layers(tunnel, documents, subject)
-    conditions = _conditions(tunnel, verdicts, now)
+    conditions = _conditions(tunnel, verdicts, any(pod.is_ready for pod in current), now)
     ready = conditions[ConditionType.READY]
     refresh = _wants_refresh(ready, now)
     silences = filter(None, map(_silent_since, current, reports))
@@ -208,7 +208,9 @@ def _told(fact: LayerFact, count: int, total: int, subject: Subject) -> Verdict:
     return Verdict(fact.status, fact.reason, message if total == 1 else f"{message} ({count} of {total} replicas)")
 
 
-def _conditions(tunnel: DatabaseTunnel, verdicts: Verdicts, now: datetime) -> dict[ConditionType, Condition]:
+def _conditions(
+    tunnel: DatabaseTunnel, verdicts: Verdicts, is_served: bool, now: datetime
+) -> dict[ConditionType, Condition]:
     """All conditions with their times; a time changes only with the condition's status."""
     before = {condition.type: condition for condition in tunnel.status.conditions or ()}
     generation, time = tunnel.metadata.generation, _stamp(now)
@@ -217,19 +219,22 @@ def _conditions(tunnel: DatabaseTunnel, verdicts: Verdicts, now: datetime) -> di
         return _dated(kind, verdict, before, generation, time)
 
     conditions = {kind: dated(kind, verdicts[kind]) for kind in CAUSAL_ORDER}
-    ready = dated(ConditionType.READY, _ready(verdicts))
+    ready = dated(ConditionType.READY, _ready(verdicts, is_served))
     conditions[ConditionType.READY] = ready
     for kind, verdict in _kstatus(ready, now).items():
         conditions[kind] = dated(kind, verdict)
     return conditions
 
 
-def _ready(verdicts: Verdicts) -> Verdict:
+def _ready(verdicts: Verdicts, is_served: bool) -> Verdict:
+    """`is_served`: whether the Service leads to a forwarder; whoever waits for Ready and then connects must be served."""
     ordered = [verdicts[kind] for kind in CAUSAL_ORDER]
     for status in (FALSE, UNKNOWN):
         for verdict in ordered:
             if verdict.status is status and not (status is UNKNOWN and verdict.reason in _EXEMPT):
                 return verdict
+    if not is_served:
+        return Verdict(UNKNOWN, Reason.PROGRESSING, "The tunnel is up, and its Service does not lead to it yet.")
     return Verdict(TRUE, Reason.SUCCEEDED, "The tunnel works.")
 
 
