@@ -227,7 +227,7 @@ def _conditions(
 
 
 def _ready(verdicts: Verdicts, is_served: bool) -> Verdict:
-    """`is_served`: whether the Service leads to a forwarder; whoever waits for Ready and then connects must be served."""
+    """`is_served`: whether the Service leads to a forwarder; who waits for Ready and then connects must be served."""
     ordered = [verdicts[kind] for kind in CAUSAL_ORDER]
     for status in (FALSE, UNKNOWN):
         for verdict in ordered:
