@@ -173,7 +173,7 @@ def test_fields_that_go_together(model: Any, value: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["Orders", "orders.v2", "1orders", "a" * 64, "orders-", ""])
 def test_a_tunnels_name_must_be_one_for_a_service(name: str) -> None:
-    with pytest.raises(ValidationError, match="metadata[.]name: write at most 63 lower-case letters"):
+    with pytest.raises(ValidationError, match=r"metadata\.name: write at most 63 lower-case letters"):
         tunnel().model_validate({**tunnel().model_dump(), "metadata": {"name": name}})
 
 
