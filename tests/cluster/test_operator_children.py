@@ -19,6 +19,7 @@ CHILDREN = ("service/orders", "networkpolicy/orders-tunnel", "deployment/orders-
 def operator(crd_installed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     with lone_operator(crd_installed, tmp_path_factory.mktemp("operator")) as operator:
         yield operator
+        assert operator.faults() == []
 
 
 @pytest.fixture
@@ -69,6 +70,7 @@ def test_a_restarted_operator_writes_nothing(operator: Operator, tunnel: str) ->
     operator.start()
 
     assert operator.wait_until_quiet(tunnel, seconds=3) == before
+    assert set(operator.reconciles(tunnel)) == {"reconcile succeeded"}
 
 
 def test_the_first_write_gives_the_tunnel_its_conditions(operator: Operator, tunnel: str) -> None:

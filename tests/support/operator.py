@@ -77,6 +77,17 @@ class Operator:
         text = self.process.log.read_text() if self.process.log.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
+    def faults(self) -> list[dict[str, Any]]:
+        """What it logged of errors in the code, its own or Kopf's."""
+        return [line for line in self.logs() if "exception" in line]
+
+    def reconciles(self, namespace: str) -> list[str]:
+        """How the reconciles of a namespace's tunnels ended, in its latest run."""
+        logs = self.logs()
+        start = max(number for number, line in enumerate(logs) if line.get("event") == "started")
+        latest = [line for line in logs[start:] if line.get("namespace") == namespace]
+        return [line["event"] for line in latest if line["event"].startswith("reconcile ")]
+
     def writes(self, namespace: str | None = None) -> list[str]:
         """Its successful writes as `verb resource/name`, all or of a namespace."""
         return [

@@ -108,7 +108,8 @@ class Client:
         query = {"limit": str(_LIST_CHUNK), "labelSelector": selector}
         while True:
             page = await self._request("GET", kind.path(namespace), query)
-            items += page["items"]
+            # items of a list say of themselves neither what they are nor of which version
+            items += [{"apiVersion": kind.group_version, "kind": kind.name, **item} for item in page["items"]]
             query["continue"] = page["metadata"].get("continue", "")
             if not query["continue"]:
                 return items, int(page["metadata"]["resourceVersion"])
