@@ -4,7 +4,7 @@ asyncssh skips known_hosts lines that it cannot parse, @revoked ones too, and ta
 read `~/.ssh/known_hosts`; so every line is checked here first, and it is given the result, never a text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import asyncssh
@@ -26,6 +26,9 @@ LEGACY_RSA = ("ssh-rsa",)
 """RSA with SHA-1, for old servers."""
 
 _MARKERS = ("@cert-authority", "@revoked")
+
+_DEFAULT_PORT = 22
+"""ssh writes and looks up names without it."""
 
 
 class KnownHostsError(ValueError):
@@ -64,14 +67,20 @@ def trust_of(rule: HostKeyRule, file: MountedFile, host: str, port: int) -> Trus
     content = rule.known_hosts if rule.known_hosts is not None else _mounted(rule, file)
     if content is None:
         return Trust()
-    _check_lines(content)
-    try:
-        known = asyncssh.import_known_hosts(content)
-    except ValueError as error:
-        raise KnownHostsError(printable(str(error))) from None
-    matched = asyncssh.match_known_hosts(known, rule.alias or host, "", port)
-    keys, authorities, revoked = (tuple(group) for group in matched[:3])
-    return Trust(keys=keys, authorities=authorities, revoked=revoked)
+    known = asyncssh.import_known_hosts("\n".join(_checked_lines(content)))
+    return _trust_in(known, (rule.alias or host).lower(), port)
+
+
+def _trust_in(known: asyncssh.SSHKnownHosts, name: str, port: int) -> Trust:
+    """What the lines for `[name]:port` say, else those for `name`; what any of them revokes is revoked.
+
+    Looked up one by one: asyncssh, given the port, forgets what the first lookup revoked when it makes the second.
+    """
+    names = [name] if port == _DEFAULT_PORT else [f"[{name}]:{port}", name]
+    found = [asyncssh.match_known_hosts(known, each, "", None) for each in names]
+    keys, authorities = next(((match[0], match[1]) for match in found if match[0] or match[1]), ((), ()))
+    revoked = tuple(key for match in found for key in match[2])
+    return Trust(keys=tuple(keys), authorities=tuple(authorities), revoked=revoked)
 
 
 def _mounted(rule: HostKeyRule, file: MountedFile) -> str | None:
@@ -106,26 +115,37 @@ def _certified(name: str) -> str:
     return f"{name.removesuffix('@openssh.com')}-cert-v01@openssh.com"
 
 
-def _check_lines(content: str) -> None:
+def _checked_lines(content: str) -> Iterator[str]:
+    """The lines, each of marker, host names in lower case as ssh compares them, key type and key."""
     lines = 0
     for number, line in enumerate(content.splitlines(), start=1):
-        words = line.split("#", 1)[0].split() if line.lstrip().startswith("#") else line.split()
-        if words:
-            _check_line(number, words)
+        words = line.split()
+        if words and not words[0].startswith("#"):
+            yield _checked_line(number, words)
             lines += 1
     if not lines:
         raise KnownHostsError("it has no line")
 
 
-def _check_line(number: int, words: list[str]) -> None:
-    if words[0].startswith("@"):
-        if words[0] not in _MARKERS:
-            found = printable(words[0], 40)
-            raise KnownHostsError(f"line {number}: marker {found}; write @cert-authority or @revoked")
-        words = words[1:]
+def _checked_line(number: int, words: list[str]) -> str:
+    marker = words[:1] if words[0].startswith("@") else []
+    if marker and marker[0] not in _MARKERS:
+        found = printable(marker[0], 40)
+        raise KnownHostsError(f"line {number}: marker {found}; write @cert-authority or @revoked")
+    words = words[len(marker) :]
     if len(words) < 3:
         raise KnownHostsError(f"line {number}: it needs host names, a key type and a key; it has {len(words)} parts")
+    names, *key = words[:3]
+    if not all(names.split(",")):
+        # asyncssh would take it for a line that holds for every server
+        raise KnownHostsError(f"line {number}: one of its host names is empty: a comma too many")
     try:
-        asyncssh.import_public_key(" ".join(words[1:3]))
+        asyncssh.import_public_key(" ".join(key))
     except (asyncssh.KeyImportError, ValueError):
-        raise KnownHostsError(f"line {number}: its key, of type {printable(words[1], 40)}, cannot be read") from None
+        raise KnownHostsError(f"line {number}: its key, of type {printable(key[0], 40)}, cannot be read") from None
+    checked = " ".join([*marker, names if names.startswith("|") else names.lower(), *key])
+    try:
+        asyncssh.import_known_hosts(checked)
+    except ValueError:
+        raise KnownHostsError(f"line {number}: its host names, {printable(names, 80)}, cannot be read") from None
+    return checked
