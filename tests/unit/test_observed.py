@@ -44,6 +44,12 @@ def test_a_pod_that_runs() -> None:
     )
 
 
+@pytest.mark.parametrize(("ready", "is_ready"), [("True", True), ("False", False), ("Unknown", False)])
+def test_whether_the_service_leads_to_a_pod(ready: str, is_ready: bool) -> None:
+    conditions = [{"type": "ContainersReady", "status": "True"}, {"type": "Ready", "status": ready}]
+    assert pod({"conditions": conditions}).is_ready is is_ready
+
+
 def test_a_pod_that_was_only_just_made() -> None:
     fresh = Pod.of({"metadata": {"uid": "u", "name": "n"}})
     assert fresh == Pod(uid="u", name="n", revision="", ip="", is_ending=False, problem=None)

@@ -1,0 +1,352 @@
+"""One reconcile, step by step, with a cluster that only notes what is done to it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+import pytest
+
+from dbtunnel.api.conditions import ConditionType, Reason
+from dbtunnel.api.forwarder import ForwarderStatus, HopFact
+from dbtunnel.api.resource import DatabaseTunnel
+from dbtunnel.controller.client import ApiError
+from dbtunnel.controller.cluster import Cluster, NamespaceEndingError, problem_of
+from dbtunnel.controller.forwarders import Forwarders, Target
+from dbtunnel.controller.keys import generate_key
+from dbtunnel.controller.queue import TunnelKey
+from dbtunnel.controller.reconcile import Reconciler
+from dbtunnel.controller.rollouts import Rollouts
+from dbtunnel.controller.store import Store
+from dbtunnel.domain.children import Manifest, build_deployment
+from dbtunnel.domain.drift import merge_patch
+from dbtunnel.domain.forwarding import forwarder_config
+from dbtunnel.domain.observed import Problem, Report
+from tests.support.keys import key_pair
+from tests.support.values import INSTALLATION, NOW, changed, failing, manifest, tunnel, working
+
+KEY = TunnelKey("shop", "orders")
+ORDERS = tunnel()
+
+
+class FakeCluster:
+    """Notes what is done, and puts what the API server would answer into the store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.done: list[str] = []
+        self.events: list[tuple[str, str]] = []
+        self.key_data: Mapping[str, str] = {}
+        self.problem: Problem | None = None
+        self.is_ending = False
+        self.versions = 1000
+
+    def put(self, kind: str, document: Mapping[str, Any]) -> None:
+        self.versions += 1
+        self.store.put(kind, changed(document, {"metadata.resourceVersion": str(self.versions)}))
+
+    async def ensure(self, _: DatabaseTunnel, wanted: Iterable[Manifest]) -> Problem | None:
+        if self.is_ending:
+            raise NamespaceEndingError
+        for child in wanted:
+            live = changed(child, {"metadata.uid": child["kind"]})
+            if child["kind"] == "Service":
+                live["spec"]["clusterIP"] = "10.1.0.1"
+            self.put(child["kind"], live)
+        self.done.append("ensure")
+        return self.problem
+
+    async def prune(self, _: DatabaseTunnel, wanted: Iterable[Manifest]) -> None:
+        assert len(list(wanted)) == 3
+        self.done.append("prune")
+
+    def forget(self, key: TunnelKey) -> None:
+        self.done.append(f"forget {key.name}")
+
+    async def create_key(self, _: DatabaseTunnel, data: Mapping[str, str]) -> Problem | None:
+        self.key_data = data
+        self.done.append("create key")
+        return None
+
+    async def write_status(self, read: Manifest, status: Mapping[str, Any]) -> None:
+        assert merge_patch(read.get("status") or {}, status), "a write that changes nothing"
+        self.put("DatabaseTunnel", {**read, "status": dict(status)})
+        self.done.append("status")
+
+    async def refresh_mounts(self, _: TunnelKey, pods: Sequence[str], now: datetime) -> None:
+        self.done.append(f"refresh {' '.join(pods)}")
+
+    async def post_event(self, _: Manifest, kind: str, reason: str, note: str) -> None:
+        assert note
+        self.events.append((kind, reason))
+
+
+class FakeForwarders:
+    """Notes which pods are followed; reports what it was told."""
+
+    def __init__(self) -> None:
+        self.targets: set[Target] = set()
+        self.known: dict[str, Report] = {}
+
+    def follow(self, _: TunnelKey, targets: set[Target]) -> None:
+        self.targets = targets
+
+    def reports(self, _: TunnelKey) -> Mapping[str, Report]:
+        return self.known
+
+
+class World:
+    """A tunnel, what is known of it, and its reconciles."""
+
+    def __init__(self, changes: Mapping[str, Any] | None = None) -> None:
+        self.store = Store()
+        self.cluster = FakeCluster(self.store)
+        self.forwarders = FakeForwarders()
+        rollouts = Rollouts(4, lambda: 0)
+        self.reconciler = Reconciler(
+            cast(Cluster, self.cluster), self.store, cast(Forwarders, self.forwarders), rollouts, INSTALLATION
+        )
+        self.store.put("DatabaseTunnel", manifest(changes))
+
+    async def reconcile(self, seconds: float = 0) -> float | None:
+        """One reconcile, some seconds after the first. `done` then says what it did."""
+        self.cluster.done.clear()
+        self.cluster.events.clear()
+        return await self.reconciler.reconcile(KEY, NOW + timedelta(seconds=seconds))
+
+    def add_pod(
+        self, report: ForwarderStatus | None = None, uid: str = "pod-1", changes: Mapping[str, Any] | None = None
+    ) -> None:
+        """A pod of the current template, and what its forwarder reports."""
+        template = build_deployment(ORDERS, INSTALLATION)["spec"]["template"]["metadata"]
+        running = {
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "containerStatuses": [{"state": {"running": {"startedAt": "2026-11-05T11:00:00Z"}}}],
+        }
+        metadata = {"namespace": "shop", "name": uid, "uid": uid, "labels": template["labels"]}
+        pod = {"metadata": metadata, "status": {"podIP": "10.0.0.1", "phase": "Running", **running}}
+        self.cluster.put("Pod", changed(pod, changes or {}))
+        if report:
+            self.forwarders.known[uid] = Report(report)
+
+    @property
+    def status(self) -> Manifest:
+        status: Manifest = (self.store.tunnel(KEY) or {})["status"]
+        return status
+
+    def condition(self, kind: str) -> tuple[str, str]:
+        return next((one["status"], one["reason"]) for one in self.status["conditions"] if one["type"] == kind)
+
+
+async def settled(changes: Mapping[str, Any] | None = None) -> World:
+    """A tunnel that works and whose status says so."""
+    world = World(changes)
+    await world.reconcile()
+    world.add_pod(working(ORDERS))
+    await world.reconcile()
+    return world
+
+
+# --- the usual way ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_new_tunnel_is_announced_before_anything_is_made() -> None:
+    world = World()
+    await world.reconcile()
+    assert world.cluster.done == ["status", "create key", "ensure", "prune"]
+    assert world.condition("Ready") == ("Unknown", "Progressing")
+    assert world.cluster.events == []
+
+
+async def test_a_tunnel_becomes_ready_when_its_forwarder_says_so() -> None:
+    world = await settled()
+    assert world.cluster.done == ["ensure", "prune", "status"]
+    assert world.condition("Ready") == ("True", "Succeeded")
+    assert world.cluster.events == [("Normal", "Ready")]
+    assert world.status["endpoint"]["clusterIP"] == "10.1.0.1"
+    assert world.status["observedGeneration"] == 3
+
+
+async def test_at_the_fixpoint_nothing_is_written() -> None:
+    world = await settled()
+    for seconds in (0, 1, 1000, 10**6):
+        assert await world.reconcile(seconds) is None
+        assert world.cluster.done == ["ensure", "prune"]
+        assert world.cluster.events == []
+
+
+async def test_a_failure_is_written_at_once_with_an_event() -> None:
+    world = await settled()
+    world.forwarders.known["pod-1"] = Report(failing(ORDERS, ConditionType.TRANSPORT_READY, Reason.CONNECTION_LOST))
+    await world.reconcile(10)
+    assert world.condition("Ready") == ("False", "ConnectionLost")
+    assert world.cluster.events == [("Warning", "ConnectionLost")]
+
+
+async def test_a_small_change_waits_for_others() -> None:
+    world = await settled()
+    for number, (seconds, again) in enumerate([(10, 3), (11, 2), (12.5, 0.5)]):
+        hop = HopFact(cipher=f"cipher-{number}")
+        world.forwarders.known["pod-1"] = Report(working(ORDERS, hop=hop.model_copy(update={"server_version": "x"})))
+        assert await world.reconcile(seconds) == again
+        assert "status" not in world.cluster.done
+    assert await world.reconcile(13) is None
+    assert world.status["hops"][0]["cipher"] == "cipher-2"
+    assert world.cluster.done == ["ensure", "prune", "status"]
+
+
+async def test_a_small_change_that_is_taken_back_is_not_written() -> None:
+    world = await settled()
+    before = world.forwarders.known["pod-1"]
+    world.forwarders.known["pod-1"] = Report(working(ORDERS, hop=HopFact(server_version="x")))
+    await world.reconcile(10)
+    world.forwarders.known["pod-1"] = before
+    assert await world.reconcile(11) is None
+    assert await world.reconcile(100) is None
+    assert "status" not in world.cluster.done
+
+
+# --- pods -------------------------------------------------------------------------------------------------------------
+
+
+async def test_current_pods_with_an_address_are_followed_and_no_others() -> None:
+    world = await settled()
+    world.add_pod(uid="starting", changes={"status.podIP": None})
+    world.add_pod(uid="ending", changes={"metadata.deletionTimestamp": "2026-11-05T12:00:00Z"})
+    world.add_pod(uid="failed", changes={"status.phase": "Failed"})
+    labels = {"dbtunnel.dev/tunnel": "orders", "dbtunnel.dev/revision": "0123456789abcdef"}
+    world.add_pod(uid="old", changes={"metadata.labels": labels})
+    await world.reconcile(1)
+    config_hash = forwarder_config(ORDERS, INSTALLATION.defaults).digest()
+    assert world.forwarders.targets == {Target("shop", "pod-1", "pod-1", "10.0.0.1", config_hash)}
+
+
+async def test_while_a_key_is_awaited_mounts_are_refreshed_now_and_then() -> None:
+    world = await settled()
+    world.add_pod(uid="ending", changes={"metadata.deletionTimestamp": "2026-11-05T12:00:00Z"})
+    missing = failing(ORDERS, ConditionType.KEY_READY, Reason.SECRET_KEY_MISSING)
+    world.forwarders.known["pod-1"] = Report(missing)
+    refreshed = []
+    for seconds in (10, 11, 13.5, 14, 15, 19):
+        await world.reconcile(seconds)
+        refreshed += [seconds for done in world.cluster.done if done == "refresh pod-1"]
+    assert refreshed == [10, 14, 19]
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_key_is_generated_with_the_tunnels_name_as_comment() -> None:
+    world = World()
+    await world.reconcile()
+    assert world.cluster.key_data["ssh-privatekey"].startswith("-----BEGIN OPENSSH PRIVATE KEY-----\n")
+    assert world.cluster.key_data["ssh-publickey"].startswith("ssh-ed25519 ")
+    assert world.cluster.key_data["ssh-publickey"].endswith(" shop/orders\n")
+
+
+async def test_no_second_key_is_generated_and_none_where_a_secret_is_given() -> None:
+    world = await settled()
+    await world.reconcile(1)
+    assert "create key" not in world.cluster.done
+    given = World({"spec.tunnel.keySecretRef": {"name": "bastion-key"}})
+    await given.reconcile()
+    assert "create key" not in given.cluster.done
+
+
+async def test_a_generated_key_that_is_missed_is_made_again() -> None:
+    world = await settled()
+    missing = failing(ORDERS, ConditionType.KEY_READY, Reason.SECRET_NOT_FOUND, public_key=None)
+    world.forwarders.known["pod-1"] = Report(missing)
+    await world.reconcile(10)
+    await world.reconcile(11)
+    assert world.cluster.done[0] == "create key"
+
+
+@pytest.mark.parametrize(("kind", "begins"), [("Ed25519", "ssh-ed25519"), ("ECDSA", "ecdsa-sha2-nistp256")])
+def test_generated_keys_are_of_the_kind_that_was_asked_for(kind: Any, begins: str) -> None:
+    first, second = generate_key(kind, "shop/orders"), generate_key(kind, "shop/orders")
+    assert first.keys() == {"ssh-privatekey", "ssh-publickey"}
+    assert first["ssh-publickey"].split()[0] == begins
+    assert first != second
+    assert key_pair().private.splitlines()[0] == first["ssh-privatekey"].splitlines()[0]
+
+
+# --- what stands in the way -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes", [{"metadata.name": "other"}, {"metadata.deletionTimestamp": "2026-11-05T12:00:00Z"}]
+)
+async def test_a_tunnel_that_goes_or_has_gone_is_left_alone(changes: Mapping[str, Any]) -> None:
+    world = World(changes)
+    world.forwarders.targets = {Target("shop", "pod", "uid", "10.0.0.1", "hash")}
+    assert await world.reconcile() is None
+    assert world.cluster.done == ["forget orders"]
+    assert world.forwarders.targets == set()
+
+
+async def test_a_spec_that_cannot_be_read_is_told_and_the_children_stay() -> None:
+    world = await settled()
+    world.cluster.put("DatabaseTunnel", changed(world.store.tunnel(KEY) or {}, {"spec.engine": "Oracle"}))
+    assert await world.reconcile(10) is None
+    assert world.cluster.done == ["status"]
+    assert world.condition("Stalled") == ("True", "Rejected")
+    assert world.cluster.events == [("Warning", "Rejected")]
+    assert world.status["endpoint"]["host"] == "orders.shop.svc", "what else is known stays"
+    assert "spec.engine: Input should be 'PostgreSQL'" in world.status["conditions"][0]["message"]
+    assert await world.reconcile(11) is None
+    assert world.cluster.done == []
+
+
+async def test_neither_a_spec_nor_a_status_that_can_be_read() -> None:
+    world = World({"spec.engine": "Oracle", "status": {"hops": [{"port": "twenty-two"}]}})
+    await world.reconcile()
+    assert world.condition("Ready") == ("False", "Rejected")
+
+
+async def test_a_child_that_cannot_be_made_is_told_and_tried_again_soon() -> None:
+    world = World()
+    world.cluster.problem = Problem(Reason.NAME_CONFLICT, "Service orders")
+    assert await world.reconcile() == 5
+    assert world.condition("Ready") == ("False", "NameConflict")
+    world.cluster.problem = Problem(Reason.PROGRESSING, "Waits until Service orders is deleted, to make it anew.")
+    assert await world.reconcile(10) == 5
+    assert world.condition("Stalled")[0] == "False"
+
+
+async def test_in_a_namespace_that_ends_nothing_is_made_or_said() -> None:
+    world = await settled()
+    world.cluster.is_ending = True
+    assert await world.reconcile(10) is None
+    assert world.cluster.done == []
+
+
+# --- what the API server refuses --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "reason"),
+    [
+        (403, 'services "orders" is forbidden: exceeded quota: small', Reason.QUOTA_EXCEEDED),
+        (403, "admission webhook denied the request", Reason.REJECTED),
+        (422, "spec.ports: Required value", Reason.REJECTED),
+        (400, "strict decoding error", Reason.REJECTED),
+        (413, "too large", Reason.REJECTED),
+        (500, "failed calling webhook", Reason.REJECTED),
+    ],
+)
+def test_a_refusal_that_a_person_must_know_of(status: int, message: str, reason: Reason) -> None:
+    assert problem_of(ApiError(status, "x", message), "Service orders") == Problem(reason, f"Service orders: {message}")
+
+
+@pytest.mark.parametrize("status", [401, 409, 410, 429, 502, 503, 504])
+def test_a_refusal_after_which_to_try_again(status: int) -> None:
+    error = ApiError(status, "x", "y")
+    with pytest.raises(ApiError) as raised:
+        problem_of(error, "Service orders")
+    assert raised.value is error
+
+
+@pytest.mark.parametrize("error", [ApiError(403, "Forbidden", "x", ["NamespaceTerminating"]), ApiError(404, "x", "y")])
+def test_a_refusal_since_the_namespace_ends(error: ApiError) -> None:
+    with pytest.raises(NamespaceEndingError):
+        problem_of(error, "Service orders")
