@@ -69,6 +69,11 @@ class _Server(ABC):
         assert self._process is not None, "not started"
         return self._process.pid
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The ids of all its processes that were started here."""
+        return (self.pid,)
+
     def stop(self) -> None:
         """Ends it; sessions are cut."""
         if self._process:
@@ -131,7 +136,7 @@ class PostgresServer(_Server):
     """PostgreSQL; it also stands for AlloyDB, with its TLS rule."""
 
     system_user = "postgres"
-    authentication: ClassVar = "scram-sha-256"
+    authentication = "scram-sha-256"
     packages: ClassVar = {"postgresql": "the databases"}
 
     def stop(self) -> None:
@@ -196,13 +201,6 @@ class PostgresServer(_Server):
         except psycopg.OperationalError:
             return False
         return True
-
-
-class RedshiftServer(PostgresServer):
-    """PostgreSQL in the place of Redshift: passwords by MD5, since redshift_connector knows no SCRAM as PostgreSQL has
-    it."""
-
-    authentication: ClassVar = "md5"
 
 
 class MariaDBServer(_Server):

@@ -12,10 +12,11 @@ from dbtunnel.domain.authorized_keys import authorized_keys_line
 from tests.support.bastion import HARDENED, Bastion
 from tests.support.certificates import server_certificate
 from tests.support.cluster import Cluster
-from tests.support.databases import MariaDBServer, PostgresServer, RedshiftServer
+from tests.support.databases import MariaDBServer, PostgresServer
 from tests.support.keys import key_pair
 from tests.support.processes import ProcessError
 from tests.support.recorded import record
+from tests.support.redshift import RedshiftServer
 from tests.support.tunnels import Manifest, apply
 
 BASTION = "bastion"
@@ -87,7 +88,8 @@ class PrivateNetwork:
         """Starts everything and records it for `stop_recorded`."""
         for server in (self.bastion, *self.servers.values()):
             server.start()
-        record(self._directory, {"bastion": self.bastion.pid, **{name: one.pid for name, one in self.servers.items()}})
+        pids = {f"{name}-{pid}": pid for name, one in self.servers.items() for pid in one.pids}
+        record(self._directory, {"bastion": self.bastion.pid, **pids})
         return self
 
     def stop(self) -> None:
