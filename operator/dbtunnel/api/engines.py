@@ -22,6 +22,13 @@ class WireProtocol(StrEnum):
     """Client/server protocol 10, of MySQL and MariaDB: the server speaks first."""
 
 
+class QuietProbe(StrEnum):
+    """What shows that a database answers, without a login and without an error in its log."""
+
+    SSL_REQUEST = "SSLRequest"
+    """PostgreSQL's question for TLS; where the answer is yes, the TLS handshake and its proper end."""
+
+
 @dataclass(frozen=True)
 class EngineInfo:
     """What differs between engines."""
@@ -30,8 +37,8 @@ class EngineInfo:
     default_port: int
     uri_scheme: str
     """Scheme of a connection URI, as the engine's own clients take it."""
-    probes_actively: bool
-    """Whether `probe.mode: Auto` opens connections of its own. Not for MySQL: interrupted handshakes count against
+    quiet_probe: QuietProbe | None
+    """What `probe.mode: Auto` asks over connections of its own. None for MySQL: interrupted handshakes count against
     `max_connect_errors` of the bastion's address and can lock out everyone behind it."""
     tls_rule: str
     """What the engine demands of TLS, for the documentation."""
@@ -44,7 +51,7 @@ ENGINES: dict[Engine, EngineInfo] = {
         WireProtocol.POSTGRESQL,
         5432,
         "postgresql",
-        probes_actively=True,
+        quiet_probe=QuietProbe.SSL_REQUEST,
         tls_rule="Optional; pg_hba.conf may demand it (hostssl).",
         client_hint="libpq: host=<name on the certificate> hostaddr=<ClusterIP> sslmode=verify-full",
     ),
@@ -52,7 +59,7 @@ ENGINES: dict[Engine, EngineInfo] = {
         WireProtocol.POSTGRESQL,
         5439,
         "redshift",
-        probes_actively=True,
+        quiet_probe=QuietProbe.SSL_REQUEST,
         tls_rule="Optional; the parameter require_ssl demands it.",
         client_hint="redshift_connector: ssl=True, sslmode='verify-ca'",
     ),
@@ -60,7 +67,7 @@ ENGINES: dict[Engine, EngineInfo] = {
         WireProtocol.POSTGRESQL,
         5432,
         "postgresql",
-        probes_actively=True,
+        quiet_probe=QuietProbe.SSL_REQUEST,
         tls_rule="Demanded unless the instance's ssl-mode is ALLOW_UNENCRYPTED_AND_ENCRYPTED.",
         client_hint="libpq: sslmode=verify-ca sslrootcert=<the cluster's CA>",
     ),
@@ -68,7 +75,7 @@ ENGINES: dict[Engine, EngineInfo] = {
         WireProtocol.MYSQL,
         3306,
         "mysql",
-        probes_actively=False,
+        quiet_probe=None,
         tls_rule="Optional; require_secure_transport demands it.",
         client_hint="mysql: --ssl-mode=VERIFY_CA --ssl-ca=<CA>",
     ),

@@ -1,79 +1,138 @@
-"""`dbtunnel forward`: the process of a tunnel's pod."""
+"""`dbtunnel forward`: the process of a tunnel's pod; with a manifest and a key, the same on any machine."""
 
 import argparse
 import asyncio
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from dbtunnel.api import forwarder as wire
+from dbtunnel.cli import UnusableInputError
 from dbtunnel.forwarder import app, logs
+from dbtunnel.forwarder.connection import Sources
+from dbtunnel.forwarder.keys import read_file, read_key_files
+from dbtunnel.forwarder.loop import ForwarderLoop
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where it listens and finds its files; what it does is in its configuration."""
+    parser.add_argument("--listen", type=address, metavar="[HOST]:PORT", help="for clients (default: see below)")
     parser.add_argument(
-        "--listen", type=address, default=f":{wire.DATABASE_PORT}", help="[HOST]:PORT for clients (default %(default)s)"
+        "--admin-listen", type=address, metavar="[HOST]:PORT", help="of /livez, /readyz, /status and /metrics"
     )
     parser.add_argument(
-        "--admin-listen",
-        type=address,
-        default=f":{wire.ADMIN_PORT}",
-        help="[HOST]:PORT of /livez, /readyz, /status and /metrics (default %(default)s)",
+        "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="default %(default)s"
     )
-    parser.add_argument(
+    parser.add_argument("--log-format", choices=sorted(logs.FORMATS), help="default: json in a pod, else text")
+    _add_pod_arguments(
+        parser.add_argument_group(
+            "in a pod",
+            f"The configuration is in {wire.CONFIG_VARIABLE}. It listens on :{wire.DATABASE_PORT} and"
+            f" :{wire.ADMIN_PORT}.",
+        )
+    )
+    _add_local_arguments(
+        parser.add_argument_group(
+            "on any machine, without a cluster",
+            "It listens on 127.0.0.1, on the port that the tunnel's Service has, and on 127.0.0.1:"
+            f"{wire.ADMIN_PORT}. A second Ctrl-C ends it at once.",
+        )
+    )
+
+
+def _add_pod_arguments(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
         "--key-directory",
         type=Path,
         default=Path(wire.KEY_DIRECTORY),
         help="the mounted key Secret (default %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--known-hosts-directory",
         type=Path,
         default=Path(wire.KNOWN_HOSTS_DIRECTORY),
         help="the mounted object of hostKey.knownHostsRef (default %(default)s)",
     )
-    parser.add_argument(
-        "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="default %(default)s"
+
+
+def _add_local_arguments(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("-f", "--filename", help="a DatabaseTunnel in YAML or JSON; - for standard input")
+    group.add_argument("-n", "--namespace", default="default", help="namespace where the manifest names none")
+    group.add_argument("-i", "--identity", type=Path, metavar="KEY", help="the private key, a file")
+    group.add_argument(
+        "--passphrase-file", type=Path, metavar="FILE", help="the key's passphrase; asked for at a terminal"
+    )
+    group.add_argument(
+        "--known-hosts", type=Path, metavar="FILE", help="host keys, in place of the object of hostKey.knownHostsRef"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs until SIGTERM or SIGINT. 2 where the configuration cannot be used, 1 where an address is taken."""
-    text = os.environ.pop(wire.CONFIG_VARIABLE, None)
-    if text is None:
-        print(
-            f"{wire.CONFIG_VARIABLE}: not set; the operator sets it to the forwarder's configuration", file=sys.stderr
-        )
-        return 2
+    """Runs until SIGTERM or SIGINT. 2 where the input cannot be used, 1 where an address is taken."""
     try:
-        config = wire.ForwarderConfig.model_validate_json(text)
-    except ValidationError as error:
-        for problem in error.errors():
-            where = ".".join(str(part) for part in problem["loc"])
-            print(f"{wire.CONFIG_VARIABLE}: {where}: {problem['msg']}", file=sys.stderr)
+        config, around = _prepared(arguments)
+    except UnusableInputError as error:
+        print(error, file=sys.stderr)
         return 2
-    logs.configure(arguments.log_level)
-    around = app.Surroundings(
-        pod_uid=os.environ.get(wire.POD_UID_VARIABLE, ""),
-        listen=arguments.listen,
-        admin_listen=arguments.admin_listen,
-        key_directory=arguments.key_directory,
-        known_hosts_directory=arguments.known_hosts_directory,
-    )
+    logs.configure(arguments.log_level, arguments.log_format or ("json" if arguments.filename is None else "text"))
     try:
-        asyncio.run(app.run(config, around))
+        with asyncio.Runner(loop_factory=ForwarderLoop) as runner:
+            runner.run(app.run(config, around))
     except app.ListenError as error:
-        print(f"--listen or --admin-listen: {error}; choose a free port, or end what listens there", file=sys.stderr)
+        print(f"{error}; choose another with --listen or --admin-listen, or end what listens there", file=sys.stderr)
         return 1
     return 0
+
+
+def _prepared(arguments: argparse.Namespace) -> tuple[wire.ForwarderConfig, app.Surroundings]:
+    if arguments.filename is not None:
+        # a pod needs none of what this imports: it starts faster and stays smaller without
+        from dbtunnel.cli.local import local_tunnel  # noqa: PLC0415
+
+        return local_tunnel(arguments)
+    for name in ("identity", "passphrase_file", "known_hosts"):
+        if getattr(arguments, name) is not None:
+            raise UnusableInputError(f"--{name.replace('_', '-')} needs -f MANIFEST")
+    config = _config_from_environment()
+    return config, app.Surroundings(
+        pod_uid=os.environ.get(wire.POD_UID_VARIABLE, ""),
+        listen=arguments.listen or app.Address("", wire.DATABASE_PORT),
+        admin_listen=arguments.admin_listen or app.Address("", wire.ADMIN_PORT),
+        sources=_mounted(config, arguments.key_directory, arguments.known_hosts_directory),
+    )
+
+
+def _mounted(config: wire.ForwarderConfig, key_directory: Path, known_hosts_directory: Path) -> Sources:
+    read_key = partial(read_key_files, key_directory, config.key)
+    known_hosts = config.bastion.host_key.known_hosts_file
+    return (
+        Sources(read_key, partial(read_file, known_hosts_directory, known_hosts)) if known_hosts else Sources(read_key)
+    )
+
+
+def _config_from_environment() -> wire.ForwarderConfig:
+    text = os.environ.pop(wire.CONFIG_VARIABLE, None)
+    if text is None:
+        raise UnusableInputError(
+            f"{wire.CONFIG_VARIABLE}: not set; the operator sets it to the forwarder's configuration."
+            " Without a cluster give a manifest and a key: -f tunnel.yaml -i KEY"
+        )
+    try:
+        return wire.ForwarderConfig.model_validate_json(text)
+    except ValidationError as error:
+        problems = (
+            f"{wire.CONFIG_VARIABLE}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        raise UnusableInputError("\n".join(problems)) from None
 
 
 def address(text: str) -> app.Address:
     """`[HOST]:PORT`, an IPv6 host in brackets. Raises argparse.ArgumentTypeError."""
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
+    if not colon or not port.isdecimal() or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"found {text!r}; write HOST:PORT, or :PORT for every address")
     return app.Address(host.removeprefix("[").removesuffix("]"), int(port))

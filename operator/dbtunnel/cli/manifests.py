@@ -9,39 +9,62 @@ import yaml
 from pydantic import ValidationError
 
 from dbtunnel.api.resource import DatabaseTunnel
+from dbtunnel.cli import UnusableInputError
 
 
-class ManifestError(ValueError):
+class ManifestError(UnusableInputError):
     """The file cannot be used; the text says where and why, a line a problem."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as kubectl reads it: what looks like a date is a text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def read_tunnel(path: str, namespace: str = "default") -> DatabaseTunnel:
     """The DatabaseTunnel in a file, `-` for standard input. Raises ManifestError."""
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text()
-        documents = [document for document in yaml.safe_load_all(text) if document is not None]
+        documents = [document for document in yaml.load_all(text, _Loader) if document is not None]  # noqa: S506
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: {error}") from error
-    if len(documents) != 1 or not isinstance(documents[0], dict):
+    if len(documents) != 1:
         raise ManifestError(f"{path}: found {len(documents)} documents; give one DatabaseTunnel")
     return parse_tunnel(documents[0], path, namespace)
 
 
-def parse_tunnel(manifest: Mapping[str, Any], path: str, namespace: str) -> DatabaseTunnel:
+def parse_tunnel(manifest: Any, path: str, namespace: str) -> DatabaseTunnel:
     """The tunnel of a manifest, in `namespace` where it names none. Unknown fields are errors."""
-    metadata = {"namespace": namespace, **(manifest.get("metadata") or {})}
+    given = _mapping(manifest, path)
+    metadata = _mapping(given.get("metadata") or {}, f"{path}: metadata")
     try:
-        tunnel = DatabaseTunnel.parse({**manifest, "metadata": metadata})
-        strange = list(_unknown(manifest.get("spec"), tunnel.spec.model_dump(by_alias=True), "spec"))
+        tunnel = DatabaseTunnel.parse({**given, "metadata": {"namespace": namespace, **metadata}})
+        strange = list(_unknown(given.get("spec"), tunnel.spec.model_dump(by_alias=True), "spec"))
     except ValidationError as error:
         raise ManifestError("\n".join(f"{path}: {_line(problem)}" for problem in error.errors())) from error
+    except TypeError as error:
+        # YAML has more types than JSON
+        raise ManifestError(f"{path}: {error}") from error
     if strange:
         raise ManifestError("\n".join(f"{path}: {field}: no such field" for field in strange))
     return tunnel
 
 
+def _mapping(found: Any, where: str) -> Mapping[str, Any]:
+    if isinstance(found, Mapping):
+        return found
+    raise ManifestError(f"{where}: found {repr(found)[:80]}; write a mapping, as of a DatabaseTunnel")
+
+
 def _unknown(given: Any, known: Any, where: str) -> list[str]:
     """Paths of the fields that the model did not take."""
+    if isinstance(given, list) and isinstance(known, list | tuple):
+        given, known = dict(enumerate(given)), dict(enumerate(known))
     if not isinstance(given, Mapping) or not isinstance(known, Mapping):
         return []
     found: list[str] = []

@@ -5,13 +5,14 @@ A web framework would double the forwarder's memory and its time to start.
 
 import asyncio
 import contextlib
+import socket
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import cast
 from urllib.parse import parse_qs
 
 from dbtunnel.api.forwarder import ForwarderConfig, LayerStatus
 from dbtunnel.forwarder.connection import Connector
-from dbtunnel.forwarder.listener import listening_socket
 from dbtunnel.forwarder.metrics import LAYER, SSH_CONNECTS, Metrics
 from dbtunnel.forwarder.state import State
 
@@ -21,7 +22,17 @@ _REQUEST_LIMIT = 8192
 _IDLE_SECONDS = 75
 """How long a connection may wait for its next request."""
 
+_WRITE_SECONDS = 10
+"""How long an answer may wait for its reader."""
+
 _LONGEST_POLL_SECONDS = 60
+
+MOST_CONNECTIONS = 32
+"""One more ends the oldest: whoever opens them without end takes no descriptor from the tunnel, and the kubelet, whose
+answer takes a moment, is served all the same."""
+
+_ENDS = (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError)
+"""How a connection ends: by its peer, a time-out, a request that is too long, or since there are too many."""
 
 _TEXT = "text/plain; charset=utf-8"
 _JSON = "application/json"
@@ -40,11 +51,12 @@ class Admin:
     def __init__(self, config: ForwarderConfig, state: State, connector: Connector, metrics: Metrics) -> None:
         self._config, self._state, self._connector, self._metrics = config, state, connector, metrics
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: list[asyncio.Task[None]] = []
+        """In the order of their arrival."""
 
-    async def start(self, host: str, port: int) -> None:
-        """Listens. Raises OSError where the address is taken."""
-        self._server = await asyncio.start_server(self._serve, sock=listening_socket(host, port), limit=_REQUEST_LIMIT)
+    async def start(self, bound: socket.socket) -> None:
+        """Answers on a listening socket."""
+        self._server = await asyncio.start_server(self._serve, sock=bound, limit=_REQUEST_LIMIT)
 
     def stop(self) -> None:
         """Ends it with its connections."""
@@ -54,19 +66,33 @@ class Admin:
             task.cancel()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        if task is not None:
-            self._connections.add(task)
-            task.add_done_callback(self._connections.discard)
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            answer = None
-            while answer is None or answer.status is HTTPStatus.OK:
-                async with asyncio.timeout(_IDLE_SECONDS):
-                    head = await reader.readuntil(b"\r\n\r\n")
-                answer = await self._answer(head)
-                writer.write(_encoded(answer))
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        if len(self._connections) >= MOST_CONNECTIONS:
+            self._connections.pop(0).cancel()
+        self._connections.append(task)
+        try:
+            with contextlib.suppress(*_ENDS):
+                await self._converse(reader, writer)
+                writer.close()
+                async with asyncio.timeout(_WRITE_SECONDS):
+                    await writer.wait_closed()
+        finally:
+            if task in self._connections:
+                self._connections.remove(task)
+            writer.transport.abort()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One request after the other. Raises TimeoutError."""
+        goes_on = True
+        while goes_on:
+            async with asyncio.timeout(_IDLE_SECONDS):
+                head = await reader.readuntil(b"\r\n\r\n")
+            answer = await self._answer(head)
+            # after an answer that is not good it is closed, since a body that was not read might follow
+            goes_on = answer.status is HTTPStatus.OK and not _asks_to_close(head)
+            writer.write(_encoded(answer, "keep-alive" if goes_on else "close"))
+            async with asyncio.timeout(_WRITE_SECONDS):
                 await writer.drain()
-        writer.close()
 
     async def _answer(self, head: bytes) -> _Answer:
         words = head.split(b"\r\n", 1)[0].decode("latin-1").split()
@@ -110,10 +136,16 @@ class Admin:
         return _Answer(HTTPStatus.OK, status.model_dump_json(by_alias=True, exclude_none=True), _JSON)
 
 
-def _encoded(answer: _Answer) -> bytes:
+def _asks_to_close(head: bytes) -> bool:
+    line, _, fields = head.lower().partition(b"\r\n")
+    return line.endswith(b"http/1.0") or any(
+        name.strip() == b"connection" and b"close" in value
+        for name, _, value in (field.partition(b":") for field in fields.split(b"\r\n"))
+    )
+
+
+def _encoded(answer: _Answer, connection: str) -> bytes:
     body = answer.body.encode()
-    # after an answer that is not good it is closed, since a body that was not read might follow
-    connection = "keep-alive" if answer.status is HTTPStatus.OK else "close"
     head = (
         f"HTTP/1.1 {answer.status.value} {answer.status.phrase}\r\n"
         f"Content-Type: {answer.type}\r\nContent-Length: {len(body)}\r\nX-Content-Type-Options: nosniff\r\n"

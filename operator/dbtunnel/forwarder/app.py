@@ -3,19 +3,22 @@
 import asyncio
 import logging
 import signal
+import socket
 from dataclasses import dataclass
-from pathlib import Path
 
 from dbtunnel.api.forwarder import ForwarderConfig
 from dbtunnel.forwarder.admin import Admin
-from dbtunnel.forwarder.connection import Connector
-from dbtunnel.forwarder.listener import Listener
+from dbtunnel.forwarder.connection import Connector, Sources
+from dbtunnel.forwarder.listener import Listener, listening_socket
 from dbtunnel.forwarder.logs import event
 from dbtunnel.forwarder.metrics import Metrics
 from dbtunnel.forwarder.probes import Prober
 from dbtunnel.forwarder.state import State
 
 _LOG = logging.getLogger(__name__)
+
+_PROBE_END_SECONDS = 2
+"""How long the end waits for a probe, which, cut in the middle, would be an error in the database's log."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,9 @@ class Address:
     host: str
     port: int
 
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
 
 @dataclass(frozen=True)
 class Surroundings:
@@ -33,12 +39,11 @@ class Surroundings:
     pod_uid: str
     listen: Address
     admin_listen: Address
-    key_directory: Path
-    known_hosts_directory: Path
+    sources: Sources
 
 
 class ListenError(Exception):
-    """An address cannot be listened on."""
+    """An address cannot be listened on; the text names it."""
 
 
 class _Stop:
@@ -57,21 +62,27 @@ async def run(config: ForwarderConfig, around: Surroundings) -> None:
     """Runs until told to end. Raises ListenError."""
     stop = _Stop()
     state, metrics = State(config, around.pod_uid), Metrics()
-    connector = Connector(config, around.key_directory, around.known_hosts_directory, state, metrics)
+    connector = Connector(config, around.sources, state, metrics)
     prober = Prober(config, connector, state, metrics)
     listener = Listener(config, connector, prober, metrics)
     admin = Admin(config, state, connector, metrics)
-    try:
-        await admin.start(around.admin_listen.host, around.admin_listen.port)
-        await listener.start(around.listen.host, around.listen.port)
-    except OSError as error:
-        raise ListenError(error.strerror or str(error)) from None
-    event(_LOG, "started", tunnel=f"{config.namespace}/{config.name}", config=config.digest())
+    clients, administrators = _bound(around.listen), _bound(around.admin_listen)
+    await admin.start(administrators)
+    await listener.start(clients)
+    event(
+        _LOG,
+        "started",
+        tunnel=f"{config.namespace}/{config.name}",
+        config=config.digest(),
+        listen=str(Address(*clients.getsockname()[:2])),
+        admin=str(Address(*administrators.getsockname()[:2])),
+    )
     tasks = [asyncio.ensure_future(connector.run()), asyncio.ensure_future(prober.run())]
     try:
         await _until_stopped(stop, tasks)
         state.set(draining=True)
         await _drain(config, listener, stop)
+        await _either(stop.now, prober.idle, _PROBE_END_SECONDS)
     finally:
         listener.cut()
         admin.stop()
@@ -79,6 +90,13 @@ async def run(config: ForwarderConfig, around: Surroundings) -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         event(_LOG, "ended")
+
+
+def _bound(address: Address) -> socket.socket:
+    try:
+        return listening_socket(address.host, address.port)
+    except OSError as error:
+        raise ListenError(f"{address}: {error.strerror or error}") from None
 
 
 async def _until_stopped(stop: _Stop, tasks: "list[asyncio.Task[None]]") -> None:
@@ -92,7 +110,7 @@ async def _until_stopped(stop: _Stop, tasks: "list[asyncio.Task[None]]") -> None
 async def _drain(config: ForwarderConfig, listener: Listener, stop: _Stop) -> None:
     """Serves new clients for a while, since endpoints lag, then lets the others finish."""
     seconds = config.seconds
-    event(_LOG, "draining", least=seconds.drain_min, most=seconds.drain_max)
+    event(_LOG, "draining", least=seconds.drain_min, most=seconds.drain_max, clients=listener.clients)
     await _either(stop.now, None, seconds.drain_min)
     listener.refuse_new()
     await _either(stop.now, listener.empty, seconds.drain_max - seconds.drain_min)

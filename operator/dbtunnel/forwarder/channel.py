@@ -7,12 +7,11 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import asyncssh
 
-from dbtunnel.forwarder.link import Link
-from dbtunnel.forwarder.transport import Congestion
+from dbtunnel.forwarder.link import Link, Opening
 
 WINDOW = 2 * 1024 * 1024
 """Bytes that the server may send on a channel before it is told that they have been taken."""
@@ -20,8 +19,11 @@ WINDOW = 2 * 1024 * 1024
 CLIENT_HIGH_WATER = 256 * 1024
 """Bytes that may wait for a slow client before its channel is no longer read."""
 
-EARLY_LIMIT = 64 * 1024
-"""Bytes that a client may send before its channel is open."""
+EARLY_LIMIT = 16 * 1024
+"""Bytes that a client may send before its channel is open: a thousand may be parked."""
+
+OPEN_ERRORS = (OSError, asyncssh.Error, ValueError)
+"""What opening a channel raises; the last is what asyncssh makes of a server's malformed answer."""
 
 SNIFFED_BYTES = 512
 """How much of a server's first answer is looked at."""
@@ -31,6 +33,9 @@ Address = tuple[str, int]
 OnFirst = Callable[[bytes], None]
 OnEnd = Callable[[], None]
 
+_RECEIVED = memoryview(bytearray(256 * 1024))
+"""What sockets are read into, one after the other: it is copied before the next is read."""
+
 
 class Counter(Protocol):
     """Told of the bytes that have passed."""
@@ -39,7 +44,7 @@ class Counter(Protocol):
         """`sent` to the database, `received` from it."""
 
 
-class Client(asyncio.Protocol):
+class Client(asyncio.BufferedProtocol):
     """A client's side. Before its channel opens, what it sends is kept."""
 
     def __init__(self, on_connected: Callable[["Client"], None], on_lost: Callable[["Client"], None]) -> None:
@@ -56,9 +61,18 @@ class Client(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=CLIENT_HIGH_WATER)
         self._on_connected(self)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
+        """Where the next bytes go: before the channel is open there is no more room than may be kept."""
+        return _RECEIVED if self._session else _RECEIVED[: EARLY_LIMIT - len(self._early)]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So many have come."""
+        data = bytes(_RECEIVED[:nbytes])
+        if self._session:
+            self._session.send(data)
+            return
         self._early += data
-        if len(self._early) > EARLY_LIMIT:
+        if len(self._early) == EARLY_LIMIT:
             self.transport.pause_reading()
 
     def eof_received(self) -> bool:
@@ -98,7 +112,6 @@ class Client(asyncio.Protocol):
             session.channel.abort()
             return
         self._session = session
-        self.data_received = session.send  # type: ignore[method-assign]
         self.transport.resume_reading()
         if self._early:
             session.send(bytes(self._early))
@@ -114,11 +127,9 @@ class Client(asyncio.Protocol):
 class Session(asyncssh.SSHTCPSession[bytes]):
     """The channel's side."""
 
-    def __init__(
-        self, client: Client, congestion: Congestion, count: Counter, on_first: OnFirst, on_end: OnEnd
-    ) -> None:
+    def __init__(self, client: Client, link: Link, count: Counter, on_first: OnFirst, on_end: OnEnd) -> None:
         self.channel: asyncssh.SSHTCPChannel[bytes] = cast("asyncssh.SSHTCPChannel[bytes]", None)
-        self._client, self._congestion = client, congestion
+        self._client, self._link = client, link
         self._count, self._on_first, self._on_end = count, on_first, on_end
         self._stalled = False
         self._is_first = True
@@ -135,7 +146,8 @@ class Session(asyncssh.SSHTCPSession[bytes]):
             self._is_first = False
             self._on_first(data[:SNIFFED_BYTES])
         self._count(received=len(data))
-        self._client.transport.write(data)
+        if not self._client.transport.is_closing():  # else asyncio logs each piece
+            self._client.transport.write(data)
 
     def eof_received(self) -> bool:
         """The database sends no more and may still receive."""
@@ -144,10 +156,12 @@ class Session(asyncssh.SSHTCPSession[bytes]):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The channel is gone; with an error the client gets a reset rather than a clean end."""
+        """The channel is gone. If its SSH connection is too, however politely the server closed that, something may
+        be missing: the client gets a reset rather than a clean end.
+        """
         self._on_end()
-        self._congestion.forget(self.relieve)
-        if exc is not None:
+        self._link.congestion.forget(self.relieve)
+        if exc is not None or self._link.is_closing():
             self._client.refuse()
         else:
             self._client.transport.close()
@@ -168,7 +182,7 @@ class Session(asyncssh.SSHTCPSession[bytes]):
             return
         self._count(sent=len(data))
         self.channel.write(data)
-        if self._congestion.holds(self.relieve):
+        if self._link.congestion.holds(self.relieve):
             self._client.transport.pause_reading()
 
     def relieve(self) -> None:
@@ -192,24 +206,27 @@ class Session(asyncssh.SSHTCPSession[bytes]):
 async def open_channel(
     link: Link, factory: Callable[[], asyncssh.SSHTCPSession[bytes]], target: Address, origin: Address, limit: float
 ) -> asyncssh.SSHTCPSession[bytes]:
-    """Opens a channel within `limit` seconds. Raises TimeoutError and what asyncssh raises.
+    """Opens a channel within `limit` seconds. Raises TimeoutError and others of OPEN_ERRORS.
 
     The opening itself is never cancelled: asyncssh then forgets a channel that the server opens later, and with it a
     connection to the database (asyncssh issue 823). A late success is closed when it comes.
     """
     async with asyncio.timeout(limit):
-        await link.opening.acquire()
-        opening = asyncio.ensure_future(link.connection.create_connection(factory, *target, *origin, window=WINDOW))
-        opening.add_done_callback(lambda _: link.opening.release())
+        await link.openings.room()
+        opening: Opening = asyncio.ensure_future(
+            link.connection.create_connection(factory, *target, *origin, window=WINDOW)
+        )
+        opening.add_done_callback(link.openings.ended)
         try:
             _, session = await asyncio.shield(opening)
         except BaseException:
+            link.openings.abandon(opening)
             opening.add_done_callback(_close_late)
             raise
     return session
 
 
-def _close_late(opening: "asyncio.Future[tuple[asyncssh.SSHTCPChannel[bytes], Any]]") -> None:
+def _close_late(opening: Opening) -> None:
     if not opening.cancelled() and opening.exception() is None:
         opening.result()[0].abort()
 

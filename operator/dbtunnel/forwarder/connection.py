@@ -3,12 +3,13 @@
 import asyncio
 import logging
 import random
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from dbtunnel.api.conditions import REASONS, ConditionType, Reason
-from dbtunnel.api.forwarder import ForwarderConfig, LayerStatus
+from dbtunnel.api.forwarder import ForwarderConfig
 from dbtunnel.forwarder.failures import Failure, transport_failure
-from dbtunnel.forwarder.keys import MountedFile, read_file, read_key_files
+from dbtunnel.forwarder.keys import KeyFiles, MountedFile
 from dbtunnel.forwarder.link import Link
 from dbtunnel.forwarder.login import Login, Material
 from dbtunnel.forwarder.logs import event
@@ -30,14 +31,23 @@ _NEIGHBOUR_FACTOR = 0.5
 """By how much each further replica slows the attempts that sshd penalises."""
 
 
+@dataclass(frozen=True)
+class Sources:
+    """Where the key and known_hosts are read, again and again: both may come late and may change."""
+
+    read_key: Callable[[], KeyFiles]
+    read_known_hosts: Callable[[], MountedFile] = MountedFile
+
+    def look(self) -> Material:
+        """What stands there now."""
+        return Material(self.read_key(), self.read_known_hosts())
+
+
 class Connector:
     """Keeps an SSH connection. `link` is the one for new channels; None while there is none."""
 
-    def __init__(
-        self, config: ForwarderConfig, key_directory: Path, known_hosts_directory: Path, state: State, metrics: Metrics
-    ) -> None:
-        self._config, self._state, self._metrics = config, state, metrics
-        self._key_directory, self._known_hosts_directory = key_directory, known_hosts_directory
+    def __init__(self, config: ForwarderConfig, sources: Sources, state: State, metrics: Metrics) -> None:
+        self._config, self._sources, self._state, self._metrics = config, sources, state, metrics
         self._login = Login(config, state)
         self.link: Link | None = None
         self.up = asyncio.Event()
@@ -50,7 +60,7 @@ class Connector:
         """Connects, again and again, until cancelled."""
         try:
             while True:
-                material = self._look()
+                material = self._sources.look()
                 try:
                     link = await self._login.connect(material)
                 except Failure as failure:
@@ -61,6 +71,7 @@ class Connector:
         finally:
             links = {*self._retiring, *([self.link] if self.link else [])}
             self.link = None
+            self.up.clear()  # before anybody who waits for it looks for a connection that is none
             for link in links:
                 link.close()
 
@@ -70,7 +81,7 @@ class Connector:
         """Uses a connection until it is lost, or until other files are there."""
         began = asyncio.get_running_loop().time()
         self._use(link)
-        while not link.lost.is_set() and self._look() == material:
+        while not link.lost.is_set() and self._sources.look() == material:
             await wait_for(link.lost, _LOOK_SECONDS)
         if asyncio.get_running_loop().time() - began >= STABLE_SECONDS:
             self._attempts = 0
@@ -81,8 +92,7 @@ class Connector:
         """New channels go over `link`; those of an earlier connection stay where they are."""
         old, self.link = self.link, link
         if old:
-            self._retiring.add(old)
-            self.release(old)
+            self._retire(old)
         self.up.set()
         self.down_since = None
         self._metrics.add(SSH_CONNECTS)
@@ -102,13 +112,14 @@ class Connector:
         self.down_since = asyncio.get_running_loop().time()
         self._metrics.set(SSH_UP, 0)
         event(_LOG, "connection lost", seen=link.end.reason)
-        if self._state.status.authentication.status == LayerStatus.TRUE:  # else a newer attempt has more to tell
+        if self._state.works(ConditionType.AUTHENTICATED):  # else a newer attempt has more to tell
             self._state.failed(transport_failure(Reason.CONNECTION_LOST, link.end.reason))
 
-    def release(self, link: Link) -> None:
-        """A channel of `link` ended, or it is no longer wanted: the last one out closes it."""
-        if link in self._retiring and link.uses == 0:
-            self._retiring.discard(link)
+    def _retire(self, link: Link) -> None:
+        """It gets no more channels; the last one out closes it."""
+        self._retiring.add(link)
+        link.on_unused = link.close
+        if not link.is_used:
             link.close()
 
     def _report(self, failure: Failure) -> None:
@@ -124,14 +135,9 @@ class Connector:
         self._attempts += 1
         while (remaining := deadline - asyncio.get_running_loop().time()) > 0:
             await asyncio.sleep(min(_LOOK_SECONDS, remaining))
-            if self._look() != material:
+            if self._sources.look() != material:
                 self._attempts = 0
                 return
-
-    def _look(self) -> Material:
-        name = self._config.bastion.host_key.known_hosts_file
-        known_hosts = read_file(self._known_hosts_directory, name) if name else MountedFile()
-        return Material(read_key_files(self._key_directory, self._config.key), known_hosts)
 
 
 def pause_seconds(reason: Reason, attempts: int, replicas: int) -> float:

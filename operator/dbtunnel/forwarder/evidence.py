@@ -38,7 +38,7 @@ _ERRORS = {1040: Reason.TOO_MANY_CONNECTIONS, 1129: Reason.HOST_BLOCKED, 1130: R
 
 def judge(protocol: WireProtocol, first: bytes) -> DatabaseFact | None:
     """What a server's first bytes show; None for too few of them. Raises Failure where it does not work."""
-    return _postgresql(first) if protocol is WireProtocol.POSTGRESQL else _mysql(first)
+    return _JUDGES[protocol](first)
 
 
 def unexpected(first: bytes) -> Failure:
@@ -88,3 +88,6 @@ def _mysql(first: bytes) -> DatabaseFact | None:
         server_version=printable(version.decode("latin-1"), 128),
         tls_offered=bool(flags & _CLIENT_SSL) if flags is not None else None,
     )
+
+
+_JUDGES = {WireProtocol.POSTGRESQL: _postgresql, WireProtocol.MYSQL: _mysql}

@@ -1,6 +1,5 @@
 """From what went wrong to the layer and the reason. Each failure is classified here, once."""
 
-import asyncio
 import errno
 import socket
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ _OF_THE_NETWORK = frozenset(
 )
 
 _DATABASE_TEXTS: tuple[tuple[str, Reason], ...] = (
-    # the bastion's own words: those of sshd are its C library's, for getaddrinfo(3) and connect(2)
+    # the bastion's own words: those of sshd are its C library's (glibc, musl), for getaddrinfo(3) and connect(2)
     ("refused", Reason.DATABASE_REFUSED),
     ("timed out", Reason.DATABASE_TIMEOUT),
+    ("timeout", Reason.DATABASE_TIMEOUT),
     ("no route", Reason.DATABASE_UNREACHABLE),
     ("unreachable", Reason.DATABASE_UNREACHABLE),
     ("name or service not known", Reason.DATABASE_UNRESOLVABLE),
@@ -31,6 +31,7 @@ _DATABASE_TEXTS: tuple[tuple[str, Reason], ...] = (
     ("resolve", Reason.DATABASE_UNRESOLVABLE),
     ("unknown host", Reason.DATABASE_UNRESOLVABLE),
     ("no such host", Reason.DATABASE_UNRESOLVABLE),
+    ("try again", Reason.DATABASE_UNRESOLVABLE),
 )
 
 
@@ -75,7 +76,14 @@ def connect_failure(error: BaseException, progress: Progress, greeting: Greeting
         )
     if isinstance(error, OSError):
         return _network_failure(error, progress)
-    return transport_failure(Reason.CONNECTION_LOST, str(error))
+    return transport_failure(Reason.CONNECTION_LOST, _text(error))
+
+
+def _text(error: BaseException) -> str:
+    """What an error says. One of another kind than asyncssh's is what it stumbled over in a malformed message."""
+    if isinstance(error, OSError | asyncssh.Error):
+        return str(error)
+    return f"a message that breaks the SSH protocol ({type(error).__name__})"
 
 
 def _network_failure(error: OSError, progress: Progress) -> Failure:
@@ -122,7 +130,7 @@ def _greeting_failure(error: BaseException, greeting: Greeting, progress: Progre
 
 def _authentication_failure(error: BaseException, progress: Progress) -> Failure:
     layer = ConditionType.AUTHENTICATED
-    text = str(error)
+    text = _text(error)
     if "too many authentication failures" in text.lower():
         return Failure(layer, Reason.TOO_MANY_AUTH_FAILURES, text)
     if isinstance(error, asyncssh.PermissionDenied):
@@ -140,10 +148,10 @@ def _authentication_failure(error: BaseException, progress: Progress) -> Failure
 def channel_failure(error: BaseException, limit_seconds: float) -> Failure:
     """Why a channel to the database did not open, on an SSH connection that stands."""
     layer = ConditionType.DATABASE_REACHABLE
-    if isinstance(error, TimeoutError | asyncio.TimeoutError):
+    if isinstance(error, TimeoutError):
         return Failure(layer, Reason.DATABASE_TIMEOUT, f"the SSH server opens no connection within {limit_seconds:g} s")
     if not isinstance(error, asyncssh.ChannelOpenError):
-        return Failure(layer, Reason.DATABASE_REFUSED, str(error))
+        return Failure(layer, Reason.DATABASE_REFUSED, _text(error))
     if error.code != asyncssh.OPEN_CONNECT_FAILED:
         # besides its policy (code 1): no such channel type, or no resources left for one
         return Failure(layer, Reason.FORWARDING_PROHIBITED, error.reason)

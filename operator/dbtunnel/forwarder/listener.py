@@ -1,15 +1,14 @@
 """The one listening socket of the process: SSH connections come and go behind it, clients wait for them."""
 
 import asyncio
+import functools
 import logging
 import resource
 import socket
 import sys
 
-import asyncssh
-
 from dbtunnel.api.forwarder import ForwarderConfig
-from dbtunnel.forwarder.channel import Client, Session, open_channel
+from dbtunnel.forwarder.channel import OPEN_ERRORS, Client, Session, open_channel
 from dbtunnel.forwarder.connection import Connector
 from dbtunnel.forwarder.failures import Failure, channel_failure
 from dbtunnel.forwarder.link import Link
@@ -40,12 +39,15 @@ class Listener:
         self.empty = asyncio.Event()
         self.empty.set()
 
-    async def start(self, host: str, port: int) -> None:
-        """Listens. Raises OSError where the address is taken."""
+    async def start(self, bound: socket.socket) -> None:
+        """Takes clients from a listening socket."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: Client(self._taken, self._gone), sock=listening_socket(host, port), backlog=_BACKLOG
-        )
+        self._server = await loop.create_server(lambda: Client(self._taken, self._gone), sock=bound, backlog=_BACKLOG)
+
+    @property
+    def clients(self) -> int:
+        """How many there are, those that wait counted too."""
+        return len(self._serving)
 
     def refuse_new(self) -> None:
         """Takes no further clients."""
@@ -65,7 +67,7 @@ class Listener:
         self.empty.clear()
         task = asyncio.ensure_future(self._serve(client))
         self._serving[client] = task
-        task.add_done_callback(_report_bug)
+        task.add_done_callback(functools.partial(_end_of_serving, client))
 
     def _gone(self, client: Client) -> None:
         task = self._serving.pop(client, None)
@@ -115,30 +117,26 @@ class Listener:
         limit = self._config.seconds.connect_timeout
         target = (self._config.database_host, self._config.database_port)
         peer = client.transport.get_extra_info("peername") or ("", 0)
-        link.uses += 1
+        link.enter()
         try:
             await open_channel(link, lambda: self._session(client, link), target, peer[:2], limit)
-        except (OSError, asyncssh.Error) as error:
+        except OPEN_ERRORS as error:
             if link.lost.is_set():
                 return False
             raise channel_failure(error, limit) from None
         finally:
-            self._used(link)
+            link.leave()
         return True
 
     def _session(self, client: Client, link: Link) -> Session:
-        link.uses += 1
+        link.enter()
         self._metrics.add(CLIENTS_OPEN)
 
         def ended() -> None:
             self._metrics.add(CLIENTS_OPEN, -1)
-            self._used(link)
+            link.leave()
 
-        return Session(client, link.congestion, self._count, lambda first: self._prober.saw(link, first), ended)
-
-    def _used(self, link: Link) -> None:
-        link.uses -= 1
-        self._connector.release(link)
+        return Session(client, link, self._count, lambda first: self._prober.saw(link, first), ended)
 
     def _count(self, *, sent: int = 0, received: int = 0) -> None:
         if sent:
@@ -172,6 +170,8 @@ def _descriptors() -> int:
     return most if most != resource.RLIM_INFINITY else sys.maxsize
 
 
-def _report_bug(task: "asyncio.Task[None]") -> None:
+def _end_of_serving(client: Client, task: "asyncio.Task[None]") -> None:
+    """A bug is told, and its client does not wait for ever."""
     if not task.cancelled() and task.exception():
         _LOG.error("serving a client failed", exc_info=task.exception())
+        client.refuse()

@@ -16,6 +16,7 @@ from dbtunnel.forwarder.failures import Failure, Progress, connect_failure, tran
 from dbtunnel.forwarder.host_keys import KnownHostsError, Trust, kinds_left, kinds_to_try, trust_of
 from dbtunnel.forwarder.keys import Key, KeyFiles, KeyProblemError, MountedFile, parse_key
 from dbtunnel.forwarder.link import End, Link
+from dbtunnel.forwarder.loop import in_daemon_thread
 from dbtunnel.forwarder.state import State
 from dbtunnel.forwarder.transport import Dialer
 
@@ -81,8 +82,9 @@ class Login:
         self._state.set(public_key=self._unless_known(key))
         self._state.succeeded(ConditionType.KEY_READY)
         bastion = self._config.bastion
+        rule, file = bastion.host_key, material.known_hosts
         try:
-            trust = trust_of(bastion.host_key, material.known_hosts, bastion.host, bastion.port)
+            trust = await in_daemon_thread(lambda: trust_of(rule, file, bastion.host, bastion.port))
         except KnownHostsError as error:
             raise transport_failure(Reason.KNOWN_HOSTS_INVALID, str(error)) from None
         return await self._trusted(trust, key)
@@ -91,7 +93,7 @@ class Login:
         """The key; parsed once, in a thread, since decrypting takes its time."""
         if self._parsed is None or self._parsed[0] != files:
             try:
-                self._parsed = files, await asyncio.to_thread(parse_key, files)
+                self._parsed = files, await in_daemon_thread(lambda: parse_key(files))
             except KeyProblemError as problem:
                 self._state.set(public_key=None)
                 raise Failure(ConditionType.KEY_READY, problem.reason, problem.seen) from None
@@ -137,12 +139,12 @@ class Login:
                     known_hosts=watcher.trust.for_asyncssh(),
                     **self._options(),
                 )
-            link = Link(connection, dialer.congestion, watcher.end)
+            link = Link(connection, dialer.is_closing, dialer.congestion, watcher.end)
             self._accepted(link, watcher.key)
             done = True
         except asyncssh.HostKeyNotVerifiable as error:
             raise _unverified(watcher, error) from None
-        except (OSError, asyncssh.Error, ValueError) as error:
+        except Exception as error:  # a hostile server can make asyncssh raise anything
             offer = dialer.host_key_algorithms
             if offer and not offer & set(kinds):
                 seen = f"the server offers host keys of {', '.join(sorted(offer))}"

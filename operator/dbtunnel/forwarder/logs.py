@@ -1,4 +1,4 @@
-"""Log lines: one JSON object each, events with fields. Never a secret, never a client's data."""
+"""Log lines: events with fields, a JSON object each in a pod. Never a secret, never a client's data."""
 
 import json
 import logging
@@ -8,7 +8,7 @@ from typing import Any
 
 from dbtunnel.domain.diagnosis import printable
 
-_LIMIT = 1000
+_LIMIT = 4000
 """Characters of one field: a remote server may have written it."""
 
 
@@ -26,14 +26,48 @@ class JsonFormatter(logging.Formatter):
             **{key: printable(value, _LIMIT) if isinstance(value, str) else value for key, value in fields.items()},
         }
         if record.exc_info:
-            line["exception"] = printable(self.formatException(record.exc_info), 4 * _LIMIT)
+            line["exception"] = printable(self.formatException(record.exc_info), 2 * _LIMIT)
         return json.dumps(line)
 
 
-def configure(level: str = "INFO") -> None:
-    """Sends everything to standard error as JSON lines."""
+class TextFormatter(logging.Formatter):
+    """One line for a person: the time of day, the event, its fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line; more where a bug is told."""
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        words = [
+            datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S"),
+            *(() if record.levelno == logging.INFO else (record.levelname.lower(),)),
+            printable(record.getMessage(), _LIMIT),
+            *(f"{key}={printable(str(value), _LIMIT)}" for key, value in fields.items() if value != ""),
+        ]
+        told = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
+        return " ".join(words) + told
+
+
+FORMATS: dict[str, type[logging.Formatter]] = {"json": JsonFormatter, "text": TextFormatter}
+
+
+class Budget:
+    """Lets so many through in so many seconds: what many clients can cause must not fill a disk."""
+
+    def __init__(self, count: int, seconds: float) -> None:
+        self._count, self._seconds = count, seconds
+        self._begun, self._spent = -seconds, 0
+
+    def allows(self, now: float) -> bool:
+        """Whether one more may pass at this time."""
+        if now - self._begun >= self._seconds:
+            self._begun, self._spent = now, 0
+        self._spent += 1
+        return self._spent <= self._count
+
+
+def configure(level: str = "INFO", form: str = "json") -> None:
+    """Sends everything to standard error, in one of FORMATS."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(FORMATS[form]())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
     # asyncssh logs each channel and each address at INFO; what counts is told by the forwarder itself

@@ -1,22 +1,24 @@
 """Whether the database answers: quiet probes for PostgreSQL, the eyes of real clients for all.
 
 A probe leaves no broken packet behind: half a packet, or an end in the middle of a handshake, is an error in the
-database's log, and counts against `max_connect_errors` on MySQL, which is therefore never probed.
+database's log, and counts against `max_connect_errors` on MySQL, which is therefore never probed. So a probe that has
+begun is not cut either: a connection that is retired waits for it, and so does the end of the process.
 """
 
 import asyncio
 import contextlib
 import random
 import ssl
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 import asyncssh
 from cryptography import x509
 
 from dbtunnel.api.conditions import ConditionType, Reason
-from dbtunnel.api.engines import ENGINES, WireProtocol
+from dbtunnel.api.engines import ENGINES, QuietProbe, WireProtocol
 from dbtunnel.api.forwarder import DatabaseFact, ForwarderConfig, LayerStatus, ProbeMode
-from dbtunnel.forwarder.channel import open_channel
+from dbtunnel.forwarder.channel import OPEN_ERRORS, open_channel
 from dbtunnel.forwarder.connection import Connector, wait_for
 from dbtunnel.forwarder.evidence import SSL_REQUEST, judge
 from dbtunnel.forwarder.failures import Failure, channel_failure
@@ -35,8 +37,13 @@ class Prober:
 
     def __init__(self, config: ForwarderConfig, connector: Connector, state: State, metrics: Metrics) -> None:
         self._config, self._connector, self._state, self._metrics = config, connector, state, metrics
-        self._protocol = ENGINES[config.engine].protocol
-        self._probes = config.probe_mode is ProbeMode.AUTO and ENGINES[config.engine].probes_actively
+        engine = ENGINES[config.engine]
+        self._protocol = engine.protocol
+        probe = engine.quiet_probe if config.probe_mode is ProbeMode.AUTO else None
+        self._probe_with = PROBES_BY_KIND[probe] if probe else None
+        self.idle = asyncio.Event()
+        """Set while no probe is under way."""
+        self.idle.set()
 
     async def run(self) -> None:
         """Probes each new connection, and again at intervals, until cancelled."""
@@ -48,11 +55,11 @@ class Prober:
 
     async def _watch(self, link: Link) -> None:
         """Probes over one connection, sooner while the database does not answer."""
-        if not self._probes:
+        if not self._probe_with:
             self._wait_for_clients()
         retry = _FIRST_RETRY_SECONDS
         while self._connector.link is link:
-            works = not self._probes or await self._probe(link)
+            works = not self._probe_with or await self._probe(link, self._probe_with)
             retry = _FIRST_RETRY_SECONDS if works else retry * 2
             await self._wait(link, retry)
 
@@ -88,17 +95,24 @@ class Prober:
                 self._conclude(link, fact)
 
     def failed(self, link: Link, failure: Failure) -> None:
-        """The database could not be reached over `link`, by a probe or for a client."""
-        if self._connector.link is link:
+        """The database could not be reached over `link`, by a probe or for a client.
+
+        Says nothing where a newer attempt to connect has failed: that layer comes first, and the session that goes on
+        over an earlier connection does not mend it.
+        """
+        if self._connector.link is link and self._state.works(ConditionType.AUTHENTICATED):
             self._state.failed(failure)
 
-    async def _probe(self, link: Link) -> bool:
+    async def _probe(self, link: Link, probe: "Probe") -> bool:
+        self.idle.clear()
         try:
-            fact = await probe_postgresql(link, self._config)
+            fact = await probe(link, self._config)
         except Failure as failure:
             self._metrics.add(PROBES, label=failure.reason)
             self.failed(link, failure)
             return False
+        finally:
+            self.idle.set()
         if fact is not None:
             self._metrics.add(PROBES, label="Succeeded")
             self._conclude(link, fact)
@@ -115,12 +129,14 @@ class Prober:
 class _Stream(asyncssh.SSHTCPSession[bytes]):
     """A channel that is read as it comes."""
 
-    def __init__(self) -> None:
+    def __init__(self, link: Link) -> None:
+        self._link = link
         self._channel = cast("asyncssh.SSHTCPChannel[bytes]", None)
         self._received: asyncio.Queue[bytes] = asyncio.Queue()
 
     def connection_made(self, chan: asyncssh.SSHTCPChannel[bytes]) -> None:
         self._channel = chan
+        self._link.enter()
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:  # noqa: ARG002
         self._received.put_nowait(data)
@@ -131,6 +147,7 @@ class _Stream(asyncssh.SSHTCPSession[bytes]):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._received.put_nowait(b"")
+        self._link.leave()
 
     def write(self, data: bytes) -> None:
         """Sends; what comes too late for the other end is dropped, and its end is read next."""
@@ -154,16 +171,16 @@ async def probe_postgresql(link: Link, config: ForwarderConfig) -> DatabaseFact 
     limit = config.seconds.connect_timeout
     target = (config.database_host, config.database_port)
     try:
-        stream = cast(_Stream, await open_channel(link, _Stream, target, _ORIGIN, limit))
-    except (OSError, asyncssh.Error) as error:
+        stream = cast(_Stream, await open_channel(link, lambda: _Stream(link), target, _ORIGIN, limit))
+    except OPEN_ERRORS as error:
         if link.lost.is_set():
             return None
         raise channel_failure(error, limit) from None
     try:
         async with asyncio.timeout(limit):
-            fact = await _ask(stream)
+            fact = await _ask(stream, config.database_server_name)
     except TimeoutError:
-        fact, seen = None, f"it takes the connection and says nothing within {limit} s"
+        fact, seen = None, f"it takes the connection and does not answer within {limit} s"
         failure = Failure(ConditionType.DATABASE_REACHABLE, Reason.DATABASE_TIMEOUT, seen)
     else:
         seen = "it takes the connection and closes it at once"
@@ -175,7 +192,7 @@ async def probe_postgresql(link: Link, config: ForwarderConfig) -> DatabaseFact 
     return fact
 
 
-async def _ask(stream: _Stream) -> DatabaseFact | None:
+async def _ask(stream: _Stream, server_name: str) -> DatabaseFact | None:
     """What the server says of itself; None where it closes the connection. Raises Failure."""
     stream.write(SSL_REQUEST)
     first = await stream.read()
@@ -184,16 +201,13 @@ async def _ask(stream: _Stream) -> DatabaseFact | None:
     fact = judge(WireProtocol.POSTGRESQL, first) or DatabaseFact(protocol=WireProtocol.POSTGRESQL)
     if not fact.tls_offered:
         return fact
-    return fact.model_copy(update={"certificate_not_after": await _certificate_end(stream)})
+    return fact.model_copy(update={"certificate_not_after": await _certificate_end(stream, server_name)})
 
 
-async def _certificate_end(stream: _Stream) -> str | None:
+async def _certificate_end(stream: _Stream, server_name: str) -> str | None:
     """Completes a TLS handshake, tells when the certificate ends, and says goodbye. No trust is placed in it."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = context.wrap_bio(incoming, outgoing)
+    tls = _any_tls().wrap_bio(incoming, outgoing, server_hostname=server_name.rstrip(".") or None)
     try:
         while not _handshaken(tls):
             stream.write(outgoing.read())
@@ -201,14 +215,32 @@ async def _certificate_end(stream: _Stream) -> str | None:
             if not data:
                 return None
             incoming.write(data)
-        certificate = x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"")
-    except (ssl.SSLError, ValueError):
+    except ssl.SSLError:
+        stream.write(outgoing.read())  # an alert says why
         return None
     # without close_notify PostgreSQL logs an error each time
     with contextlib.suppress(ssl.SSLError):
         tls.unwrap()
     stream.write(outgoing.read())
-    return certificate.not_valid_after_utc.isoformat().replace("+00:00", "Z")
+    return _not_after(tls.getpeercert(binary_form=True) or b"")
+
+
+def _any_tls() -> ssl.SSLContext:
+    """Takes what the oldest servers have: a handshake that fails would be an error in the database's log each time."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+    context.set_ciphers("ALL:!aNULL:@SECLEVEL=0")
+    return context
+
+
+def _not_after(certificate: bytes) -> str | None:
+    try:
+        end = x509.load_der_x509_certificate(certificate).not_valid_after_utc
+    except (ValueError, x509.InvalidVersion):
+        return None
+    return end.isoformat().replace("+00:00", "Z")
 
 
 def _handshaken(tls: ssl.SSLObject) -> bool:
@@ -217,3 +249,8 @@ def _handshaken(tls: ssl.SSLObject) -> bool:
     except ssl.SSLWantReadError:
         return False
     return True
+
+
+Probe = Callable[[Link, ForwarderConfig], Awaitable[DatabaseFact | None]]
+
+PROBES_BY_KIND: dict[QuietProbe, Probe] = {QuietProbe.SSL_REQUEST: probe_postgresql}

@@ -2,14 +2,15 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from dbtunnel.api.conditions import LAYERS, ConditionType, Reason
 from dbtunnel.api.forwarder import ForwarderConfig, ForwarderStatus, LayerFact, LayerStatus
-from dbtunnel.domain.diagnosis import printable
+from dbtunnel.domain.diagnosis import Subject, explain, printable
 from dbtunnel.forwarder.failures import Failure
-from dbtunnel.forwarder.logs import event
+from dbtunnel.forwarder.logs import Budget, event
 
 _LOG = logging.getLogger(__name__)
 
@@ -22,6 +23,9 @@ _FIELDS = {
 
 _SEEN_LIMIT = 1000
 
+_LOGGED_A_MINUTE = 20
+"""Changes of one layer: clients of a database that answers now so and now so could cause any number."""
+
 NOT_REACHED = LayerFact()
 """A layer that is not known, since one before it does not work yet."""
 
@@ -31,7 +35,9 @@ class State:
 
     def __init__(self, config: ForwarderConfig, pod_uid: str) -> None:
         self.status = ForwarderStatus(sequence=0, pod_uid=pod_uid, config_hash=config.digest())
+        self._config = config
         self._changed = asyncio.Event()
+        self._budgets = {name: Budget(_LOGGED_A_MINUTE, 60) for name in _FIELDS.values()}
 
     def set(self, **facts: Any) -> None:
         """Replaces facts by name."""
@@ -41,15 +47,29 @@ class State:
         self.status = self.status.model_copy(update={**facts, "sequence": self.status.sequence + 1})
         for name, fact in self.layers():
             if (fact.status, fact.reason) != (before[name].status, before[name].reason):
-                event(_LOG, "layer changed", layer=name, status=fact.status, reason=fact.reason, seen=fact.seen)
+                self._log(name, fact)
         self._changed.set()
         self._changed = asyncio.Event()
 
+    def _log(self, layer: str, fact: LayerFact) -> None:
+        if not self._budgets[layer].allows(time.monotonic()):
+            return
+        message = fact.seen
+        if fact.status == LayerStatus.FALSE:
+            subject = Subject(self._config, (), self.status.public_key, self.status.hop.host_keys)
+            message = explain(fact.reason, fact.seen, subject)
+        event(_LOG, "layer changed", layer=layer, status=fact.status, reason=fact.reason, message=message)
+
     def succeeded(self, layer: ConditionType, seen: str = "") -> None:
         """A layer works. Does nothing while one before it does not: it was found over an earlier connection."""
-        if any(getattr(self.status, _FIELDS[before]).status != LayerStatus.TRUE for before in _before(layer)):
+        if not all(self.works(before) for before in _before(layer)):
             return
         self.set(**{_FIELDS[layer]: LayerFact(status=LayerStatus.TRUE, reason=Reason.SUCCEEDED, seen=seen)})
+
+    def works(self, layer: ConditionType) -> bool:
+        """Whether a layer is known to work."""
+        fact: LayerFact = getattr(self.status, _FIELDS[layer])
+        return fact.status == LayerStatus.TRUE
 
     def failed(self, failure: Failure) -> None:
         """A layer does not work: those before it do, those after it are not reached."""

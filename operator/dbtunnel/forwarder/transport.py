@@ -67,12 +67,10 @@ class Greeting(asyncio.Protocol):
         self._congestion = congestion
         self.heard = b""
         """What the server first said, as far as it is in the clear."""
-        self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is there."""
-        self.transport = cast(asyncio.Transport, transport)
-        self.transport.set_write_buffer_limits(high=HIGH_WATER)
+        cast(asyncio.Transport, transport).set_write_buffer_limits(high=HIGH_WATER)
         self._inner.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -132,6 +130,7 @@ class Dialer:
 
     def __init__(self) -> None:
         self.greeting: Greeting | None = None
+        self.transport: asyncio.Transport | None = None
         self.congestion = Congestion()
 
     async def create_connection(
@@ -146,7 +145,7 @@ class Dialer:
             port,
             happy_eyeballs_delay=_ADDRESS_DELAY_SECONDS,
         )
-        self.greeting = protocol
+        self.greeting, self.transport = protocol, transport
         return transport, inner
 
     @property
@@ -154,7 +153,11 @@ class Dialer:
         """What the server offers; none while that is not known."""
         return self.greeting.host_key_algorithms() if self.greeting else frozenset()
 
+    def is_closing(self) -> bool:
+        """Whether the connection is gone or about to go."""
+        return self.transport is None or self.transport.is_closing()
+
     def abort(self) -> None:
         """Ends the connection at once."""
-        if self.greeting and self.greeting.transport:
-            self.greeting.transport.abort()
+        if self.transport:
+            self.transport.abort()
