@@ -30,7 +30,7 @@ def read_tunnel(path: str, namespace: str = "default") -> DatabaseTunnel:
     """The DatabaseTunnel in a file, `-` for standard input. Raises ManifestError."""
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text()
-        documents = [document for document in yaml.load_all(text, _Loader) if document is not None]  # noqa: S506
+        documents = [document for document in yaml.load_all(text, _Loader) if document is not None]
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: {error}") from error
     if len(documents) != 1:
@@ -46,7 +46,7 @@ def parse_tunnel(manifest: Any, path: str, namespace: str) -> DatabaseTunnel:
         tunnel = DatabaseTunnel.parse({**given, "metadata": {"namespace": namespace, **metadata}})
         strange = list(_unknown(given.get("spec"), tunnel.spec.model_dump(by_alias=True), "spec"))
     except ValidationError as error:
-        raise ManifestError("\n".join(f"{path}: {_line(problem)}" for problem in error.errors())) from error
+        raise ManifestError("\n".join(f"{path}: {_line(problem)}" for problem in _problems(error))) from error
     except TypeError as error:
         # YAML has more types than JSON
         raise ManifestError(f"{path}: {error}") from error
@@ -72,6 +72,13 @@ def _unknown(given: Any, known: Any, where: str) -> list[str]:
         path = f"{where}.{name}"
         found += _unknown(value, known[name], path) if name in known else [path]
     return found
+
+
+def _problems(error: ValidationError) -> list[Any]:
+    """All but those of lists that only lack the items in which there are problems already."""
+    problems = error.errors()
+    around = {problem["loc"][:-1] for problem in problems}
+    return [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in around]
 
 
 def _line(problem: Any) -> str:
