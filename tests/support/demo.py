@@ -59,6 +59,7 @@ class Demo:
 
     def __init__(self) -> None:
         self._began = time.monotonic()
+        self._told: dict[str, tuple[str, str]] = {}
         self._cluster: Cluster
         self._network: PrivateNetwork
 
@@ -141,14 +142,13 @@ class Demo:
     def _watch(self, is_enough: Callable[[dict[str, str]], bool], timeout_seconds: float) -> None:
         """Prints each change of a tunnel's Ready until it is enough. Raises ClusterError at the deadline."""
         deadline = time.monotonic() + timeout_seconds
-        known: dict[str, tuple[str, str]] = {}
         while True:
             ready = self._ready()
-            for name in (name for name in ready if known.get(name) != ready[name]):
+            for name in (name for name in ready if self._told.get(name) != ready[name]):
                 print(
                     f"  {time.monotonic() - self._began:5.1f} s  {name:10} Ready={': '.join(ready[name])}", flush=True
                 )
-            known = ready
+            self._told = ready
             if is_enough({name: status for name, (status, _) in ready.items()}):
                 return
             if time.monotonic() > deadline:
