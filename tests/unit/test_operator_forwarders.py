@@ -148,6 +148,20 @@ def test_every_change_is_told() -> None:
     assert len(operator.changes) == 2
 
 
+def test_a_number_that_grows_while_the_facts_stay_is_no_news() -> None:
+    operator = followed(Pod(*[body(number) for number in range(50)]), a_while)
+    assert operator.report == Report(status(49))
+    assert len(operator.changes) == 1
+
+
+def test_an_answer_that_nobody_thought_of_is_a_failure_like_others_and_told_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    operator = followed(Pod(RuntimeError("unheard of"), body(7)), a_while)
+    assert operator.report == Report(status(7))
+    assert [record.getMessage() for record in caplog.records] == ["forwarder not read"]
+
+
 UNBELIEVABLE: dict[str, tuple[bytes | Exception, str]] = {
     "another pod": (body(pod_uid="other"), "UnbelievableError: another pod answers at the address"),
     "another configuration": (
@@ -247,6 +261,19 @@ def test_a_late_answer_of_a_pod_that_has_gone_is_not_heard() -> None:
     followed(pod, then)
 
 
+def test_nothing_is_followed_any_more_after_the_end() -> None:
+    pod = Pod(body(7))
+
+    async def then(operator: Operator) -> None:
+        await operator.forwarders.close()
+        asked = len(pod.asked)
+        operator.forwarders.follow(KEY, {TARGET})
+        await asyncio.sleep(50)
+        assert len(pod.asked) == asked
+
+    followed(pod, then)
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -304,4 +331,12 @@ async def test_outside_the_cluster_the_api_server_is_asked() -> None:
 
     read = proxy_reader(cast(Client, SimpleNamespace(proxy=proxy)))
     assert await read(TARGET, "status", 10) == b"{}"
-    assert asked == [("shop", "orders-tunnel-abc", 8080, "status", 10)]
+    assert asked == [("shop", "orders-tunnel-abc", 8080, "status", 10, BODY_LIMIT)]
+
+
+async def test_no_more_is_taken_from_the_api_servers_proxy_than_a_document_has() -> None:
+    async def proxy(*_: Any) -> bytes:
+        return b"x" * (BODY_LIMIT + 1)
+
+    with pytest.raises(UnbelievableError, match="more than 65536 bytes"):
+        await proxy_reader(cast(Client, SimpleNamespace(proxy=proxy)))(TARGET, "status", 10)

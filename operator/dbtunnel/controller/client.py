@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import aiohttp
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 
@@ -140,10 +141,12 @@ class Client:
         options = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         await self._request("DELETE", kind.path(namespace, name), body=options)
 
-    async def proxy(self, namespace: str, pod: str, port: int, path_and_query: str, timeout_seconds: float) -> bytes:
-        """What a pod answers through the API server's proxy."""
+    async def proxy(
+        self, namespace: str, pod: str, port: int, path_and_query: str, timeout_seconds: float, limit: int
+    ) -> bytes:
+        """What a pod answers through the API server's proxy, up to one byte more than `limit`."""
         path = POD.path(namespace, f"{pod}:{port}", f"proxy/{path_and_query}")
-        return await self._send("GET", path, timeout_seconds=timeout_seconds)
+        return await self._send("GET", path, timeout_seconds=timeout_seconds, limit=limit)
 
     async def _request(
         self,
@@ -164,6 +167,7 @@ class Client:
         body: Mapping[str, Any] | None = None,
         content_type: str = "application/json",
         timeout_seconds: float = _TIMEOUT_SECONDS,
+        limit: int | None = None,
     ) -> bytes:
         headers = {"Accept": "application/json", "Content-Type": content_type}
         parameters = [(name, value) for name, value in (query or {}).items() if value]
@@ -171,7 +175,8 @@ class Client:
             method, path, query_params=parameters, header_params=headers, body=body, auth_settings=["BearerToken"]
         )
         response = await self._api.call_api(*request, _request_timeout=timeout_seconds)
-        data: bytes = await response.read()  # type: ignore[no-untyped-call]
+        async with response.response as answer:
+            data = await answer.read() if limit is None else await read_bounded(answer.content, limit)
         if not 200 <= response.status <= 299:
             raise ApiError.of(response.status, data)
         return data
@@ -181,11 +186,28 @@ _STRICT = {"fieldManager": MANAGER, "fieldValidation": "Strict"}
 """A typing error in a pass-through field is an error that names the field, not silently nothing."""
 
 
+async def read_bounded(stream: aiohttp.StreamReader, limit: int) -> bytes:
+    """A body, of one that is longer than `limit` one byte more."""
+    body = b""
+    while len(body) <= limit and (chunk := await stream.read(limit + 1 - len(body))):
+        body += chunk
+    return body
+
+
 async def load_configuration() -> Configuration:
     """Where the API server is and how to log in: the pod's service account, else the kubeconfig."""
-    configuration = Configuration()
+    redirects = aiohttp.TraceConfig()
+    redirects.on_request_redirect.append(_refuse_redirect)
+    configuration = Configuration(trace_configs=[redirects])
+    # workers are few; a limit would let the long-polls of many forwarders, through the proxy, keep the writes waiting
+    configuration.connection_pool_maxsize = 0
     try:
         config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     except config.ConfigException:
         await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     return configuration
+
+
+async def _refuse_redirect(_session: object, _context: object, _parameters: object) -> None:
+    """The API server sends none of its own; a pod behind its proxy might lead the operator anywhere."""
+    raise aiohttp.ClientError("a redirect, which is not followed")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -10,7 +11,8 @@ import aiohttp
 from pydantic import ValidationError
 
 from dbtunnel.api.forwarder import ADMIN_PORT, ForwarderStatus
-from dbtunnel.controller.client import ApiError, Client
+from dbtunnel.controller.client import ApiError, Client, read_bounded
+from dbtunnel.controller.logs import event
 from dbtunnel.controller.queue import TunnelKey
 from dbtunnel.domain.observed import Report
 
@@ -49,6 +51,8 @@ Read = Callable[[Target, str, float], Awaitable[bytes]]
 
 _FAILURES = (aiohttp.ClientError, OSError, TimeoutError, ApiError, ValidationError, UnbelievableError)
 
+logger = logging.getLogger(__name__)
+
 
 class Forwarders:
     """The last report of each followed pod."""
@@ -59,9 +63,11 @@ class Forwarders:
         self._clock = clock
         self._tasks: dict[TunnelKey, dict[Target, asyncio.Task[None]]] = {}
         self._reports: dict[TunnelKey, dict[str, Report]] = {}
+        self._is_closed = False
 
     def follow(self, key: TunnelKey, targets: set[Target]) -> None:
         """Follows exactly these pods for a tunnel from now on."""
+        targets = set() if self._is_closed else targets
         tasks = self._tasks.setdefault(key, {})
         for gone in set(tasks) - targets:
             tasks.pop(gone).cancel()
@@ -77,7 +83,8 @@ class Forwarders:
         return self._reports.get(key, {})
 
     async def close(self) -> None:
-        """Stops following."""
+        """Stops following, for good."""
+        self._is_closed = True
         tasks = [task for of_tunnel in self._tasks.values() for task in of_tunnel.values()]
         for task in tasks:
             task.cancel()
@@ -91,7 +98,10 @@ class Forwarders:
         while True:
             try:
                 status = await self._ask(target, after)
-            except _FAILURES as error:
+            except Exception as error:
+                # whatever an answer brings about, the pod must be asked again
+                if not isinstance(error, _FAILURES):
+                    event(logger, "forwarder not read", level=logging.ERROR, pod=target.pod, error=repr(error))
                 self._note_failure(key, target, error)
                 after = None
                 await asyncio.sleep(retry)
@@ -119,8 +129,13 @@ class Forwarders:
     def _note(self, key: TunnelKey, target: Target, report: Report) -> None:
         known = self._reports.setdefault(key, {}).get(target.uid)
         self._reports[key][target.uid] = report
-        if report != known:
+        if known is None or _unnumbered(report) != _unnumbered(known):
             self._changed(key)
+
+
+def _unnumbered(report: Report) -> Report:
+    """The facts alone: a number that grows while nothing changes is no news."""
+    return replace(report, status=report.status and report.status.model_copy(update={"sequence": 0}))
 
 
 def describe(error: Exception) -> str:
@@ -142,7 +157,7 @@ def direct_reader(session: aiohttp.ClientSession) -> Read:
         async with session.get(url, allow_redirects=False, timeout=timeout) as response:
             if response.status != 200:
                 raise UnbelievableError(f"HTTP status {response.status}")
-            return await _bounded(response.content)
+            return _believable(await read_bounded(response.content, BODY_LIMIT))
 
     return read
 
@@ -159,15 +174,14 @@ def proxy_reader(client: Client) -> Read:
     """Reads through the API server, for an operator outside the cluster."""
 
     async def read(target: Target, path: str, limit_seconds: float) -> bytes:
-        return await client.proxy(target.namespace, target.pod, ADMIN_PORT, path, limit_seconds)
+        return _believable(
+            await client.proxy(target.namespace, target.pod, ADMIN_PORT, path, limit_seconds, BODY_LIMIT)
+        )
 
     return read
 
 
-async def _bounded(stream: aiohttp.StreamReader) -> bytes:
-    body = b""
-    while chunk := await stream.read(BODY_LIMIT + 1 - len(body)):
-        body += chunk
-        if len(body) > BODY_LIMIT:
-            raise UnbelievableError(f"the answer has more than {BODY_LIMIT} bytes")
+def _believable(body: bytes) -> bytes:
+    if len(body) > BODY_LIMIT:
+        raise UnbelievableError(f"the answer has more than {BODY_LIMIT} bytes")
     return body
