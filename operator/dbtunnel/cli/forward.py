@@ -124,7 +124,7 @@ def _config_from_environment() -> wire.ForwarderConfig:
         return wire.ForwarderConfig.model_validate_json(text)
     except ValidationError as error:
         problems = (
-            f"{wire.CONFIG_VARIABLE}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+            ": ".join(filter(None, (wire.CONFIG_VARIABLE, ".".join(map(str, problem["loc"])), problem["msg"])))
             for problem in error.errors()
         )
         raise UnusableInputError("\n".join(problems)) from None

@@ -1,0 +1,183 @@
+"""From what went wrong to the layer and the reason, and from a reason to nothing that a server could forge."""
+
+import asyncio
+import errno
+
+import asyncssh
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dbtunnel.api.conditions import REASONS, ConditionType, Reason
+from dbtunnel.forwarder.failures import Progress, channel_failure, connect_failure
+from dbtunnel.forwarder.transport import Congestion, Greeting
+
+TRANSPORT, AUTHENTICATED = ConditionType.TRANSPORT_READY, ConditionType.AUTHENTICATED
+
+
+def heard(data: bytes) -> Greeting:
+    """What a server said once there was a TCP connection."""
+    greeting = Greeting(asyncio.Protocol(), Congestion())
+    if data:
+        greeting.data_received(data)
+    return greeting
+
+
+def failure(
+    error: BaseException, greeting: Greeting | None = None, progress: Progress | None = None
+) -> tuple[ConditionType, Reason, str]:
+    found = connect_failure(error, progress or Progress(limit_seconds=10), greeting)
+    return found.layer, found.reason, found.seen
+
+
+VERSION = b"SSH-2.0-OpenSSH_9.2\r\n"
+
+
+# --- before the version line ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "reason", "seen"),
+    [
+        (b"Exceeded MaxStartups\r\n", Reason.BASTION_REFUSING, 'it says "Exceeded MaxStartups"'),
+        (b"Not allowed at this time\r\n", Reason.BASTION_REFUSING, 'it says "Not allowed at this time"'),
+        (b"HTTP/1.1 400 Bad Request\r\n", Reason.NOT_AN_SSH_SERVER, 'it says "HTTP/1.1 400 Bad Request'),
+        (b"\x00\xff\x1b[2J", Reason.NOT_AN_SSH_SERVER, 'it says "\\x00\\xff\\x1b[2J"'),
+        (b"", Reason.BASTION_REFUSING, "it closes the connection before its version line"),
+    ],
+)
+def test_a_server_that_says_something_else(said: bytes, reason: Reason, seen: str) -> None:
+    layer, found, text = failure(asyncssh.ConnectionLost("Connection lost"), heard(said))
+    assert (layer, found) == (TRANSPORT, reason)
+    assert text.startswith(seen)
+
+
+def test_a_server_that_says_nothing_is_told_from_one_that_does_not_answer() -> None:
+    assert failure(TimeoutError(), heard(b""))[1:] == (
+        Reason.CONNECT_TIMEOUT,
+        "TCP connects, and no SSH version line comes within 10 s",
+    )
+    assert failure(TimeoutError())[1:] == (Reason.CONNECT_TIMEOUT, "no TCP connection after 10 s")
+
+
+@given(st.binary(min_size=1, max_size=2000))
+def test_whatever_a_server_says_is_bounded_and_printable(said: bytes) -> None:
+    layer, _, seen = failure(asyncssh.ProtocolError("x"), heard(said))
+    assert layer is TRANSPORT
+    assert seen.isascii()
+    assert seen.isprintable()
+    assert len(seen) < 250
+
+
+# --- key exchange -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "seen"),
+    [
+        (asyncssh.KeyExchangeFailed("no matching cipher"), Reason.NO_COMMON_ALGORITHM, "no matching cipher"),
+        (TimeoutError(), Reason.CONNECT_TIMEOUT, "the key exchange is not finished after 10 s"),
+        (asyncssh.ConnectionLost("Connection lost"), Reason.CONNECTION_LOST, "Connection lost"),
+        (ConnectionResetError(errno.ECONNRESET, "reset by peer"), Reason.CONNECTION_LOST, "reset by peer"),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), Reason.NETWORK_UNREACHABLE, "No route to host"),
+        (
+            OSError(errno.ETIMEDOUT, "Connection timed out"),
+            Reason.CONNECT_TIMEOUT,
+            "the key exchange is not finished after 10 s",
+        ),
+        (
+            UnicodeDecodeError("utf-8", b"secret", 0, 1, "invalid start byte"),
+            Reason.CONNECTION_LOST,
+            "a message that breaks the SSH protocol (UnicodeDecodeError)",
+        ),
+    ],
+)
+def test_a_key_exchange_that_fails(error: BaseException, reason: Reason, seen: str) -> None:
+    assert failure(error, heard(VERSION)) == (TRANSPORT, reason, seen)
+
+
+# --- authentication ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "asked", "accepted", "layer", "reason"),
+    [
+        (asyncssh.PermissionDenied("x"), True, False, AUTHENTICATED, Reason.KEY_REJECTED),
+        (asyncssh.PermissionDenied("x"), True, True, AUTHENTICATED, Reason.SECOND_FACTOR_REQUIRED),
+        (asyncssh.PermissionDenied("x"), False, False, AUTHENTICATED, Reason.METHOD_NOT_OFFERED),
+        (
+            asyncssh.DisconnectError(2, "Too many authentication failures"),
+            True,
+            False,
+            AUTHENTICATED,
+            Reason.TOO_MANY_AUTH_FAILURES,
+        ),
+        (TimeoutError(), True, False, TRANSPORT, Reason.CONNECT_TIMEOUT),
+        (asyncssh.ConnectionLost("lost"), True, True, TRANSPORT, Reason.CONNECTION_LOST),
+        (ConnectionResetError("reset"), False, False, TRANSPORT, Reason.CONNECTION_LOST),
+    ],
+)
+def test_an_authentication_that_fails(
+    error: BaseException, asked: bool, accepted: bool, layer: ConditionType, reason: Reason
+) -> None:
+    progress = Progress(host_key_verified=True, key_asked_for=asked, key_accepted=accepted, limit_seconds=10)
+    assert failure(error, heard(VERSION), progress)[:2] == (layer, reason)
+
+
+# --- channels ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, Reason.FORWARDING_PROHIBITED),
+        (asyncssh.OPEN_UNKNOWN_CHANNEL_TYPE, Reason.FORWARDING_PROHIBITED),
+        (asyncssh.OPEN_RESOURCE_SHORTAGE, Reason.FORWARDING_PROHIBITED),
+        (asyncssh.OPEN_CONNECT_FAILED, Reason.DATABASE_REFUSED),
+    ],
+)
+def test_a_channel_that_is_refused(code: int, reason: Reason) -> None:
+    found = channel_failure(asyncssh.ChannelOpenError(code, "open failed"), 10)
+    assert (found.layer, found.reason, found.seen) == (ConditionType.DATABASE_REACHABLE, reason, "open failed")
+
+
+def test_a_channel_that_does_not_open_in_time() -> None:
+    found = channel_failure(TimeoutError(), 2.5)
+    assert (found.reason, found.seen) == (
+        Reason.DATABASE_TIMEOUT,
+        "the SSH server opens no connection within 2.5 s",
+    )
+
+
+@pytest.mark.parametrize("text", ["CONNECTION REFUSED", "connect_to db: Connection refused by peer"])
+def test_words_are_found_whatever_their_case_and_surroundings(text: str) -> None:
+    error = asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, text)
+    assert channel_failure(error, 10).reason is Reason.DATABASE_REFUSED
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+ERRORS: list[BaseException] = [
+    TimeoutError(),
+    OSError("x"),
+    ConnectionRefusedError(errno.ECONNREFUSED, "refused"),
+    asyncssh.PermissionDenied("x"),
+    asyncssh.KeyExchangeFailed("x"),
+    asyncssh.ConnectionLost("x"),
+    asyncssh.ProtocolError("x"),
+    asyncssh.DisconnectError(2, "too many authentication failures"),
+    ValueError("x"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize("said", [None, b"", b"HTTP/1.1", b"Exceeded MaxStartups\r\n", VERSION])
+@pytest.mark.parametrize("verified", [False, True])
+def test_every_failure_is_told_at_the_layer_to_which_its_reason_belongs(
+    error: BaseException, said: bytes | None, verified: bool
+) -> None:
+    greeting = None if said is None else heard(said)
+    found = connect_failure(error, Progress(host_key_verified=verified, limit_seconds=1), greeting)
+    assert REASONS[found.reason].type is found.layer
+    assert channel_failure(error, 1).layer is ConditionType.DATABASE_REACHABLE
+    assert REASONS[channel_failure(error, 1).reason].type is ConditionType.DATABASE_REACHABLE
