@@ -72,8 +72,9 @@ class ApiError(Exception):
             document = json.loads(body)
             details = document.get("details") or {}
             causes = [str(cause.get("reason")) for cause in details.get("causes") or ()]
-            return cls(status, str(document.get("reason")), str(document.get("message"))[:_MESSAGE_LIMIT], causes)
-        except (ValueError, AttributeError):
+            message = str.strip(document["message"])  # a TypeError where it is no text
+            return cls(status, str(document.get("reason") or ""), message[:_MESSAGE_LIMIT], causes)
+        except (ValueError, AttributeError, TypeError, LookupError, RecursionError):
             return cls(status, "", body[:_MESSAGE_LIMIT].decode(errors="replace"))
 
 
