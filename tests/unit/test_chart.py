@@ -143,8 +143,8 @@ def test_names_fit_for_every_release_name(release: str) -> None:
 
 
 def test_an_old_cluster_is_refused() -> None:
-    assert "1.28" in _template(None, "--kube-version", "1.28.9").stderr
-    assert _template(None, "--kube-version", "1.29.0-eks-1234").returncode == 0
+    assert "1.30" in _template(None, "--kube-version", "1.30.9").stderr
+    assert _template(None, "--kube-version", "1.31.0-eks-1234").returncode == 0
 
 
 # --- the definition ---------------------------------------------------------------------------------------------

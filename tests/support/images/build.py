@@ -187,4 +187,4 @@ def _forget_old(store: Store, recipe: Recipe) -> None:
     archives = sorted(store.directory.glob(f"{recipe.name}-????????????.tar"), key=lambda path: path.stat().st_mtime)
     for archive in archives[:-_KEPT_ARCHIVES]:
         archive.unlink()
-        archive.with_name(f"{archive.name}.json").unlink(missing_ok=True)
+        archive.with_name(f"{archive.name}.sha256").unlink(missing_ok=True)
