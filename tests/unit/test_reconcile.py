@@ -40,9 +40,11 @@ class FakeCluster:
         self.is_ending = False
         self.versions = 1000
 
-    def put(self, kind: str, document: Mapping[str, Any]) -> None:
+    def put(self, kind: str, document: Mapping[str, Any]) -> Manifest:
         self.versions += 1
-        self.store.put(kind, changed(document, {"metadata.resourceVersion": str(self.versions)}))
+        answer: Manifest = changed(document, {"metadata.resourceVersion": str(self.versions)})
+        self.store.put(kind, answer)
+        return answer
 
     async def ensure(self, _: DatabaseTunnel, wanted: Iterable[Manifest]) -> Problem | None:
         if self.is_ending:
@@ -67,10 +69,10 @@ class FakeCluster:
         self.done.append("create key")
         return None
 
-    async def write_status(self, read: Manifest, status: Mapping[str, Any]) -> None:
+    async def write_status(self, read: Manifest, status: Mapping[str, Any]) -> Manifest:
         assert merge_patch(read.get("status") or {}, status), "a write that changes nothing"
-        self.put("DatabaseTunnel", {**read, "status": dict(status)})
         self.done.append("status")
+        return self.put("DatabaseTunnel", {**read, "status": dict(status)})
 
     async def refresh_mounts(self, _: TunnelKey, pods: Sequence[str], now: datetime) -> None:
         self.done.append(f"refresh {' '.join(pods)}")
@@ -256,8 +258,8 @@ async def test_a_generated_key_that_is_missed_is_made_again() -> None:
     world = await settled()
     missing = failing(ORDERS, ConditionType.KEY_READY, Reason.SECRET_NOT_FOUND, public_key=None)
     world.forwarders.known["pod-1"] = Report(missing)
-    await world.reconcile(10)
-    await world.reconcile(11)
+    await world.reconcile(40)
+    await world.reconcile(41)
     assert world.cluster.done[0] == "create key"
 
 
