@@ -88,13 +88,20 @@ def _key_source(identity: Path, passphrase_file: Path | None) -> _KeySource:
         except KeyProblemError as problem:
             if problem.reason is not Reason.PASSPHRASE_REQUIRED or not sys.stderr.isatty():
                 raise
-            typed = getpass.getpass(f"Passphrase of {identity}: ")
-            source.passphrase = MountedFile(typed.encode("utf-8", "surrogateescape"))
+            source.passphrase = _typed(identity)
             parse_key(source())
     except KeyProblemError as problem:
         text = _KEY_PROBLEMS[problem.reason].format(seen=problem.seen)
         raise UnusableInputError(f"-i {identity}: {text}") from None
     return source
+
+
+def _typed(identity: Path) -> MountedFile:
+    try:
+        typed = getpass.getpass(f"Passphrase of {identity}: ")
+    except (EOFError, KeyboardInterrupt):
+        raise UnusableInputError(f"-i {identity}: no passphrase was given") from None
+    return MountedFile(typed.encode("utf-8", "surrogateescape"))
 
 
 def _known_hosts_source(config: wire.ForwarderConfig, known_hosts: Path | None) -> "partial[MountedFile]":

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from dataclasses import dataclass
@@ -96,7 +97,9 @@ def _bound(address: Address) -> socket.socket:
     try:
         return listening_socket(address.host, address.port)
     except OSError as error:
-        raise ListenError(f"{address}: {error.strerror or error}") from None
+        # Python repeats the address in the text; a name that does not resolve has a negative number
+        text = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+        raise ListenError(f"{address}: {text or error}") from None
 
 
 async def _until_stopped(stop: _Stop, tasks: "list[asyncio.Task[None]]") -> None:

@@ -1,0 +1,316 @@
+"""`dbtunnel forward -f MANIFEST -i KEY`: a tunnel on any machine, with no cluster."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.support.bastion import USER as BASTION_USER
+from tests.support.bastion import Bastion
+from tests.support.databases import DATABASE, PASSWORD, USER, PostgresServer
+from tests.support.keys import KeyPair, key_pair
+from tests.support.processes import Process, free_port, wait_until
+
+COMMAND = (sys.executable, "-m", "dbtunnel.cli.main", "forward")
+
+PASSPHRASE = "open sesame"
+
+
+class Laptop:
+    """A directory with a manifest and a key, and the command that is run there."""
+
+    def __init__(self, directory: Path, bastion: Bastion, database_port: int, key: KeyPair) -> None:
+        self.directory = directory
+        self.manifest: dict[str, Any] = {
+            "apiVersion": "dbtunnel.dev/v1alpha1",
+            "kind": "DatabaseTunnel",
+            "metadata": {"name": "orders"},
+            "spec": {
+                "engine": "PostgreSQL",
+                "database": {"host": "orders.internal", "port": database_port},
+                "tunnel": {
+                    "host": bastion.host,
+                    "port": bastion.port,
+                    "user": BASTION_USER,
+                    "hostKey": {"fingerprints": list(bastion.fingerprints.values())},
+                },
+                "service": {"port": free_port()},
+            },
+        }
+        self.write("id", key.private)
+        self.admin_port = free_port()
+        self.process: Process | None = None
+
+    @property
+    def tunnel(self) -> dict[str, Any]:
+        """The manifest's `spec.tunnel`."""
+        found: dict[str, Any] = self.manifest["spec"]["tunnel"]
+        return found
+
+    def write(self, name: str, text: str) -> str:
+        """A file there; tells its path."""
+        (self.directory / name).write_text(text)
+        return str(self.directory / name)
+
+    def arguments(self, *more: str) -> list[str]:
+        """The command for the manifest as it is now."""
+        manifest = self.write("tunnel.yaml", json.dumps(self.manifest))
+        return [*COMMAND, "-f", manifest, "-i", str(self.directory / "id"), *more]
+
+    def refused(self, *more: str) -> str:
+        """What it says of input that it cannot use."""
+        done = subprocess.run(self.arguments(*more), capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    def start(self, *more: str) -> Process:
+        """Starts it; returns once it listens."""
+        arguments = self.arguments(f"--admin-listen=127.0.0.1:{self.admin_port}", *more)
+        # a home full of traps, as a laptop has it
+        self.process = Process(arguments, self.directory / "log", env={"HOME": str(self.directory)}).start()
+        self.process.wait_until(lambda: "listen" in self.log(), "it to listen")
+        return self.process
+
+    def log(self) -> str:
+        """What it has said."""
+        return (self.directory / "log").read_text()
+
+
+@pytest.fixture
+def laptop(tmp_path: Path, bastion: Bastion, postgres: PostgresServer, client_key: KeyPair) -> Iterator[Laptop]:
+    laptop = Laptop(tmp_path, bastion, postgres.port, client_key)
+    yield laptop
+    if laptop.process:
+        laptop.process.stop()
+
+
+def orders(port: int) -> int:
+    options: dict[str, Any] = {"host": "127.0.0.1", "port": port, "connect_timeout": 15}
+    with psycopg.connect(user=USER, password=PASSWORD, dbname=DATABASE, **options) as session:
+        row = session.execute("select count(*) from orders").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+# --- the way that works -----------------------------------------------------------------------------------------------
+
+
+def test_it_listens_on_this_machine_alone_on_the_port_of_the_service(laptop: Laptop) -> None:
+    process = laptop.start()
+    port = laptop.manifest["spec"]["service"]["port"]
+    assert "started tunnel=default/orders" in laptop.log()
+    assert f"listen=127.0.0.1:{port} admin=127.0.0.1:{laptop.admin_port}" in laptop.log()
+    assert orders(port) == 3
+    process.signal(signal.SIGINT)
+    assert process.wait(5) == 0
+    assert "Traceback" not in laptop.log()
+
+
+def test_where_it_listens_can_be_chosen(laptop: Laptop) -> None:
+    laptop.start("--listen=127.0.0.1:0", "--namespace=shop", "--log-format=json")
+    started = next(event for event in map(json.loads, laptop.log().splitlines()) if event["event"] == "started")
+    assert started["tunnel"] == "shop/orders"
+    host, _, port = started["listen"].rpartition(":")
+    assert host == "127.0.0.1"
+    assert orders(int(port)) == 3
+
+
+def test_a_manifest_may_come_by_standard_input(laptop: Laptop) -> None:
+    arguments = laptop.arguments(f"--admin-listen=127.0.0.1:{laptop.admin_port}")
+    text = Path(arguments[arguments.index("-f") + 1]).read_text()
+    arguments[arguments.index("-f") + 1] = "-"
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(text)
+        process.stdin.close()
+        assert "started" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+
+
+def test_known_hosts_may_come_from_a_file(laptop: Laptop, bastion: Bastion) -> None:
+    laptop.tunnel["hostKey"] = {"knownHostsRef": {"name": "bastions"}}
+    laptop.start("--known-hosts", laptop.write("known", bastion.known_hosts()))
+    assert orders(laptop.manifest["spec"]["service"]["port"]) == 3
+
+
+def test_with_no_pin_it_says_what_to_pin_and_sends_nothing(laptop: Laptop, bastion: Bastion) -> None:
+    """Also where the home folder trusts the server."""
+    (laptop.directory / ".ssh").mkdir()
+    laptop.write(".ssh/known_hosts", bastion.known_hosts())
+    laptop.tunnel["hostKey"] = {}
+    laptop.start()
+    wait_until(lambda: "HostKeyUnknown" in laptop.log(), "the refusal")
+    pin = re.search(r"pin it: (\{.*\})", laptop.log())
+    assert pin is not None
+    pinned = json.loads(pin[1])["spec"]["tunnel"]["hostKey"]["fingerprints"]
+    assert set(pinned) == set(bastion.fingerprints.values())
+    assert "user dbtunnel" not in bastion.log_text()
+
+
+def test_an_encrypted_key_with_its_passphrase_in_a_file(laptop: Laptop, bastion: Bastion) -> None:
+    locked = key_pair(passphrase=PASSPHRASE)
+    bastion.authorize(locked.public)
+    laptop.write("id", locked.private)
+    laptop.start("--passphrase-file", laptop.write("passphrase", f"{PASSPHRASE}\n"))
+    assert orders(laptop.manifest["spec"]["service"]["port"]) == 3
+    assert PASSPHRASE not in laptop.log()
+
+
+# --- a person at a terminal -------------------------------------------------------------------------------------------
+
+
+def at_a_terminal(arguments: list[str], typed: str, until: str) -> str:
+    """What a command shows at a terminal that is typed at once it asks; ends it when it has shown `until`."""
+    ours, theirs = pty.openpty()
+
+    def control() -> None:
+        os.setsid()
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+    shown = ""
+    with subprocess.Popen(arguments, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=control) as process:
+        os.close(theirs)
+        asked = False
+        while until not in shown:
+            shown += os.read(ours, 4096).decode()
+            if not asked and "Passphrase of " in shown:
+                asked = True
+                os.write(ours, f"{typed}\n".encode())
+        process.terminate()
+        process.wait(10)
+    os.close(ours)
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("typed", "until"), [(PASSPHRASE, "layer=database status=True"), ("no idea", "does not decrypt it")]
+)
+def test_a_passphrase_is_asked_for(laptop: Laptop, bastion: Bastion, typed: str, until: str) -> None:
+    locked = key_pair(passphrase=PASSPHRASE)
+    bastion.authorize(locked.public)
+    laptop.write("id", locked.private)
+    shown = at_a_terminal(laptop.arguments(f"--admin-listen=127.0.0.1:{laptop.admin_port}"), typed, until)
+    assert typed not in shown  # not echoed either
+
+
+# --- input that cannot be used ----------------------------------------------------------------------------------------
+
+
+def _key(text: Callable[[KeyPair], str]) -> Callable[[Laptop, KeyPair], None]:
+    def write(laptop: Laptop, key: KeyPair) -> None:
+        laptop.write("id", text(key))
+
+    return write
+
+
+_LOCKED = key_pair(passphrase=PASSPHRASE)
+
+
+def _no_file(laptop: Laptop, key: KeyPair) -> None:
+    (laptop.directory / "id").unlink()
+
+
+def _directory(laptop: Laptop, key: KeyPair) -> None:
+    _no_file(laptop, key)
+    (laptop.directory / "id").mkdir()
+
+
+def _pipe(laptop: Laptop, key: KeyPair) -> None:
+    _no_file(laptop, key)
+    os.mkfifo(laptop.directory / "id")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_no_file, "id: there is no such file"),
+        (_directory, "Is a directory"),
+        (_pipe, "it is not a regular file"),
+        (_key(lambda key: "nonsense"), "it is not a private key: its 8 bytes have no BEGIN line"),
+        (_key(lambda key: ""), "it is not a private key: it is empty"),
+        (_key(lambda key: key.private[:100]), "it is cut off"),
+        (_key(lambda key: key.public), "it is a public key. Give the private one: the file without .pub"),
+        (_key(lambda key: _LOCKED.private), "it is encrypted. Give its passphrase with --passphrase-file FILE"),
+    ],
+    ids=["none", "directory", "pipe", "nonsense", "empty", "cut", "public", "encrypted"],
+)
+def test_a_key_that_cannot_be_used(
+    laptop: Laptop, client_key: KeyPair, change: Callable[[Laptop, KeyPair], None], said: str
+) -> None:
+    change(laptop, client_key)
+    told = laptop.refused()
+    assert f"-i {laptop.directory}/id: " in told
+    assert said in told
+
+
+def test_a_passphrase_that_is_wrong_or_not_there(laptop: Laptop) -> None:
+    laptop.write("id", _LOCKED.private)
+    assert "does not decrypt it" in laptop.refused("--passphrase-file", laptop.write("passphrase", "no idea"))
+    assert "--passphrase-file /nowhere: there is no such file" in laptop.refused("--passphrase-file", "/nowhere")
+
+
+def test_a_manifest_that_cannot_be_used(laptop: Laptop) -> None:
+    laptop.tunnel["hots"] = laptop.tunnel["host"]
+    assert "spec.tunnel.hots: no such field" in laptop.refused()
+    del laptop.tunnel["host"]
+    assert "spec.tunnel.host" in laptop.refused()
+
+
+def test_host_keys_that_cannot_be_used(laptop: Laptop, bastion: Bastion) -> None:
+    known = laptop.write("known", bastion.known_hosts())
+    assert "pins the host key already" in laptop.refused("--known-hosts", known)
+    laptop.tunnel["hostKey"] = {"knownHosts": "nonsense"}
+    assert "spec.tunnel.hostKey.knownHosts: line 1: it needs host names" in laptop.refused()
+    laptop.tunnel["hostKey"] = {"knownHostsRef": {"name": "bastions"}}
+    assert "give its content with --known-hosts FILE" in laptop.refused()
+    assert "--known-hosts /nowhere: there is no such file" in laptop.refused("--known-hosts", "/nowhere")
+    damaged = laptop.write("known", bastion.known_hosts() + "@revoked\n")
+    assert f"--known-hosts {damaged}: line 4: it needs host names" in laptop.refused("--known-hosts", damaged)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-f", "/nowhere.yaml", "-i", "/nowhere"], "/nowhere.yaml: "),
+        (["-i", "/nowhere"], "--identity needs -f MANIFEST"),
+        (["--known-hosts", "/nowhere"], "--known-hosts needs -f MANIFEST"),
+        ([], "Without a cluster give a manifest and a key: -f tunnel.yaml -i KEY"),
+    ],
+)
+def test_arguments_that_lack_others(arguments: list[str], said: str) -> None:
+    done = subprocess.run([*COMMAND, *arguments], env={}, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_manifest_without_a_key(laptop: Laptop) -> None:
+    arguments = laptop.arguments()
+    at = arguments.index("-i")
+    del arguments[at : at + 2]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert "-i KEY is needed with -f" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--listen", "--admin-listen"])
+def test_an_address_that_is_taken_is_named(laptop: Laptop, bastion: Bastion, option: str) -> None:
+    taken = f"127.0.0.1:{bastion.port}"
+    arguments = laptop.arguments("--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", f"{option}={taken}")
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert f"{taken}: Address already in use; choose another with --listen or --admin-listen" in done.stderr
