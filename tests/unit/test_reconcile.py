@@ -1,152 +1,24 @@
 """One reconcile, step by step, with a cluster that only notes what is done to it."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
-from typing import Any, cast
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from dbtunnel.api.conditions import ConditionType, Reason
-from dbtunnel.api.forwarder import ForwarderStatus, HopFact
-from dbtunnel.api.resource import DatabaseTunnel
+from dbtunnel.api.forwarder import HopFact
 from dbtunnel.controller.client import ApiError
-from dbtunnel.controller.cluster import Cluster, NamespaceEndingError, problem_of
-from dbtunnel.controller.forwarders import Forwarders, Target
+from dbtunnel.controller.cluster import NamespaceEndingError, problem_of
+from dbtunnel.controller.forwarders import Target
 from dbtunnel.controller.keys import generate_key
 from dbtunnel.controller.queue import TunnelKey
-from dbtunnel.controller.reconcile import Reconciler
-from dbtunnel.controller.rollouts import Rollouts
-from dbtunnel.controller.store import Store
-from dbtunnel.domain.children import Manifest, build_deployment
-from dbtunnel.domain.drift import merge_patch
+from dbtunnel.domain.children import build_deployment
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.observed import Problem, Report
 from tests.support.keys import key_pair
-from tests.support.values import INSTALLATION, NOW, changed, failing, manifest, tunnel, working
-
-KEY = TunnelKey("shop", "orders")
-ORDERS = tunnel()
-
-
-class FakeCluster:
-    """Notes what is done, and puts what the API server would answer into the store."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.done: list[str] = []
-        self.events: list[tuple[str, str]] = []
-        self.key_data: Mapping[str, str] = {}
-        self.problem: Problem | None = None
-        self.is_ending = False
-        self.versions = 1000
-
-    def put(self, kind: str, document: Mapping[str, Any]) -> Manifest:
-        self.versions += 1
-        answer: Manifest = changed(document, {"metadata.resourceVersion": str(self.versions)})
-        self.store.put(kind, answer)
-        return answer
-
-    async def ensure(self, _: DatabaseTunnel, wanted: Iterable[Manifest]) -> Problem | None:
-        if self.is_ending:
-            raise NamespaceEndingError
-        for child in wanted:
-            live = changed(child, {"metadata.uid": child["kind"]})
-            if child["kind"] == "Service":
-                live["spec"]["clusterIP"] = "10.1.0.1"
-            self.put(child["kind"], live)
-        self.done.append("ensure")
-        return self.problem
-
-    async def prune(self, _: DatabaseTunnel, wanted: Iterable[Manifest]) -> None:
-        assert len(list(wanted)) == 3
-        self.done.append("prune")
-
-    def forget(self, key: TunnelKey) -> None:
-        self.done.append(f"forget {key.name}")
-
-    async def create_key(self, _: DatabaseTunnel, data: Mapping[str, str]) -> Problem | None:
-        self.key_data = data
-        self.done.append("create key")
-        return None
-
-    async def write_status(self, read: Manifest, status: Mapping[str, Any]) -> Manifest:
-        assert merge_patch(read.get("status") or {}, status), "a write that changes nothing"
-        self.done.append("status")
-        return self.put("DatabaseTunnel", {**read, "status": dict(status)})
-
-    async def refresh_mounts(self, _: TunnelKey, pods: Sequence[str], now: datetime) -> None:
-        self.done.append(f"refresh {' '.join(pods)}")
-
-    async def post_event(self, _: Manifest, kind: str, reason: str, note: str) -> None:
-        assert note
-        self.events.append((kind, reason))
-
-
-class FakeForwarders:
-    """Notes which pods are followed; reports what it was told."""
-
-    def __init__(self) -> None:
-        self.targets: set[Target] = set()
-        self.known: dict[str, Report] = {}
-
-    def follow(self, _: TunnelKey, targets: set[Target]) -> None:
-        self.targets = targets
-
-    def reports(self, _: TunnelKey) -> Mapping[str, Report]:
-        return self.known
-
-
-class World:
-    """A tunnel, what is known of it, and its reconciles."""
-
-    def __init__(self, changes: Mapping[str, Any] | None = None) -> None:
-        self.store = Store()
-        self.cluster = FakeCluster(self.store)
-        self.forwarders = FakeForwarders()
-        rollouts = Rollouts(4, lambda: 0)
-        self.reconciler = Reconciler(
-            cast(Cluster, self.cluster), self.store, cast(Forwarders, self.forwarders), rollouts, INSTALLATION
-        )
-        self.store.put("DatabaseTunnel", manifest(changes))
-
-    async def reconcile(self, seconds: float = 0) -> float | None:
-        """One reconcile, some seconds after the first. `done` then says what it did."""
-        self.cluster.done.clear()
-        self.cluster.events.clear()
-        return await self.reconciler.reconcile(KEY, NOW + timedelta(seconds=seconds))
-
-    def add_pod(
-        self, report: ForwarderStatus | None = None, uid: str = "pod-1", changes: Mapping[str, Any] | None = None
-    ) -> None:
-        """A pod of the current template, and what its forwarder reports."""
-        template = build_deployment(ORDERS, INSTALLATION)["spec"]["template"]["metadata"]
-        running = {
-            "conditions": [{"type": "Ready", "status": "True"}],
-            "containerStatuses": [{"state": {"running": {"startedAt": "2026-11-05T11:00:00Z"}}}],
-        }
-        metadata = {"namespace": "shop", "name": uid, "uid": uid, "labels": template["labels"]}
-        pod = {"metadata": metadata, "status": {"podIP": "10.0.0.1", "phase": "Running", **running}}
-        self.cluster.put("Pod", changed(pod, changes or {}))
-        if report:
-            self.forwarders.known[uid] = Report(report)
-
-    @property
-    def status(self) -> Manifest:
-        status: Manifest = (self.store.tunnel(KEY) or {})["status"]
-        return status
-
-    def condition(self, kind: str) -> tuple[str, str]:
-        return next((one["status"], one["reason"]) for one in self.status["conditions"] if one["type"] == kind)
-
-
-async def settled(changes: Mapping[str, Any] | None = None) -> World:
-    """A tunnel that works and whose status says so."""
-    world = World(changes)
-    await world.reconcile()
-    world.add_pod(working(ORDERS))
-    await world.reconcile()
-    return world
-
+from tests.support.values import INSTALLATION, changed, failing, working
+from tests.support.world import KEY, ORDERS, World, settled
 
 # --- the usual way ----------------------------------------------------------------------------------------------------
 
@@ -207,6 +79,47 @@ async def test_a_small_change_that_is_taken_back_is_not_written() -> None:
     assert "status" not in world.cluster.done
 
 
+# --- news in the midst of it ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes", [{"metadata.uid": "another", "status": {}}, {"metadata.generation": 4, "spec.database.port": 6000}]
+)
+async def test_a_status_never_lands_on_another_version_than_it_was_decided_from(changes: Mapping[str, Any]) -> None:
+    world = await settled()
+    now_there = changed(world.store.tunnel(KEY) or {}, changes)
+    world.cluster.meanwhile = lambda: world.cluster.put("DatabaseTunnel", now_there)
+    world.forwarders.known["pod-1"] = Report(failing(ORDERS, ConditionType.TRANSPORT_READY, Reason.CONNECTION_LOST))
+    await world.reconcile(10)
+    assert "status" not in world.cluster.done
+    assert world.cluster.events == []
+
+
+async def test_a_tunnel_that_goes_meanwhile_gets_no_status() -> None:
+    world = World()
+    world.cluster.meanwhile = lambda: world.store.remove(
+        "DatabaseTunnel", changed(world.store.tunnel(KEY) or {}, {"metadata.resourceVersion": "9999"})
+    )
+    await world.reconcile()
+    assert world.cluster.done == ["status", "create key", "ensure", "prune"]
+
+
+async def test_a_forwarder_that_changes_its_mind_all_the_time_causes_few_writes() -> None:
+    world = await settled()
+    lost = Report(failing(ORDERS, ConditionType.TRANSPORT_READY, Reason.CONNECTION_LOST))
+    works = world.forwarders.known["pod-1"]
+    writes = 0
+    for tick in range(1000):
+        world.forwarders.known["pod-1"] = works if tick % 2 else lost
+        await world.reconcile(10 + tick * 0.3)
+        writes += world.cluster.done.count("status")
+    assert writes <= 12 + 300 / 5
+    world.forwarders.known["pod-1"] = works
+    again = await world.reconcile(310)
+    await world.reconcile(310 + (again or 0))
+    assert world.condition("Ready") == ("True", "Succeeded"), "the last word is told"
+
+
 # --- pods -------------------------------------------------------------------------------------------------------------
 
 
@@ -232,6 +145,35 @@ async def test_while_a_key_is_awaited_mounts_are_refreshed_now_and_then() -> Non
         await world.reconcile(seconds)
         refreshed += [seconds for done in world.cluster.done if done == "refresh pod-1"]
     assert refreshed == [10, 14, 19]
+
+
+# --- a new image ------------------------------------------------------------------------------------------------------
+
+
+async def image_while_another_rolls(changes: Mapping[str, Any]) -> str:
+    """The image that a tunnel gets when the installer's is another, and it is not the tunnel's turn."""
+    world = await settled()
+    deployment = world.store.get("Deployment", "shop", "orders-tunnel") or {}
+    world.cluster.put("Deployment", changed(deployment, changes))
+    world.rollouts.installation_for(TunnelKey("shop", "other"), deployment, NEXT)
+    world.reconciler = world.reconciler_with(NEXT)
+    await world.reconcile(10)
+    written = world.store.get("Deployment", "shop", "orders-tunnel") or {}
+    return str(written["spec"]["template"]["spec"]["containers"][0]["image"])
+
+
+NEXT = replace(INSTALLATION, forwarder_image="example.com/next")
+CONTAINER = "spec.template.spec.containers"
+
+
+async def test_a_tunnel_keeps_its_image_until_it_is_its_turn() -> None:
+    assert await image_while_another_rolls({}) == INSTALLATION.forwarder_image
+
+
+async def test_an_image_that_somebody_else_set_is_not_kept_until_then() -> None:
+    edited = build_deployment(ORDERS, replace(INSTALLATION, forwarder_image="example.com/edited"))
+    containers = edited["spec"]["template"]["spec"]["containers"]
+    assert await image_while_another_rolls({CONTAINER: containers}) == NEXT.forwarder_image
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------
@@ -261,6 +203,17 @@ async def test_a_generated_key_that_is_missed_is_made_again() -> None:
     await world.reconcile(40)
     await world.reconcile(41)
     assert world.cluster.done[0] == "create key"
+
+
+async def test_a_key_that_is_missed_though_it_is_there_is_not_generated_all_the_time() -> None:
+    world = await settled()
+    missing = failing(ORDERS, ConditionType.KEY_READY, Reason.SECRET_NOT_FOUND, public_key=None)
+    world.forwarders.known["pod-1"] = Report(missing)
+    generated = []
+    for seconds in range(10, 80):
+        await world.reconcile(seconds)
+        generated += [seconds for done in world.cluster.done if done == "create key"]
+    assert generated == [11, 41, 71]
 
 
 @pytest.mark.parametrize(("kind", "begins"), [("Ed25519", "ssh-ed25519"), ("ECDSA", "ecdsa-sha2-nistp256")])
@@ -313,6 +266,20 @@ async def test_a_child_that_cannot_be_made_is_told_and_tried_again_soon() -> Non
     world.cluster.problem = Problem(Reason.PROGRESSING, "Waits until Service orders is deleted, to make it anew.")
     assert await world.reconcile(10) == 5
     assert world.condition("Stalled")[0] == "False"
+
+
+@pytest.mark.parametrize(("reason", "seconds"), [(Reason.NAME_CONFLICT, 5), (Reason.REJECTED, 30)])
+async def test_what_is_refused_is_tried_again_at_the_pace_of_its_reason(reason: Reason, seconds: float) -> None:
+    world = World()
+    world.cluster.problem = Problem(reason, "Deployment orders-tunnel")
+    assert await world.reconcile() == seconds
+
+
+async def test_nothing_is_removed_before_what_replaces_it_is_there() -> None:
+    world = await settled()
+    world.cluster.problem = Problem(Reason.NAME_CONFLICT, "Service other")
+    await world.reconcile(10)
+    assert "prune" not in world.cluster.done
 
 
 async def test_in_a_namespace_that_ends_nothing_is_made_or_said() -> None:

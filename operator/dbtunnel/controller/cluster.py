@@ -8,7 +8,18 @@ from uuid import uuid4
 
 from dbtunnel.api.conditions import Reason
 from dbtunnel.api.resource import API_VERSION, KIND, DatabaseTunnel
-from dbtunnel.controller.client import CHILD_KINDS, EVENT, POD, SECRET, TUNNEL, ApiError, Client, Kind
+from dbtunnel.controller.client import (
+    CHILD_KINDS,
+    DEPLOYMENT,
+    EVENT,
+    NETWORK_POLICY,
+    POD,
+    SECRET,
+    TUNNEL,
+    ApiError,
+    Client,
+    Kind,
+)
 from dbtunnel.controller.logs import event
 from dbtunnel.controller.metrics import Metrics
 from dbtunnel.controller.queue import TunnelKey
@@ -54,9 +65,19 @@ class Cluster:
     # --- children -------------------------------------------------------------------------------------------------
 
     async def ensure(self, tunnel: DatabaseTunnel, wanted: Iterable[Manifest]) -> Problem | None:
-        """Makes the children as wanted, each as far as it can. Returns the first problem."""
-        problems = [await self._ensure(tunnel, signed(child)) for child in wanted]
-        return next((problem for problem in problems if problem), None)
+        """Makes the children as wanted, each as far as it can. Returns the first problem.
+
+        Pods are not made before the policy that limits who may connect to them.
+        """
+        problems: dict[str, Problem] = {}
+        for child in wanted:
+            is_new = self._store.get(child["kind"], child["metadata"]["namespace"], child["metadata"]["name"]) is None
+            if child["kind"] == DEPLOYMENT.name and is_new and NETWORK_POLICY.name in problems:
+                continue
+            problem = await self._ensure(tunnel, signed(child))
+            if problem:
+                problems[child["kind"]] = problem
+        return next(iter(problems.values()), None)
 
     async def prune(self, tunnel: DatabaseTunnel, wanted: Iterable[Manifest]) -> None:
         """Deletes the children that this tunnel owns and no longer wants."""
@@ -118,6 +139,9 @@ class Cluster:
             self._answers.setdefault(_tunnel_key(tunnel), {})[key] = (desired_hash(wanted), essence(live, wanted))
             return
         current = await self._client.get(kind, key.namespace, key.name)
+        if current is None:
+            # its end was not heard of
+            self._store.remove(kind.name, live)
         if current is None or standing(current, tunnel):
             raise ApiError(409, "Conflict", f"{kind.name} {key.name} has changed")
         if desired_hash(live) == desired_hash(wanted):
@@ -139,6 +163,7 @@ class Cluster:
             # gone already, or another object has the name by now
             if error.status not in (404, 409):
                 raise
+            return
         event(logger, "child deleted", namespace=metadata["namespace"], kind=kind.name, name=metadata["name"])
 
     # --- the generated key ----------------------------------------------------------------------------------------
@@ -171,8 +196,8 @@ class Cluster:
 
     # --- status and pods ------------------------------------------------------------------------------------------
 
-    async def write_status(self, manifest: Manifest, status: Mapping[str, Any]) -> None:
-        """Writes what differs, onto the version that was read and no other."""
+    async def write_status(self, manifest: Manifest, status: Mapping[str, Any]) -> Manifest:
+        """Writes what differs, onto the version that was read and no other. Returns the tunnel with it."""
         metadata = manifest["metadata"]
         change = {
             "metadata": {"resourceVersion": metadata["resourceVersion"]},
@@ -180,6 +205,7 @@ class Cluster:
         }
         answer = await self._client.patch(TUNNEL, metadata["namespace"], metadata["name"], change, "status")
         self._store.put(KIND, answer)
+        return answer
 
     async def refresh_mounts(self, key: TunnelKey, pods: Sequence[str], now: datetime) -> None:
         """Changes an annotation of the pods, which makes the kubelet read mounted Secrets and ConfigMaps anew."""

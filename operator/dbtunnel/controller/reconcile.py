@@ -8,19 +8,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dbtunnel.api.conditions import ConditionType, Reason
+from dbtunnel.api.conditions import REASONS, ConditionType, Reason
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.status import Condition, DatabaseTunnelStatus
 from dbtunnel.controller.client import DEPLOYMENT, POD, SERVICE
 from dbtunnel.controller.cluster import Cluster, NamespaceEndingError
 from dbtunnel.controller.forwarders import Forwarders, Target
 from dbtunnel.controller.keys import generate_key
+from dbtunnel.controller.pace import Pace
 from dbtunnel.controller.queue import TunnelKey
 from dbtunnel.controller.rollouts import Rollouts
-from dbtunnel.controller.store import Store
+from dbtunnel.controller.store import Store, version
 from dbtunnel.domain import names
-from dbtunnel.domain.children import Manifest, current_revision, desired_children
-from dbtunnel.domain.drift import controller_uid, merge_patch
+from dbtunnel.domain.children import Manifest, build_deployment, current_revision, desired_children
+from dbtunnel.domain.drift import controller_uid, desired_hash, merge_patch, signed
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.observed import Observation, Pod, Problem
 from dbtunnel.domain.settings import Installation
@@ -29,7 +30,11 @@ from dbtunnel.domain.status import Decision, decide, needs_generated_key, reject
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0
-"""When a child that could not be made is tried again at the latest."""
+"""When a child that could not be made is tried again at the latest, unless its reason says otherwise."""
+
+KEY_SECONDS = 30.0
+"""The least time between two attempts to make a tunnel's key. Whether it is there cannot be asked, and a Secret that
+is there and empty looks to forwarders as if it were not."""
 
 SETTLE_SECONDS = 3.0
 """How long a change of the status that leaves every condition's status and reason as they are waits for others, so
@@ -53,6 +58,9 @@ class Reconciler:
         self._unsettled: dict[TunnelKey, datetime] = {}
         """Since when a small change of the status waits."""
         self._refreshed: dict[TunnelKey, datetime] = {}
+        self._keys: dict[TunnelKey, tuple[tuple[str, bool], datetime]] = {}
+        """When a tunnel's key was last made or found to be there, by the tunnel's uid, and before or after its pods."""
+        self._pace = Pace()
 
     async def reconcile(self, key: TunnelKey, now: datetime) -> float | None:
         """Brings a tunnel closer to what is wanted. Returns the seconds after which to look again."""
@@ -65,19 +73,18 @@ class Reconciler:
         except ValidationError as error:
             await self._reject(key, manifest, error, now)
             return None
-        deployment = self._owned(tunnel, DEPLOYMENT.name, names.workload_name(tunnel))
-        installation = self._rollouts.installation_for(key, deployment, self._installation)
+        installation = self._installation_for(key, tunnel)
         try:
-            tunnel = await self._announce(key, tunnel, installation, now)
-            problem = await self._write_children(tunnel, installation)
+            manifest, tunnel = await self._announce(key, manifest, tunnel, installation, now)
+            problem = await self._write_children(key, tunnel, installation, now)
         except NamespaceEndingError:
             return None
         pods = self._follow(key, tunnel, installation)
         decision = decide(tunnel, self._observe(key, tunnel, pods, problem), installation, now)
-        settle = await self._publish(key, decision.status, now)
+        settle = await self._publish(key, manifest, decision.status, now)
         await self._refresh(key, decision, pods, now)
-        waits = installation is not self._installation
-        return _earliest(decision.requeue_seconds, settle, RETRY_SECONDS if problem or waits else None)
+        waits = RETRY_SECONDS if installation is not self._installation else None
+        return _earliest(decision.requeue_seconds, settle, waits, _retry_seconds(problem))
 
     # --- the steps ------------------------------------------------------------------------------------------------
 
@@ -87,6 +94,18 @@ class Reconciler:
         self._cluster.forget(key)
         self._unsettled.pop(key, None)
         self._refreshed.pop(key, None)
+        self._keys.pop(key, None)
+        self._pace.forget(key)
+
+    def _installation_for(self, key: TunnelKey, tunnel: DatabaseTunnel) -> Installation:
+        """The installation, with the image that the tunnel's pods have now while it waits for its turn to roll."""
+        deployment = self._owned(tunnel, DEPLOYMENT.name, names.workload_name(tunnel))
+        installation = self._rollouts.installation_for(key, deployment, self._installation)
+        if deployment is None or installation is self._installation:
+            return installation
+        # what the operator has not written is an edit, which does not wait; nor does what rolls for another reason
+        written = desired_hash(signed(build_deployment(tunnel, installation)))
+        return installation if desired_hash(deployment) == written else self._installation
 
     async def _reject(self, key: TunnelKey, manifest: Manifest, error: ValidationError, now: datetime) -> None:
         metadata = manifest["metadata"]
@@ -95,26 +114,44 @@ class Reconciler:
         except ValidationError:
             previous = DatabaseTunnelStatus()
         problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        await self._publish(key, rejected(metadata.get("generation", 0), previous, problems, now), now)
+        await self._publish(key, manifest, rejected(metadata.get("generation", 0), previous, problems, now), now)
 
     async def _announce(
-        self, key: TunnelKey, tunnel: DatabaseTunnel, installation: Installation, now: datetime
-    ) -> DatabaseTunnel:
-        """Gives a new tunnel its conditions before anything else: one without Ready counts as done (kstatus)."""
-        if _condition(tunnel.status.conditions or (), ConditionType.READY):
-            return tunnel
-        await self._publish(key, decide(tunnel, Observation(), installation, now).status, now)
-        return DatabaseTunnel.parse(self._store.tunnel(key) or {})
+        self, key: TunnelKey, manifest: Manifest, tunnel: DatabaseTunnel, installation: Installation, now: datetime
+    ) -> tuple[Manifest, DatabaseTunnel]:
+        """Gives a new tunnel its conditions before anything else: one without Ready counts as done (kstatus).
 
-    async def _write_children(self, tunnel: DatabaseTunnel, installation: Installation) -> Problem | None:
-        deployment = self._owned(tunnel, DEPLOYMENT.name, names.workload_name(tunnel))
-        problem = None
-        if needs_generated_key(tunnel, deployment_exists=deployment is not None):
-            kind, comment = tunnel.spec.tunnel.generated_key_type, names.key_comment(tunnel)
-            problem = await self._cluster.create_key(tunnel, await asyncio.to_thread(generate_key, kind, comment))
+        Returns the tunnel as it is then.
+        """
+        if _condition(tunnel.status.conditions or (), ConditionType.READY):
+            return manifest, tunnel
+        status = decide(tunnel, Observation(), installation, now).status
+        self._pace.written(key, now)
+        answer = await self._cluster.write_status(manifest, status.document())
+        return answer, DatabaseTunnel.parse(answer)
+
+    async def _write_children(
+        self, key: TunnelKey, tunnel: DatabaseTunnel, installation: Installation, now: datetime
+    ) -> Problem | None:
+        problem = await self._make_key(key, tunnel, now)
         wanted = desired_children(tunnel, installation)
         problem = await self._cluster.ensure(tunnel, wanted) or problem
-        await self._cluster.prune(tunnel, wanted)
+        if problem is None:
+            # what replaces it is there
+            await self._cluster.prune(tunnel, wanted)
+        return problem
+
+    async def _make_key(self, key: TunnelKey, tunnel: DatabaseTunnel, now: datetime) -> Problem | None:
+        has_pods = self._owned(tunnel, DEPLOYMENT.name, names.workload_name(tunnel)) is not None
+        occasion = tunnel.metadata.uid, has_pods
+        known, last = self._keys.get(key, (None, now))
+        is_tried = known == occasion and 0 <= (now - last).total_seconds() < KEY_SECONDS
+        if is_tried or not needs_generated_key(tunnel, deployment_exists=has_pods):
+            return None
+        kind, comment = tunnel.spec.tunnel.generated_key_type, names.key_comment(tunnel)
+        problem = await self._cluster.create_key(tunnel, await asyncio.to_thread(generate_key, kind, comment))
+        if problem is None:
+            self._keys[key] = occasion, now
         return problem
 
     def _follow(self, key: TunnelKey, tunnel: DatabaseTunnel, installation: Installation) -> list[Pod]:
@@ -141,18 +178,28 @@ class Reconciler:
             problem=problem,
         )
 
-    async def _publish(self, key: TunnelKey, status: DatabaseTunnelStatus, now: datetime) -> float | None:
-        """Writes the status where it differs. Returns the seconds after which to do so, where it had better wait."""
-        manifest = self._store.tunnel(key)
-        if manifest is None:
+    async def _publish(
+        self, key: TunnelKey, manifest: Manifest, status: DatabaseTunnelStatus, now: datetime
+    ) -> float | None:
+        """Writes the status where it differs. Returns the seconds after which to do so, where it had better wait.
+
+        `manifest` is the tunnel from which the status was decided: on any other version it is not written.
+        """
+        current = self._store.tunnel(key)
+        if current is None or version(current) != version(manifest):
+            # whatever changed it has asked for another reconcile
             return None
         before, after = manifest.get("status") or {}, status.document()
         if not merge_patch(before, after):
             self._unsettled.pop(key, None)
             return None
-        waits = (now - self._unsettled.setdefault(key, now)).total_seconds()
-        if _outline(before) == _outline(after) and waits < SETTLE_SECONDS:
-            return SETTLE_SECONDS - waits
+        waited = (now - self._unsettled.setdefault(key, now)).total_seconds()
+        if _outline(before) == _outline(after) and 0 <= waited < SETTLE_SECONDS:
+            return SETTLE_SECONDS - waited
+        pause = self._pace.wait_seconds(key, now)
+        if pause:
+            return pause
+        self._pace.written(key, now)
         await self._cluster.write_status(manifest, after)
         self._unsettled.pop(key, None)
         news = transition(before, status)
@@ -195,6 +242,10 @@ def _outline(status: Mapping[str, Any]) -> set[tuple[object, ...]]:
 
 def _condition(conditions: tuple[Condition, ...], kind: ConditionType) -> Condition | None:
     return next((one for one in conditions if one.type == kind), None)
+
+
+def _retry_seconds(problem: Problem | None) -> float | None:
+    return (REASONS[problem.reason].retry_seconds or RETRY_SECONDS) if problem else None
 
 
 def _earliest(*seconds: float | None) -> float | None:
