@@ -16,7 +16,7 @@ from typing import Self
 from tests.support.debian import ensure_packages
 from tests.support.keys import KeyPair, key_pair
 from tests.support.mounts import MOUNT_POINT
-from tests.support.processes import Process, ProcessError, free_port, run
+from tests.support.processes import Process, ProcessError, free_port, run, wait_until
 
 USER = "dbtunnel"
 """The tunnels' login name on the bastion."""
@@ -142,7 +142,13 @@ class Bastion:
 
     def kill_sessions(self) -> None:
         """Ends all connections; new ones are taken."""
-        for process in self._sessions():
+        monitors = [pid for listener in children(self.pid) for pid in children(listener)]
+        # halted first: one that has just let a client in is about to start the process that serves it, which is in no
+        # list of processes yet and would go on
+        for monitor in monitors:
+            _signal(monitor, signal.SIGSTOP)
+        wait_until(lambda: all(map(_is_halted, monitors)), "sshd to halt")
+        for process in [*monitors, *(pid for monitor in monitors for pid in descendants(monitor))]:
             _signal(process, signal.SIGKILL)
 
     def connections(self) -> int:
@@ -307,6 +313,15 @@ def descendants(pid: int) -> list[int]:
     for each in found:  # grows meanwhile
         found += children(each)
     return found
+
+
+def _is_halted(pid: int) -> bool:
+    """Whether a process runs no code now: halted, ended, or gone."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state in "TtZX"
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
