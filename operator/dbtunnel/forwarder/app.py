@@ -98,7 +98,7 @@ def _bound(address: Address) -> socket.socket:
         return listening_socket(address.host, address.port)
     except OSError as error:
         # Python repeats the address in the text; a name that does not resolve has a negative number
-        text = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+        text = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise ListenError(f"{address}: {text or error}") from None
 
 
