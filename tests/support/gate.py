@@ -30,8 +30,8 @@ class Gate:
     ) -> None:
         config = yaml.safe_load(cluster.kubeconfig.read_text())["clusters"][0]["cluster"]
         self._server = urlsplit(config["server"])
-        authority = config.get("certificate-authority-data")
-        self._tls = ssl.create_default_context(cadata=base64.b64decode(authority).decode())
+        data = base64.b64decode(config.get("certificate-authority-data", "")).decode()
+        self._tls = ssl.create_default_context(cafile=config.get("certificate-authority"), cadata=data or None)
         self._namespace, self._stop_at, self._stop, self._after = namespace, stop_at, stop, after
         self.writes = 0
         """How many there were to the namespace."""

@@ -142,22 +142,31 @@ def _resource(reference: dict[str, str]) -> str:
 
 
 @contextmanager
-def lone_operator(cluster: Cluster, directory: Path, *, start: bool = True, **settings: str) -> Iterator[Operator]:
-    """An operator of this machine as the only one: one that is installed in the cluster rests meanwhile."""
-    installed = cluster.get("deployments", "--all-namespaces", "-l", "app.kubernetes.io/name=dbtunnel-operator")[
-        "items"
-    ]
-    names = [(one["metadata"]["namespace"], one["metadata"]["name"], one["spec"]["replicas"]) for one in installed]
-    for namespace, name, _ in names:
-        cluster.kubectl("scale", "deployment", name, "-n", namespace, "--replicas=0")
-        cluster.kubectl("rollout", "status", "deployment", name, "-n", namespace, "--timeout=60s", timeout_seconds=70)
-    operator = Operator(cluster, directory, **settings)
+def installed_operators_rest(cluster: Cluster) -> Iterator[None]:
+    """None that is installed in the cluster runs meanwhile."""
+    selector = "app.kubernetes.io/name=dbtunnel-operator"
+    installed = cluster.get("deployments", "--all-namespaces", "-l", selector)["items"]
+    counts = {(one["metadata"]["namespace"], one["metadata"]["name"]): one["spec"]["replicas"] for one in installed}
+    for (namespace, name), replicas in counts.items():
+        if replicas:
+            cluster.kubectl("scale", "deployment", name, "-n", namespace, "--replicas=0")
+            gone = ("wait", "--for=delete", "pod", "-l", selector, "--timeout=60s")
+            cluster.kubectl(*gone, "-n", namespace, timeout_seconds=70)
     try:
-        yield operator.start() if start else operator
+        yield
     finally:
-        operator.process.stop()
-        for namespace, name, replicas in names:
+        for (namespace, name), replicas in counts.items():
             cluster.kubectl("scale", "deployment", name, "-n", namespace, f"--replicas={replicas}")
-            cluster.kubectl(
-                "rollout", "status", "deployment", name, "-n", namespace, "--timeout=60s", timeout_seconds=70
-            )
+            done = ("rollout", "status", "deployment", name, "--timeout=60s")
+            cluster.kubectl(*done, "-n", namespace, timeout_seconds=70)
+
+
+@contextmanager
+def lone_operator(cluster: Cluster, directory: Path, **settings: str) -> Iterator[Operator]:
+    """An operator of this machine as the only one."""
+    with installed_operators_rest(cluster):
+        operator = Operator(cluster, directory, **settings)
+        try:
+            yield operator.start()
+        finally:
+            operator.process.stop()
