@@ -1,7 +1,9 @@
 """From a reason and what was seen to the sentence that a person reads."""
 
 import json
+import re
 import string
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbtunnel.api.conditions import REASONS, SUPPLY_GRACE, Reason
+from dbtunnel.api.conditions import CAUSAL_ORDER, REASONS, SUPPLY_GRACE, ConditionType, Reason
 from dbtunnel.api.engines import Engine
 from dbtunnel.api.forwarder import ForwarderConfig, HostKeyFact
 from dbtunnel.domain.diagnosis import (
@@ -164,6 +166,25 @@ def test_what_is_not_printable_is_shown_as_an_escape() -> None:
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
+
+
+def test_every_reason_has_a_row_and_the_documentation_names_it() -> None:
+    assert set(REASONS) == set(Reason) - {Reason.SUCCEEDED}
+    page = (Path(__file__).parents[2] / "docs/conditions.md").read_text()
+    for reason, info in REASONS.items():
+        assert f"| `{reason}` | {info.meaning} |" in page
+        assert f"- `{reason}`: {info.message}\n" in page
+
+
+def test_every_condition_can_fail_and_no_summary_has_reasons_of_its_own() -> None:
+    assert {info.type for info in REASONS.values()} == set(CAUSAL_ORDER)
+    for kind in ConditionType:
+        assert (kind in CAUSAL_ORDER) != (kind in ("Ready", "Reconciling", "Stalled"))
+
+
+def test_reasons_are_words_as_the_api_takes_them() -> None:
+    for reason in Reason:
+        assert re.fullmatch("[A-Z][A-Za-z]{2,30}", reason)
 
 
 def test_what_a_person_may_still_supply_has_a_grace_period() -> None:

@@ -147,6 +147,11 @@ def test_every_engine_has_its_row() -> None:
     assert set(ENGINES) == set(Engine)
 
 
+def test_no_engine_whose_server_counts_interrupted_handshakes_is_probed_on_its_own() -> None:
+    quiet = {engine for engine, info in ENGINES.items() if info.quiet_probe}
+    assert quiet == {engine for engine, info in ENGINES.items() if info.protocol is WireProtocol.POSTGRESQL}
+
+
 # --- the documents between operator and forwarder ---------------------------------------------------------------------
 
 DIGEST = "6ec1a12e40a813db"
