@@ -333,6 +333,11 @@ def test_a_failure_is_in_progress_during_its_grace_and_stalled_after_it(reason: 
         assert outlook(document, info.grace_seconds) == ("False", "True")
 
 
+def test_what_only_a_person_can_mend_is_stalled_in_the_very_instant() -> None:
+    failed = observed(ORDERS, failing(ORDERS, ConditionType.AUTHENTICATED, Reason.METHOD_NOT_OFFERED))
+    assert conditions(failed, now=NOW.replace(microsecond=0))[ConditionType.STALLED].status == "True"
+
+
 @pytest.mark.parametrize("seconds", [0, 61, 301])
 @pytest.mark.parametrize("reason", [*REASONS, "Quantum"])
 def test_never_both_reconciling_and_stalled(reason: str, seconds: int) -> None:
