@@ -11,8 +11,8 @@ from tests.support.tunnels import apply, example, wait_for_ready
 
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:dbtunnel-dbtunnel-operator"
 
-MOST_WRITES = 8
-"""Three children, three changes of the status, an Event, and one more where the machine is slow."""
+MOST_WRITES = 7
+"""Three children, two changes of the status, an Event, and one more where the machine is slow."""
 
 RESTS_AFTER_SECONDS, REST_SECONDS = 30, 10
 

@@ -37,8 +37,10 @@ KEY_SECONDS = 30.0
 is there and empty looks to forwarders as if it were not."""
 
 SETTLE_SECONDS = 3.0
-"""How long a change of the status that leaves every condition's status and reason as they are waits for others, so
+"""How long a change of the status that leaves status and reason of Ready and the like as they are waits for others, so
 that a start is a few writes and not a dozen."""
+
+_WAITED_FOR = frozenset({ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED})
 
 REFRESH_SECONDS = 4.0
 """The least time between two refreshes of a tunnel's mounts."""
@@ -236,7 +238,8 @@ def transition(before: Mapping[str, Any], after: DatabaseTunnelStatus) -> tuple[
 
 
 def _outline(status: Mapping[str, Any]) -> set[tuple[object, ...]]:
-    conditions = status.get("conditions") or ()
+    """What people and tools wait for; Ready sums the layers up."""
+    conditions = [one for one in status.get("conditions") or () if one["type"] in _WAITED_FOR]
     return {(one["type"], one["status"], one["reason"], one.get("observedGeneration")) for one in conditions}
 
 
