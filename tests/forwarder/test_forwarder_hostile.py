@@ -22,6 +22,7 @@ from tests.support.forwarder import KEY, Forwarder, forwarder_config, seconds
 from tests.support.keys import KeyPair
 from tests.support.odd_ssh import OddSshServer
 from tests.support.processes import wait_until
+from tests.support.relay import Relay
 
 StartForwarder = Callable[..., Forwarder]
 
@@ -176,3 +177,20 @@ def test_a_resolver_that_never_answers_holds_up_neither_clients_nor_the_end(
         assert forwarder.get("/livez") == "ok\n"
         forwarder.process.signal(signal.SIGTERM)
         assert forwarder.process.wait(5) == 0
+
+
+# --- what stands before a bastion -------------------------------------------------------------------------------------
+
+
+def test_a_bastion_that_returns_behind_something_that_takes_connections_is_back_soon(
+    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer
+) -> None:
+    """A load balancer, or a published port of a container: while the bastion restarts each connection is closed."""
+    with Relay(bastion.host, bastion.port) as relay:
+        hop = forwarder_config(bastion, 1).bastion.model_copy(update={"host": relay.host, "port": relay.port})
+        forwarder = start_forwarder(postgres.port, bastion=hop)
+        forwarder.wait_for("database", "Succeeded")
+        bastion.stop()
+        forwarder.wait_for("transport", "BastionRefusing")
+        bastion.start()
+        forwarder.wait_for("database", "Succeeded", 10)

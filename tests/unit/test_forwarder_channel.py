@@ -8,7 +8,15 @@ from typing import Any, cast
 
 import pytest
 
-from dbtunnel.forwarder.channel import EARLY_LIMIT, Client, Session, open_channel
+from dbtunnel.forwarder.channel import (
+    EARLY_LIMIT,
+    LARGEST_WINDOW,
+    SMALLEST_WINDOW,
+    Client,
+    Session,
+    open_channel,
+    window,
+)
 from dbtunnel.forwarder.connection import Connector
 from dbtunnel.forwarder.link import ABANDONED_AT_MOST, OPENING_AT_ONCE, End, Link
 from dbtunnel.forwarder.listener import Listener, listening_socket
@@ -81,7 +89,7 @@ async def test_what_a_client_sends_early_is_bounded_to_the_byte() -> None:
     _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     writer.write(content)
     received: list[bytes] = []
-    session = SimpleNamespace(send=received.append, end_sending=lambda: None, channel=None, client_lost=lambda _: None)
+    session = SimpleNamespace(send=received.append, room=65536, client_lost=lambda _: None)
     await until(lambda: clients and not clients[0].transport.is_reading())
     clients[0].join(cast(Session, session))
     assert [len(piece) for piece in received] == [EARLY_LIMIT]
@@ -89,6 +97,13 @@ async def test_what_a_client_sends_early_is_bounded_to_the_byte() -> None:
     assert b"".join(received) == content
     writer.close()
     server.close()
+
+
+def test_windows_are_cut_from_one_piece() -> None:
+    """One channel has what it can use; a thousand that are not read fill no memory."""
+    assert window(0) == window(1) == LARGEST_WINDOW
+    assert window(5000) == SMALLEST_WINDOW
+    assert sum(window(number) for number in range(500)) < 112 * 2**20
 
 
 async def test_a_client_is_not_left_waiting_by_a_bug(caplog: pytest.LogCaptureFixture) -> None:

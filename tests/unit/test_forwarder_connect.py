@@ -162,7 +162,7 @@ def test_attempts_become_rare() -> None:
     assert 15 <= waits[-1] <= 30
 
 
-@pytest.mark.parametrize("reason", [Reason.KEY_REJECTED, Reason.HOST_KEY_MISMATCH, Reason.BASTION_REFUSING])
+@pytest.mark.parametrize("reason", [Reason.KEY_REJECTED, Reason.HOST_KEY_MISMATCH, Reason.HOST_KEY_UNKNOWN])
 def test_what_sshd_penalises_is_slow_and_slower_with_neighbours(reason: Reason) -> None:
     assert all(60 <= pause_seconds(reason, attempts, 1) <= 90 for attempts in (0, 1, 50))
     assert 90 <= pause_seconds(reason, 0, 2) <= 135

@@ -266,7 +266,8 @@ REASONS: dict[Reason, ReasonInfo] = {
         "sshd turns connections away before it authenticates: MaxStartups, PerSourcePenalties, a host firewall.",
         "{hop}: the SSH server turns new connections away: {seen}. Raise MaxStartups in its sshd_config, or exempt the"
         " cluster's egress addresses{egress} with PerSourcePenaltyExemptList.",
-        SLOW,
+        # at the usual pace: one that is turned away is not penalised, and what stands before a bastion that restarts
+        # does the same, if only for a second
     ),
     Reason.NO_COMMON_ALGORITHM: ReasonInfo(
         _TRANSPORT,

@@ -13,10 +13,13 @@ import asyncssh
 
 from dbtunnel.forwarder.link import Link, Opening
 
-WINDOW = 2 * 1024 * 1024
+LARGEST_WINDOW, SMALLEST_WINDOW = 2 * 1024 * 1024, 128 * 1024
 """Bytes that the server may send on a channel before it is told that they have been taken."""
 
-CLIENT_HIGH_WATER = 256 * 1024
+_WINDOWS = 16 * 1024 * 1024
+"""What the windows of a connection's channels are cut from: all of it waits here where no client reads."""
+
+CLIENT_HIGH_WATER = 128 * 1024
 """Bytes that may wait for a slow client before its channel is no longer read."""
 
 EARLY_LIMIT = 16 * 1024
@@ -32,6 +35,9 @@ SNIFFED_BYTES = 512
 Address = tuple[str, int]
 OnFirst = Callable[[bytes], None]
 OnEnd = Callable[[], None]
+
+_CONGESTED_READ = 4096
+"""Bytes that are still read from a client at once while its SSH connection is congested: a thousand may be sending."""
 
 _RECEIVED = memoryview(bytearray(256 * 1024))
 """What sockets are read into, one after the other: it is copied before the next is read."""
@@ -63,7 +69,7 @@ class Client(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
         """Where the next bytes go: before the channel is open there is no more room than may be kept."""
-        return _RECEIVED if self._session else _RECEIVED[: EARLY_LIMIT - len(self._early)]
+        return _RECEIVED[: self._session.room if self._session else EARLY_LIMIT - len(self._early)]
 
     def buffer_updated(self, nbytes: int) -> None:
         """So many have come."""
@@ -176,6 +182,11 @@ class Session(asyncssh.SSHTCPSession[bytes]):
         self._stalled = False
         self.relieve()
 
+    @property
+    def room(self) -> int:
+        """Bytes that may be read from the client at once."""
+        return _CONGESTED_READ if self._link.congestion.is_on else len(_RECEIVED)
+
     def send(self, data: bytes) -> None:
         """Passes a client's bytes on; stops reading the client where the SSH connection is congested."""
         if self.channel.is_closing():
@@ -214,7 +225,7 @@ async def open_channel(
     async with asyncio.timeout(limit):
         await link.openings.room()
         opening: Opening = asyncio.ensure_future(
-            link.connection.create_connection(factory, *target, *origin, window=WINDOW)
+            link.connection.create_connection(factory, *target, *origin, window=window(link.uses))
         )
         opening.add_done_callback(link.openings.ended)
         try:
@@ -224,6 +235,11 @@ async def open_channel(
             opening.add_done_callback(_close_late)
             raise
     return session
+
+
+def window(channels: int) -> int:
+    """The window of one more channel."""
+    return max(SMALLEST_WINDOW, min(LARGEST_WINDOW, _WINDOWS // max(channels, 1)))
 
 
 def _close_late(opening: Opening) -> None:

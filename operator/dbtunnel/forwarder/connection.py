@@ -119,7 +119,7 @@ class Connector:
         """It gets no more channels; the last one out closes it."""
         self._retiring.add(link)
         link.on_unused = link.close
-        if not link.is_used:
+        if not link.uses:
             link.close()
 
     def _report(self, failure: Failure) -> None:

@@ -73,26 +73,22 @@ class Link:
     openings: Openings = field(default_factory=Openings)
     on_unused: Callable[[], None] = field(default=lambda: None)
     """Called whenever the last channel has ended."""
-    _uses: int = 0
+    uses: int = 0
+    """Channels that are open or being opened."""
 
     @property
     def lost(self) -> asyncio.Event:
         """Set when the connection is gone."""
         return self.end.happened
 
-    @property
-    def is_used(self) -> bool:
-        """Whether a channel is open or being opened."""
-        return self._uses > 0
-
     def enter(self) -> None:
         """A channel is being opened, or is open."""
-        self._uses += 1
+        self.uses += 1
 
     def leave(self) -> None:
         """It is not any more."""
-        self._uses -= 1
-        if not self._uses:
+        self.uses -= 1
+        if not self.uses:
             self.on_unused()
 
     def close(self) -> None:

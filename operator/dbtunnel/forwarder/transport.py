@@ -34,14 +34,15 @@ class Congestion:
     """
 
     def __init__(self) -> None:
-        self._is_on = False
+        self.is_on = False
+        """Whether more waits than should."""
         self._held: set[Callable[[], None]] = set()
 
     def holds(self, relieve: Callable[[], None]) -> bool:
         """Whether the client must not be read now; `relieve` is called when it may be."""
-        if self._is_on:
+        if self.is_on:
             self._held.add(relieve)
-        return self._is_on
+        return self.is_on
 
     def forget(self, relieve: Callable[[], None]) -> None:
         """The client is gone."""
@@ -49,11 +50,11 @@ class Congestion:
 
     def begin(self) -> None:
         """More than HIGH_WATER waits."""
-        self._is_on = True
+        self.is_on = True
 
     def end(self) -> None:
         """Most of it has gone."""
-        self._is_on = False
+        self.is_on = False
         held, self._held = self._held, set()
         for relieve in held:
             relieve()
