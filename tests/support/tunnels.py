@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from tests.support.cluster import Cluster, ClusterError
+from tests.support.cluster import Cluster
 from tests.support.processes import ROOT, wait_until
 
 Manifest = dict[str, Any]
@@ -40,12 +40,7 @@ def patch(cluster: Cluster, namespace: str, resource: str, change: Mapping[str, 
 
 def find(cluster: Cluster, namespace: str, resource: str) -> Manifest | None:
     """An object, by `kind/name`; None where it does not exist."""
-    try:
-        return cluster.get(resource, "-n", namespace)
-    except ClusterError as error:
-        if "NotFound" in str(error):
-            return None
-        raise
+    return cluster.find(resource, namespace)
 
 
 def condition(cluster: Cluster, namespace: str, kind: str, name: str = "orders") -> Manifest:

@@ -4,10 +4,27 @@ import json
 import os
 import subprocess
 from abc import ABC, abstractmethod
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from kubernetes import config
+from kubernetes.client import ApiClient
+
 from tests.support.binaries import binary, cache_directory
+
+_ROOTS = {
+    "configmap": "/api/v1",
+    "secret": "/api/v1",
+    "service": "/api/v1",
+    "pod": "/api/v1",
+    "resourcequota": "/api/v1",
+    "deployment": "/apis/apps/v1",
+    "networkpolicy": "/apis/networking.k8s.io/v1",
+    "poddisruptionbudget": "/apis/policy/v1",
+    "databasetunnel": "/apis/dbtunnel.dev/v1alpha1",
+}
+"""Where the API has what tests look for."""
 
 NODE_READY_SECONDS = 60
 """How long a start may take at most, on a slow machine."""
@@ -82,6 +99,24 @@ class Cluster(ABC):
         document: dict[str, Any] = json.loads(self.kubectl("get", *arguments, "-o", "json"))
         return document
 
+    def find(self, resource: str, namespace: str) -> dict[str, Any] | None:
+        """An object by `kind/name`; None where it does not exist. Without kubectl, since tests ask again and again."""
+        kind, _, name = resource.partition("/")
+        path = f"{_ROOTS[kind]}/namespaces/{namespace}/{_plural(kind)}/{name}"
+        headers = {"Accept": "application/json"}
+        request = self._api.param_serialize("GET", path, header_params=headers, auth_settings=["BearerToken"])
+        answer = self._api.call_api(*request)
+        document: dict[str, Any] = json.loads(answer.read())  # type: ignore[no-untyped-call]
+        if answer.status == 404:
+            return None
+        if answer.status != 200:
+            raise ClusterError(f"{resource}: {document.get('message')}")
+        return document
+
+    @cached_property
+    def _api(self) -> ApiClient:
+        return config.new_client_from_config(str(self.kubeconfig))  # type: ignore[no-untyped-call, no-any-return]
+
     def environment(self) -> dict[str, str]:
         """For tools such as helm: the kubeconfig by its usual variable, and no proxy in between."""
         kept = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
@@ -104,15 +139,21 @@ class Cluster(ABC):
         return any(ready)
 
 
-def parse_audit_log(text: str) -> list[dict[str, Any]]:
-    """The events of an audit log in JSON lines; a line that is being written is left out."""
-    events: list[dict[str, Any]] = []
-    for line in text.splitlines():
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            continue
-    return events
+def _plural(kind: str) -> str:
+    return f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
+
+
+class AuditLog:
+    """The events of an audit log in JSON lines, read as it grows."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        """Takes what was written since; a line that is being written waits for its end."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self.events += [json.loads(line) for line in lines if line]
 
 
 AUDIT_POLICY = """\

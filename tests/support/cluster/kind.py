@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from tests.support.binaries import binary
-from tests.support.cluster.base import AUDIT_POLICY, Cluster, ClusterError, parse_audit_log
+from tests.support.cluster.base import AUDIT_POLICY, AuditLog, Cluster, ClusterError
 from tests.support.processes import ProcessError, run, wait_until
 
 _AUDIT_DIRECTORY = "/var/log/kubernetes/audit"
@@ -88,4 +88,6 @@ class KindCluster(Cluster):
     def audit_events(self) -> list[dict[str, Any]]:
         node = f"{self._kind_name}-control-plane"
         # through the node, since the file there is root's alone
-        return parse_audit_log(run(["docker", "exec", node, "cat", f"{_AUDIT_DIRECTORY}/audit.log"]))
+        log = AuditLog()
+        log.feed(run(["docker", "exec", node, "cat", f"{_AUDIT_DIRECTORY}/audit.log"]).encode())
+        return log.events

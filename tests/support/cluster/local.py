@@ -24,10 +24,10 @@ from tests.support.binaries import binary
 from tests.support.cluster.base import (
     AUDIT_POLICY,
     NODE_READY_SECONDS,
+    AuditLog,
     Cluster,
     ClusterError,
     ClusterInUseError,
-    parse_audit_log,
 )
 from tests.support.cluster.images import busybox_archive
 from tests.support.cluster.layout import Layout, NoFreeNetworkError, cgroup_name, free_network, link_name, routes
@@ -63,6 +63,12 @@ class LocalCluster(Cluster):
         super().__init__(name)
         self._record = self.directory / "processes.json"
         self._settings = self.directory / "settings.json"
+        self._forget()
+
+    def _forget(self) -> None:
+        """What was read of an earlier run."""
+        self._audit, self._audit_offset = AuditLog(), 0
+        self.__dict__.pop("_api", None)
 
     @property
     def layout(self) -> Layout:
@@ -85,6 +91,7 @@ class LocalCluster(Cluster):
         self._refuse_if_used()
         programs = self._programs()
         self._sweep_the_dead()
+        self._forget()
         began = time.monotonic()
         self._prepare(programs)
         try:
@@ -129,7 +136,12 @@ class LocalCluster(Cluster):
         run([*enter, "ctr", "--namespace", "k8s.io", "images", "import", archive.resolve()], timeout_seconds=300)
 
     def audit_events(self) -> list[dict[str, Any]]:
-        return parse_audit_log((self.directory / "audit.log").read_text(errors="replace"))
+        with (self.directory / "audit.log").open("rb") as file:
+            file.seek(self._audit_offset)
+            data = file.read()
+        self._audit_offset += len(data)
+        self._audit.feed(data)
+        return self._audit.events
 
     def logs(self) -> str:
         """The ends of all components' logs, for a failed start."""
