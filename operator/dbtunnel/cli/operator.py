@@ -7,7 +7,7 @@ import os
 import sys
 
 from dbtunnel.controller import logs
-from dbtunnel.controller.operator import run_operator
+from dbtunnel.controller.process import run_operator
 from dbtunnel.controller.settings import SettingError, Settings, add_flags
 
 logger = logging.getLogger(__name__)

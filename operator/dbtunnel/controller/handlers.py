@@ -1,7 +1,8 @@
 """What Kopf calls: handlers that store and enqueue, and its settings. They write nothing to any object."""
 
+import itertools
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import kopf
 
@@ -14,18 +15,33 @@ WATCHED = (TUNNEL, *CHILDREN, POD)
 """Kinds that are listed and watched. Secrets are not among them and never will be."""
 
 
-class StuckError(Exception):
+class StuckError(kopf.PermanentError):
     """Tunnels wait and none is reconciled: the operator should be restarted."""
 
 
+class Backoffs:
+    """Seconds between attempts to reach the API server, without an end: an outage is nothing that a restart mends.
+
+    A watch that ends for good, since the kind is no longer served, ends the operator all the same.
+    """
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain((1, 1, 2, 3, 5, 8), itertools.repeat(15))
+
+
 def build_registry(
-    store: Store, queue: WorkQueue, health: Callable[[], dict[str, float]], close: Callable[[], Awaitable[None]]
+    store: Store,
+    queue: WorkQueue,
+    health: Callable[[], dict[str, float]],
+    listed: Callable[[], None],
+    close: Callable[[], Awaitable[None]],
 ) -> kopf.OperatorRegistry:
-    """The handlers. `health` raises where the operator should be restarted; `close` ends tasks before Kopf waits."""
+    """The handlers. `health` raises where the operator should be restarted, `listed` hears of each object of a list,
+    `close` ends tasks before Kopf waits for them."""
     registry = kopf.OperatorRegistry()
     for kind in WATCHED:
         on = kopf.on.event(kind.group_version, kind.plural, registry=registry, id=kind.plural)
-        on(_watcher(kind, store, queue))
+        on(_watcher(kind, store, queue, listed))
     kopf.on.startup(registry=registry, id="settings")(configure)
     kopf.on.login(registry=registry, id="login")(log_in)
 
@@ -40,8 +56,10 @@ def build_registry(
     return registry
 
 
-def _watcher(kind: Kind, store: Store, queue: WorkQueue) -> Callable[..., object]:
+def _watcher(kind: Kind, store: Store, queue: WorkQueue, listed: Callable[[], None]) -> Callable[..., object]:
     async def seen(event: kopf.RawEvent, **_: object) -> None:
+        if event["type"] is None:
+            listed()
         take = store.remove if event["type"] == "DELETED" else store.put
         for key in take(kind.name, event["object"]):
             queue.add(key)
@@ -55,6 +73,10 @@ async def configure(settings: kopf.OperatorSettings, **_: object) -> None:
     settings.scanning.disabled = True
     settings.peering.standalone = True
     settings.posting.enabled = False
+    settings.networking.error_backoffs = Backoffs()
+    # an API server that drops packets
+    settings.networking.connect_timeout = 10
+    settings.networking.request_timeout = 60
     # handlers only store, so that objects need no workers that linger
     settings.queueing.idle_timeout = 1
     for kind in (*CHILDREN, POD):

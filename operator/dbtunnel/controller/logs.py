@@ -32,9 +32,9 @@ def configure(level: str) -> None:
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     if level != "DEBUG":
-        # each watch event would be a line
-        logging.getLogger("kopf.objects").setLevel(logging.WARNING)
-        logging.getLogger("kopf.activities.probe").setLevel(logging.WARNING)
+        # each watch event, and each probe of the kubelet, would be a line
+        for name in ("kopf.objects", "kopf.activities.probe", "aiohttp.access"):
+            logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def event(logger: logging.Logger, what: str, /, *, level: int = logging.INFO, **fields: object) -> None:

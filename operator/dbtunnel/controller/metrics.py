@@ -3,8 +3,6 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 
-from aiohttp import web
-
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -67,19 +65,3 @@ class Metrics:
 
 def _escaped(text: str) -> str:
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-
-
-async def serve(
-    port_address: tuple[str, int], path: str, answer: Callable[[], str], content_type: str
-) -> web.AppRunner:
-    """Serves one text on one port, until the runner is cleaned up."""
-
-    async def handle(_: web.Request) -> web.Response:
-        return web.Response(body=answer().encode(), headers={"Content-Type": content_type})
-
-    application = web.Application()
-    application.router.add_get(path, handle)
-    runner = web.AppRunner(application, handle_signals=False, access_log=None, shutdown_timeout=1)
-    await runner.setup()
-    await web.TCPSite(runner, *port_address).start()
-    return runner

@@ -1,30 +1,27 @@
-"""The operator's process: everything is made here and runs until the first part of it ends."""
+"""The operator's parts at work: watch, queue, resync, and whether all of it goes on."""
 
 import asyncio
 import logging
-import os
 import random
 import time
-from collections.abc import Awaitable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import aiohttp
 import kopf
-from kubernetes.aio.client import ApiClient
 
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.controller import forwarders as pods
-from dbtunnel.controller import metrics as prometheus
-from dbtunnel.controller.client import TUNNEL, ApiError, Client, load_configuration
+from dbtunnel.controller.client import TUNNEL, ApiError, Client
 from dbtunnel.controller.cluster import Cluster
 from dbtunnel.controller.handlers import WATCHED, StuckError, build_registry
-from dbtunnel.controller.leader import hold_lease
 from dbtunnel.controller.logs import event
+from dbtunnel.controller.metrics import Metrics
 from dbtunnel.controller.queue import TunnelKey, WorkQueue
 from dbtunnel.controller.reconcile import Reconciler
 from dbtunnel.controller.rollouts import Rollouts
-from dbtunnel.controller.settings import PodAccess, Settings
+from dbtunnel.controller.settings import Settings
 from dbtunnel.controller.store import Store
 from dbtunnel.domain.names import CHILD_SELECTOR
 
@@ -34,7 +31,14 @@ NEWS_SECONDS = 0.3
 """How long after a forwarder's news a tunnel is reconciled: the layers of a connection come up one after the other."""
 
 STUCK_SECONDS = 600
-"""After this time with waiting tunnels and no finished reconcile the operator reports itself unhealthy."""
+"""How long a reconcile may take, or tunnels may wait with none finished, until the operator reports itself unhealthy.
+Each request is given up after half a minute, so that an API server that does not answer is no reason."""
+
+SPREAD_SECONDS = 30
+"""Over which time a resync spreads the reconciles of all tunnels."""
+
+FIRST_LISTS_SECONDS = 10
+"""After the start, how long lists are those with which the watches begin."""
 
 _API_FAILURES = (ApiError, aiohttp.ClientError, OSError, TimeoutError)
 
@@ -42,15 +46,26 @@ _API_FAILURES = (ApiError, aiohttp.ClientError, OSError, TimeoutError)
 class NotServedError(RuntimeError):
     """The API server has no DatabaseTunnels."""
 
+    def __init__(self) -> None:
+        super().__init__(
+            f"the API server has no {TUNNEL.plural}.{TUNNEL.group}: install the CustomResourceDefinition"
+            " (the chart does so unless crds.enabled is false; or: dbtunnel crd | kubectl apply --server-side -f -)"
+        )
+
 
 class Operator:
     """The parts and how they hang together."""
 
-    def __init__(self, settings: Settings, client: Client, metrics: prometheus.Metrics, read: pods.Read) -> None:
+    def __init__(self, settings: Settings, client: Client, metrics: Metrics, read: pods.Read) -> None:
         self._settings = settings
         self._client = client
         self._metrics = metrics
         self._finished = time.monotonic()
+        self._running: dict[TunnelKey, float] = {}
+        """Reconciles in progress and when each began."""
+        self._listed = asyncio.Event()
+        self.is_watching = False
+        """Whether the first lists are there."""
         self.store = Store()
         self.queue = WorkQueue()
         self.forwarders = pods.Forwarders(read, lambda key: self.queue.add(key, NEWS_SECONDS), _now)
@@ -65,55 +80,126 @@ class Operator:
         metrics.tunnels.read = self._tunnels_by_readiness
         metrics.last_reconcile.read = lambda: {(): self._idle_seconds()}
 
-    async def resync(self) -> None:
-        """Compares what is known with fresh lists, and enqueues what differs. Raises NotServedError."""
-        for kind in WATCHED:
-            selector = "" if kind is TUNNEL else CHILD_SELECTOR
-            for namespace in self._settings.namespaces or ("",):
-                try:
-                    items, at = await self._client.list(kind, namespace, selector)
-                except ApiError as error:
-                    if kind is TUNNEL and error.status == 404:
-                        raise NotServedError(_NOT_SERVED) from error
-                    raise
-                for key in self.store.replace(kind.name, items, at, [namespace] if namespace else []):
-                    self.queue.add(key)
-
-    async def resync_forever(self) -> None:
-        """Resyncs now and then, at no two operators' same time."""
+    async def start(self) -> None:
+        """The first resync; waits where the API server does not answer. Raises NotServedError, ApiError if refused."""
+        wait = 1.0
         while True:
-            await asyncio.sleep(self._settings.resync_seconds * random.uniform(0.8, 1.2))  # noqa: S311
             try:
                 await self.resync()
             except _API_FAILURES as error:
-                event(logger, "resync failed", level=logging.WARNING, error=_brief(error))
+                if isinstance(error, ApiError) and error.status < 500 and error.status not in _PASSING:
+                    raise
+                event(logger, "waiting for the API server", level=logging.WARNING, error=pods.describe(error))
+            else:
+                self.is_watching = True
+                return
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, 15)
+
+    async def resync(self) -> None:
+        """Compares what is known with fresh lists, and enqueues what differs. Raises NotServedError, ApiError."""
+        refusal: ApiError | None = None
+        scopes = self._settings.namespaces or ("",)
+        refused = 0
+        for namespace in scopes:
+            try:
+                await self._resync_in(namespace)
+            except ApiError as error:
+                if error.status != 403:
+                    raise
+                # a namespace that was deleted took its RoleBinding along, and must not end the others' service
+                refusal, refused = error, refused + 1
+                event(logger, "namespace not readable", level=logging.ERROR, namespace=namespace, error=str(error))
+        if refusal and refused == len(scopes):
+            raise refusal
+
+    async def _resync_in(self, namespace: str) -> None:
+        for kind in WATCHED:
+            selector = "" if kind is TUNNEL else CHILD_SELECTOR
+            try:
+                items, at = await self._client.list(kind, namespace, selector)
+            except ApiError as error:
+                if kind is TUNNEL and error.status == 404:
+                    raise NotServedError from error
+                raise
+            for key in self.store.replace(kind.name, items, at, [namespace] if namespace else []):
+                self.queue.add(key)
+
+    async def resync_forever(self) -> None:
+        """Resyncs now and then, at no two operators' same time, and soon after a watch began anew.
+
+        All tunnels are reconciled then, so that nothing depends on an event that was heard or a time that was set.
+        """
+        await asyncio.sleep(FIRST_LISTS_SECONDS)
+        self._listed.clear()
+        interval: float = self._settings.resync_seconds
+        while True:
+            await self._listed_or(interval * random.uniform(0.8, 1.2))  # noqa: S311
+            try:
+                await self.resync()
+                interval = self._settings.resync_seconds
+            except _API_FAILURES as error:
+                event(logger, "resync failed", level=logging.WARNING, error=pods.describe(error))
+                interval = min(FIRST_LISTS_SECONDS, self._settings.resync_seconds)
+                continue
+            for tunnel in self.store.tunnels():
+                key = TunnelKey(tunnel["metadata"]["namespace"], tunnel["metadata"]["name"])
+                self.queue.add(key, random.uniform(0, SPREAD_SECONDS))  # noqa: S311
+
+    def listed(self) -> None:
+        """Hears of each object of a list with which a watch begins, or begins anew."""
+        self._listed.set()
+
+    async def _listed_or(self, seconds: float) -> None:
+        """Waits until a watch has begun anew, which does not tell what has gone meanwhile, but at most some time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._listed.wait()
+        except TimeoutError:
+            return
+        # the other watches begin anew at about the same time
+        await asyncio.sleep(2)
+        self._listed.clear()
 
     async def handle(self, key: TunnelKey) -> float | None:
         """One reconcile, with its log line and its metrics."""
-        began, result = time.monotonic(), "failed"
-        try:
-            requeue = await self.reconciler.reconcile(key, _now())
-            result = "succeeded"
-        except _API_FAILURES as error:
-            result = "conflict" if isinstance(error, ApiError) and error.status == 409 else "refused"
-            self._log(key, logging.DEBUG if result == "conflict" else logging.WARNING, result, error=_brief(error))
-            raise
-        except Exception as error:
-            logger.exception("reconcile failed", extra={"fields": {"namespace": key.namespace, "tunnel": key.name}})
-            raise error
-        finally:
-            self._finished = time.monotonic()
-            self._metrics.reconciles.add(result)
-            self._metrics.reconcile_seconds.add(amount=self._finished - began)
-        self._log(key, logging.DEBUG, result, seconds=round(self._finished - began, 4), requeue_seconds=requeue)
+        with self._measured(key) as outcome:
+            try:
+                requeue = await self.reconciler.reconcile(key, _now())
+            except _API_FAILURES as error:
+                outcome.result = "conflict" if isinstance(error, ApiError) and error.status == 409 else "refused"
+                outcome.fields["error"] = pods.describe(error)
+                raise
+            except Exception as error:
+                logger.exception("reconcile failed", extra={"fields": {"namespace": key.namespace, "tunnel": key.name}})
+                raise error
+            outcome.result, outcome.fields["requeue_seconds"] = "succeeded", requeue
         return requeue
+
+    @contextmanager
+    def _measured(self, key: TunnelKey) -> Iterator["_Outcome"]:
+        outcome = _Outcome()
+        began = self._running[key] = time.monotonic()
+        try:
+            yield outcome
+        finally:
+            del self._running[key]
+            self._finished = time.monotonic()
+            seconds = self._finished - began
+            self._metrics.reconciles.add(outcome.result)
+            self._metrics.reconcile_seconds.add(amount=seconds)
+            if outcome.result != "failed":
+                level = logging.WARNING if outcome.result == "refused" else logging.DEBUG
+                fields = {"seconds": round(seconds, 4), **outcome.fields}
+                what = f"reconcile {outcome.result}"
+                event(logger, what, level=level, namespace=key.namespace, tunnel=key.name, **fields)
 
     async def watch(self) -> None:
         """Runs Kopf until it is told to end. Raises where a watch ends for good."""
         namespaces = self._settings.namespaces
         port = self._settings.liveness_port
         await kopf.operator(
-            registry=build_registry(self.store, self.queue, self.health, self.forwarders.close),
+            registry=build_registry(self.store, self.queue, self.health, self.listed, self.forwarders.close),
             clusterwide=not namespaces,
             namespaces=namespaces,
             liveness_endpoint=f"http://{_bracketed(self._settings.listen_address)}:{port}/healthz",
@@ -123,7 +209,10 @@ class Operator:
 
     def health(self) -> dict[str, float]:
         """For the liveness endpoint. Raises StuckError."""
-        idle = self._idle_seconds()
+        idle, now = self._idle_seconds(), time.monotonic()
+        longest = max((now - began for began in self._running.values()), default=0.0)
+        if longest > STUCK_SECONDS:
+            raise StuckError(f"a reconcile has taken {longest:.0f} s so far")
         if self.queue.depth and idle > STUCK_SECONDS:
             raise StuckError(f"{self.queue.depth} tunnels wait, and none was reconciled for {idle:.0f} s")
         return {"lastReconcileAgeSeconds": round(idle, 3), "queueDepth": self.queue.depth}
@@ -139,62 +228,17 @@ class Operator:
             counts[(ready[0] if ready else "Unknown",)] += 1
         return counts
 
-    def _log(self, key: TunnelKey, level: int, result: str, **fields: object) -> None:
-        event(logger, f"reconcile {result}", level=level, namespace=key.namespace, tunnel=key.name, **fields)
+
+_PASSING = (408, 410, 429)
+"""Refusals that are no judgement: a time limit, a list that became too old between two pages, too many requests."""
 
 
-_NOT_SERVED = (
-    f"the API server has no {TUNNEL.plural}.{TUNNEL.group}: install the CustomResourceDefinition"
-    " (the chart does so unless crds.enabled is false; or: dbtunnel crd | kubectl apply -f -)"
-)
+class _Outcome:
+    """How a reconcile ended."""
 
-
-async def run_operator(settings: Settings) -> None:
-    """Runs the operator until it gets SIGTERM or SIGINT. Raises where it cannot go on."""
-    metrics = prometheus.Metrics()
-    async with AsyncExitStack() as stack:
-        api = await stack.enter_async_context(ApiClient(await load_configuration()))
-        session = await stack.enter_async_context(pods.open_session())
-        client = Client(api, metrics)
-        read = pods.direct_reader(session) if settings.pod_access is PodAccess.DIRECT else pods.proxy_reader(client)
-        operator = Operator(settings, client, metrics, read)
-        address = settings.listen_address, settings.metrics_port
-        server = await prometheus.serve(address, "/metrics", metrics.text, prometheus.CONTENT_TYPE)
-        stack.push_async_callback(server.cleanup)
-        lease = [await _become_leader(settings, api)] if settings.leader_election else []
-        await operator.resync()
-        event(logger, "started", pid=os.getpid(), tunnels=len(operator.store.tunnels()), namespaces=settings.namespaces)
-        workers = [operator.queue.work(operator.handle) for _ in range(settings.workers)]
-        await _until_first_ends(operator.watch(), operator.resync_forever(), *workers, *lease)
-    event(logger, "ended")
-
-
-async def _become_leader(settings: Settings, api: ApiClient) -> asyncio.Task[None]:
-    """Waits for the Lease, alive but idle. Returns the task that holds it and fails once it is lost."""
-    elected = asyncio.Event()
-    lease = asyncio.create_task(hold_lease(api, settings.operator_namespace, elected), name="lease")
-    address = settings.listen_address, settings.liveness_port
-    standby = await prometheus.serve(address, "/healthz", lambda: '{"standby": true}', "application/json")
-    waiting = asyncio.create_task(elected.wait())
-    try:
-        await asyncio.wait({lease, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        waiting.cancel()
-        await standby.cleanup()
-    return lease
-
-
-async def _until_first_ends(*parts: Awaitable[object]) -> None:
-    """Runs all parts until one returns, which ends the others, or raises, which is raised."""
-    tasks = [asyncio.ensure_future(part) for part in parts]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
+    def __init__(self) -> None:
+        self.result = "failed"
+        self.fields: dict[str, object] = {}
 
 
 def _now() -> datetime:
@@ -203,7 +247,3 @@ def _now() -> datetime:
 
 def _bracketed(address: str) -> str:
     return f"[{address}]" if ":" in address else address
-
-
-def _brief(error: Exception) -> str:
-    return pods.describe(error)

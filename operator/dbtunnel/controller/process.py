@@ -1,0 +1,85 @@
+"""The operator's process: everything is made here and runs until it is told to end or cannot go on."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Awaitable
+from contextlib import AsyncExitStack
+
+from aiohttp import web
+from kubernetes.aio.client import ApiClient
+
+from dbtunnel.controller import forwarders as pods
+from dbtunnel.controller.client import Client, load_configuration
+from dbtunnel.controller.endpoints import serving
+from dbtunnel.controller.leader import hold_lease
+from dbtunnel.controller.logs import event
+from dbtunnel.controller.metrics import CONTENT_TYPE, Metrics
+from dbtunnel.controller.operator import Operator
+from dbtunnel.controller.settings import PodAccess, Settings
+
+logger = logging.getLogger(__name__)
+
+
+async def run_operator(settings: Settings) -> None:
+    """Runs the operator until it gets SIGTERM or SIGINT. Raises where it cannot go on."""
+    metrics, elected = Metrics(), asyncio.Event()
+    async with AsyncExitStack() as stack:
+        api = await stack.enter_async_context(ApiClient(await load_configuration()))
+        session = await stack.enter_async_context(pods.open_session())
+        client = Client(api, metrics)
+        read = pods.direct_reader(session) if settings.pod_access is PodAccess.DIRECT else pods.proxy_reader(client)
+        operator = Operator(settings, client, metrics, read)
+        answers = {"/metrics": lambda: _metrics(metrics), "/readyz": lambda: _readiness(settings, operator, elected)}
+        await stack.enter_async_context(serving((settings.listen_address, settings.metrics_port), answers))
+        parts: list[Awaitable[object]] = [_told_to_end(), _work(settings, operator, elected)]
+        if settings.leader_election:
+            parts.append(hold_lease(api, settings.operator_namespace, elected))
+        else:
+            elected.set()
+        await _until_first_ends(*parts)
+    event(logger, "ended")
+
+
+async def _work(settings: Settings, operator: Operator, elected: asyncio.Event) -> None:
+    """Waits for the lease and for the API server, alive but idle, and then works."""
+    address = settings.listen_address, settings.liveness_port
+    async with serving(address, {"/healthz": lambda: web.json_response({"standby": True})}):
+        await elected.wait()
+        await operator.start()
+    event(logger, "started", pid=os.getpid(), tunnels=len(operator.store.tunnels()), namespaces=settings.namespaces)
+    workers = [operator.queue.work(operator.handle) for _ in range(settings.workers)]
+    await _until_first_ends(operator.watch(), operator.resync_forever(), *workers)
+
+
+async def _told_to_end() -> None:
+    """Returns at a signal. Kopf takes the signals over once it runs; before, a container's first process has none."""
+    told, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    await told.wait()
+
+
+def _metrics(metrics: Metrics) -> web.Response:
+    return web.Response(body=metrics.text().encode(), headers={"Content-Type": CONTENT_TYPE})
+
+
+def _readiness(settings: Settings, operator: Operator, elected: asyncio.Event) -> web.Response:
+    """Ready: at work, or standing by. Not: the API server does not answer, so that an installation can tell."""
+    is_standing_by = settings.leader_election and not elected.is_set()
+    is_ready = operator.is_watching or is_standing_by
+    return web.json_response({"watching": operator.is_watching}, status=200 if is_ready else 503)
+
+
+async def _until_first_ends(*parts: Awaitable[object]) -> None:
+    """Runs all parts until one returns, which ends the others, or raises, which is raised."""
+    tasks = [asyncio.ensure_future(part) for part in parts]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
