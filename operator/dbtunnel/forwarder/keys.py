@@ -112,11 +112,19 @@ def _passphrase_reason(passphrase: str | None) -> Reason:
 def _problem(content: bytes, passphrase: str | None, error: str) -> KeyProblemError:
     if "passphrase" in error.lower() or "decrypt" in error.lower():
         return KeyProblemError(_passphrase_reason(passphrase))
+    if _is_public(content):
+        return KeyProblemError(Reason.PUBLIC_KEY_GIVEN)
+    return KeyProblemError(Reason.PRIVATE_KEY_INVALID, _what_it_looks_like(content))
+
+
+def _is_public(content: bytes) -> bool:
+    if b" PRIVATE KEY-----" in content:
+        return False  # a damaged one still shows its public half
     try:
         asyncssh.import_public_key(content)
     except (asyncssh.KeyImportError, ValueError, UnicodeError):
-        return KeyProblemError(Reason.PRIVATE_KEY_INVALID, _what_it_looks_like(content))
-    return KeyProblemError(Reason.PUBLIC_KEY_GIVEN)
+        return False
+    return True
 
 
 def _what_it_looks_like(content: bytes) -> str:

@@ -21,6 +21,10 @@ from dbtunnel.forwarder.state import State
 from dbtunnel.forwarder.transport import Dialer
 
 
+_PARSE_SECONDS = 60
+"""How long decrypting a key may take, on a small share of a processor too: how often to repeat is in the key."""
+
+
 @dataclass(frozen=True)
 class Material:
     """What stands in the mounted directories. A connection is made anew when it changes."""
@@ -74,7 +78,7 @@ class Login:
 
     def __init__(self, config: ForwarderConfig, state: State) -> None:
         self._config, self._state = config, state
-        self._parsed: tuple[KeyFiles, Key] | None = None
+        self._parsed: tuple[KeyFiles, Key | KeyProblemError] | None = None
 
     async def connect(self, material: Material) -> Link:
         """A connection that is verified and authenticated. Raises Failure."""
@@ -92,12 +96,12 @@ class Login:
     async def _key(self, files: KeyFiles) -> Key:
         """The key; parsed once, in a thread, since decrypting takes its time."""
         if self._parsed is None or self._parsed[0] != files:
-            try:
-                self._parsed = files, await in_daemon_thread(lambda: parse_key(files))
-            except KeyProblemError as problem:
-                self._state.set(public_key=None)
-                raise Failure(ConditionType.KEY_READY, problem.reason, problem.seen) from None
-        return self._parsed[1]
+            self._parsed = files, await _parsed_in_time(files)
+        outcome = self._parsed[1]
+        if isinstance(outcome, KeyProblemError):
+            self._state.set(public_key=None)
+            raise Failure(ConditionType.KEY_READY, outcome.reason, outcome.seen)
+        return outcome
 
     def _unless_known(self, key: Key) -> Any:
         known = self._state.status.public_key
@@ -202,6 +206,17 @@ class Login:
         self._state.set(hop=hop, public_key=key.public.model_copy(update={"accepted": True}))
         self._state.succeeded(ConditionType.TRANSPORT_READY)
         self._state.succeeded(ConditionType.AUTHENTICATED)
+
+
+async def _parsed_in_time(files: KeyFiles) -> Key | KeyProblemError:
+    try:
+        async with asyncio.timeout(_PARSE_SECONDS):
+            return await in_daemon_thread(lambda: parse_key(files))
+    except KeyProblemError as problem:
+        return problem
+    except TimeoutError:
+        seen = f"it is not decrypted after {_PARSE_SECONDS} s: ssh-keygen -a made too many rounds"
+        return KeyProblemError(Reason.PRIVATE_KEY_INVALID, seen)
 
 
 def _unverified(watcher: _Watcher, error: Exception) -> Failure:
