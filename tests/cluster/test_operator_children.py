@@ -103,79 +103,91 @@ def test_a_deleted_child_is_made_again(operator: Operator, tunnel: str, child: s
 
 POD = "/spec/template/spec"
 EDITS: dict[str, tuple[str, list[dict[str, Any]]]] = {
-    "replicas": ("deployment/orders-tunnel", [{"op": "replace", "path": "/spec/replicas", "value": 3}]),
+    "replicas": ("deployment/{}-tunnel", [{"op": "replace", "path": "/spec/replicas", "value": 3}]),
     "image": (
-        "deployment/orders-tunnel",
+        "deployment/{}-tunnel",
         [{"op": "replace", "path": f"{POD}/containers/0/image", "value": "example.com/other"}],
     ),
     "another container": (
-        "deployment/orders-tunnel",
+        "deployment/{}-tunnel",
         [{"op": "add", "path": f"{POD}/containers/-", "value": {"name": "spy", "image": "example.com/spy"}}],
     ),
     "another volume": (
-        "deployment/orders-tunnel",
+        "deployment/{}-tunnel",
         [{"op": "add", "path": f"{POD}/volumes/-", "value": {"name": "spy", "emptyDir": {}}}],
     ),
     "a service account": (
-        "deployment/orders-tunnel",
+        "deployment/{}-tunnel",
         [{"op": "add", "path": f"{POD}/serviceAccountName", "value": "privileged"}],
     ),
     "a removed security context": (
-        "deployment/orders-tunnel",
+        "deployment/{}-tunnel",
         [{"op": "remove", "path": f"{POD}/containers/0/securityContext"}],
     ),
     "a variable": (
-        "deployment/orders-tunnel",
+        "deployment/{}-tunnel",
         [{"op": "add", "path": f"{POD}/containers/0/env/-", "value": {"name": "PYTHONPATH", "value": "/tmp"}}],
     ),
     "the Service's port": (
-        "service/orders",
+        "service/{}",
         [{"op": "replace", "path": "/spec/ports/0/port", "value": 1}],
     ),
     "the Service's selector": (
-        "service/orders",
+        "service/{}",
         [{"op": "add", "path": "/spec/selector/app", "value": "other"}],
     ),
     "a label": (
-        "service/orders",
+        "service/{}",
         [{"op": "replace", "path": "/metadata/labels/app.kubernetes.io~1name", "value": "other"}],
     ),
     "a removed label": (
-        "service/orders",
+        "service/{}",
         [{"op": "remove", "path": "/metadata/labels/dbtunnel.dev~1tunnel"}],
     ),
     "an open policy": (
-        "networkpolicy/orders-tunnel",
+        "networkpolicy/{}-tunnel",
         [{"op": "add", "path": "/spec/ingress/-", "value": {}}],
     ),
 }
+"""What people and other controllers do to a child: which one, and the JSON patch."""
 
 
-@pytest.mark.parametrize("edit", EDITS)
 @pytest.mark.parametrize("when", ["while it runs", "while it is down"])
-def test_an_edited_child_is_repaired(operator: Operator, tunnel: str, edit: str, when: str) -> None:
-    child, change = EDITS[edit]
+def test_every_edit_of_a_child_is_repaired(operator: Operator, namespace: str, when: str) -> None:
+    """Each on a tunnel of its own."""
     cluster = operator.cluster
-    wanted = find(cluster, tunnel, child)
+    names = {edit: f"edited-{number}" for number, edit in enumerate(EDITS)}
+    apply(cluster, *(tunnel_manifest(namespace, name) for name in names.values()))
+    for edit, name in names.items():
+        child = EDITS[edit][0].format(name)
+        wait_until(lambda child=child: find(cluster, namespace, child), child)  # type: ignore[misc]
+    operator.wait_until_quiet(namespace)
+    wanted = {edit: find(cluster, namespace, EDITS[edit][0].format(name)) for edit, name in names.items()}
     if when == "while it is down":
         operator.stop()
 
-    patch(cluster, tunnel, child, change, kind="json")  # type: ignore[arg-type]
+    for edit, name in names.items():
+        child, change = EDITS[edit]
+        patch(cluster, namespace, child.format(name), change, kind="json")
     if when == "while it is down":
         operator.start()
 
-    def is_as_before() -> bool:
-        found = find(cluster, tunnel, child)
-        assert wanted
-        assert found
-        return bool(found["spec"] == wanted["spec"] and found["metadata"]["labels"] == wanted["metadata"]["labels"])
+    for edit, name in names.items():
+        child = EDITS[edit][0].format(name)
+        wait_until(
+            lambda child=child, edit=edit: _is_as(find(cluster, namespace, child), wanted[edit]),  # type: ignore[misc]
+            f"{child} as it was, after the edit: {edit}",
+            describe=lambda child=child: json.dumps(find(cluster, namespace, child), indent=1),  # type: ignore[misc]
+        )
+    operator.wait_until_quiet(namespace)
 
-    wait_until(is_as_before, f"{child} as it was", describe=lambda: json.dumps(find(cluster, tunnel, child), indent=1))
-    found = find(cluster, tunnel, child)
-    assert wanted
+
+def _is_as(found: dict[str, Any] | None, wanted: dict[str, Any] | None) -> bool:
+    """The same object, with the spec and labels that it had."""
     assert found
+    assert wanted
     assert found["metadata"]["uid"] == wanted["metadata"]["uid"]
-    operator.wait_until_quiet(tunnel)
+    return bool(found["spec"] == wanted["spec"] and found["metadata"]["labels"] == wanted["metadata"]["labels"])
 
 
 def test_labels_and_annotations_of_others_are_kept(operator: Operator, tunnel: str) -> None:

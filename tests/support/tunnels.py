@@ -1,7 +1,7 @@
 """DatabaseTunnels for tests."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -33,7 +33,9 @@ def apply(cluster: Cluster, *manifests: Manifest) -> None:
     cluster.kubectl("apply", "-f", "-", input=json.dumps(items))
 
 
-def patch(cluster: Cluster, namespace: str, resource: str, change: Mapping[str, Any], kind: str = "merge") -> None:
+def patch(
+    cluster: Cluster, namespace: str, resource: str, change: Mapping[str, Any] | Sequence[Any], kind: str = "merge"
+) -> None:
     """Changes an object by a patch."""
     cluster.kubectl("patch", resource, "-n", namespace, f"--type={kind}", "-p", json.dumps(change))
 
