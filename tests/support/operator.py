@@ -23,7 +23,7 @@ class Operator:
     """`dbtunnel operator` against a cluster; `writes()` is what it wrote, by the API server's audit log."""
 
     def __init__(self, cluster: Cluster, directory: Path, name: str = "operator", **settings: str) -> None:
-        """`settings`: by flag, with underscores. Each `name` is a user of its own."""
+        """`settings`: by flag, with underscores; given namespaces have to exist. Each `name` is a user of its own."""
         self.cluster = cluster
         self.user = f"system:serviceaccount:default:{name}"
         self._kubeconfig = directory / f"{name}.kubeconfig"
@@ -40,7 +40,7 @@ class Operator:
             **settings,
         }
         flags = [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", value)]
-        self._grant(name)
+        self._grant(name, settings.get("namespaces", ""))
         kept = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
         environment = {**kept, "KUBECONFIG": str(self._kubeconfig), "HOME": str(directory)}
         command = [sys.executable, "-m", "dbtunnel.cli.main", "operator", *flags]
@@ -112,8 +112,9 @@ class Operator:
         wait_until(is_quiet, "a fixpoint", timeout_seconds, interval_seconds=0.1, describe=lambda: state["writes"])
         return self.writes(namespace)
 
-    def _grant(self, name: str) -> None:
-        """A service account with exactly the operator's rights, and a kubeconfig with its token."""
+    def _grant(self, name: str, namespaces: str) -> None:
+        """A service account with exactly the operator's rights, everywhere or in the given namespaces alone, and a
+        kubeconfig with its token."""
         subject = {"kind": "ServiceAccount", "name": name, "namespace": "default"}
         role = cluster_role(f"test-{name}", PodAccess.PROXY)
         metadata = {"name": f"test-{name}", "namespace": "default"}
@@ -124,9 +125,13 @@ class Operator:
             role,
             {"apiVersion": f"{rbac}/v1", "kind": "Role", "metadata": metadata, "rules": list(LEADER_RULES)},
         ]
-        for kind in ("ClusterRole", "Role"):
-            binding = {"kind": f"{kind}Binding", "subjects": [subject], "roleRef": {**reference, "kind": kind}}
-            documents.append({"apiVersion": f"{rbac}/v1", "metadata": metadata, **binding})
+        bindings = [("RoleBinding", "Role", "default")]
+        bindings += [("RoleBinding", "ClusterRole", one) for one in namespaces.split(",") if one]
+        bindings += [] if namespaces else [("ClusterRoleBinding", "ClusterRole", "default")]
+        for number, (kind, role_kind, namespace) in enumerate(bindings):
+            binding = {"kind": kind, "subjects": [subject], "roleRef": {**reference, "kind": role_kind}}
+            named = {"name": f"test-{name}-{number}", "namespace": namespace}
+            documents.append({"apiVersion": f"{rbac}/v1", "metadata": named, **binding})
         self.cluster.kubectl("apply", "-f", "-", input=yaml.safe_dump_all(documents))
         token = self.cluster.kubectl("create", "token", name, "--duration=2h").strip()
         document = yaml.safe_load(self.cluster.kubeconfig.read_text())

@@ -258,8 +258,9 @@ def test_labels_of_the_pod_never_replace_the_selectors() -> None:
 def test_two_replicas_elect_a_leader_and_one_is_never_doubled() -> None:
     one, two = (_one(_render({"replicaCount": count}), "Deployment")["spec"] for count in (1, 2))
 
-    assert one["strategy"] == {"type": "Recreate"}
-    assert "strategy" not in two
+    assert one["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+    assert two["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert {spec["strategy"]["type"] for spec in (one, two)} == {"RollingUpdate"}, "a change of the type is refused"
     assert not _settings(_environment({"replicaCount": 1})).leader_election
     assert _settings(_environment({"replicaCount": 2})).leader_election
 

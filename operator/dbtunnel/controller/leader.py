@@ -1,94 +1,121 @@
-"""Leader election by a Lease: one operator works, others stand by."""
+"""Leader election by a Lease (coordination.k8s.io): one operator works, others stand by.
+
+The Kubernetes client's own election cannot create a Lease, has no time limit for a request, and gives nothing up.
+"""
 
 import asyncio
 import logging
 import socket
-from collections.abc import Coroutine
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
 import aiohttp
-from kubernetes.aio.client import ApiClient
-from kubernetes.aio.client.exceptions import ApiException
-from kubernetes.aio.leaderelection.electionconfig import Config
-from kubernetes.aio.leaderelection.leaderelection import LeaderElection
-from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
 
+from dbtunnel.controller.client import ApiError, Client, Kind
 from dbtunnel.controller.logs import event
 
 logger = logging.getLogger(__name__)
 
-LEASE = "dbtunnel-operator"
+KIND = Kind("Lease", "coordination.k8s.io/v1", "leases")
+
+NAME = "dbtunnel-operator"
 """Name of the Lease, in the operator's namespace."""
 
-LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS = 15, 7, 2
-"""How long a lease holds, how long its holder tries to renew it, and how often all try."""
+LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS = 15, 8, 2
+"""How long a lease holds after its last renewal, how long its holder goes on without one, and how often all try."""
 
-_ANSWER_SECONDS = 2.5
-"""How long a request may take. Two of them, begun at the last moment, are over before the lease is."""
+ANSWER_SECONDS = 4
+"""How long one attempt may take: begun at the last moment, it is over before the lease is."""
+
+_FAILURES = (ApiError, aiohttp.ClientError, OSError, TimeoutError)
 
 
 class LeaseLostError(RuntimeError):
     """The Lease is another's, or could not be renewed in time: nobody may go on working."""
 
 
-class _PatientLock(LeaseLock):
-    """A lock for which an API server that does not answer, or not in time, is a failed attempt and not an exception."""
+class Election:
+    """One candidate. Time is measured by its own clock alone: it need not agree with anybody's."""
 
-    async def get(self, name: str, namespace: str) -> Any:
+    def __init__(self, client: Client, namespace: str) -> None:
+        self.identity = f"{socket.gethostname()}_{uuid4()}"
+        self._client = client
+        self._namespace = namespace
+        self._seen: tuple[str, float] = ("", 0.0)
+        """The version of the Lease that was last seen, and since when it is the latest."""
+
+    async def hold(self, elected: asyncio.Event) -> None:
+        """Takes the Lease, sets `elected`, and renews it until cancelled. Raises LeaseLostError where it cannot."""
+        while not await self._attempt():  # noqa: ASYNC110
+            await asyncio.sleep(RETRY_SECONDS)
+        event(logger, "elected", identity=self.identity)
+        elected.set()
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                return await super().get(name, namespace)
-        except _SILENCES as error:
-            return False, ApiException(status=0, reason=type(error).__name__)
+            await self._renew()
+        except asyncio.CancelledError:
+            await self._give_up()
+            raise
 
-    async def create(self, name: str, namespace: str, election_record: Any) -> bool:
-        return await self._attempt(super().create(name, namespace, election_record))
+    async def _renew(self) -> None:
+        loop = asyncio.get_running_loop()
+        renewed = loop.time()
+        while loop.time() - renewed < RENEW_SECONDS:
+            await asyncio.sleep(RETRY_SECONDS)
+            began = loop.time()
+            if await self._attempt():
+                renewed = began
+        raise LeaseLostError(f"the Lease {self._namespace}/{NAME} is lost")
 
-    async def update(self, name: str, namespace: str, updated_record: Any) -> bool:
-        return await self._attempt(super().update(name, namespace, updated_record))
-
-    async def release(self) -> None:
-        """Gives the lease up where it is still ours, so that another need not wait for its end."""
-        _, record = await self.get(self.name, self.namespace)
-        lease = self.lease_reference
-        is_ours = getattr(record, "holder_identity", None) == self.identity
-        if is_ours and lease is not None and lease.spec is not None:
-            lease.spec.holder_identity = None
-            await self._attempt(self._replace(lease))
-
-    async def _replace(self, lease: Any) -> bool:
+    async def _attempt(self) -> bool:
+        """Whether the Lease is ours for another while."""
         try:
-            await self.api_instance.replace_namespaced_lease(self.name, self.namespace, lease)
-        except ApiException:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await self._take()
+        except _FAILURES as error:
+            level = logging.DEBUG if isinstance(error, ApiError) and error.status == 409 else logging.WARNING
+            event(logger, "lease not taken", level=level, error=f"{type(error).__name__}: {error}")
             return False
+
+    async def _take(self) -> bool:
+        lease = await self._client.get(KIND, self._namespace, NAME)
+        if lease is None:
+            metadata = {"name": NAME, "namespace": self._namespace}
+            document = {"apiVersion": KIND.group_version, "kind": KIND.name, "metadata": metadata}
+            await self._client.create(KIND, {**document, "spec": self._spec({})})
+            return True
+        spec = lease.get("spec") or {}
+        if spec.get("holderIdentity") not in (None, "", self.identity) and not self._is_over(lease):
+            return False
+        await self._client.replace(KIND, {**lease, "spec": self._spec(spec)})
         return True
 
-    @staticmethod
-    async def _attempt(request: Coroutine[Any, Any, bool]) -> bool:
+    def _is_over(self, lease: Mapping[str, Any]) -> bool:
+        version, now = lease["metadata"]["resourceVersion"], asyncio.get_running_loop().time()
+        if version != self._seen[0]:
+            self._seen = version, now
+        return now - self._seen[1] >= (lease["spec"].get("leaseDurationSeconds") or LEASE_SECONDS)
+
+    def _spec(self, before: Mapping[str, Any]) -> dict[str, Any]:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        is_ours = before.get("holderIdentity") == self.identity
+        return {
+            **before,
+            "holderIdentity": self.identity,
+            "leaseDurationSeconds": LEASE_SECONDS,
+            "acquireTime": before.get("acquireTime", now) if is_ours else now,
+            "renewTime": now,
+            "leaseTransitions": (before.get("leaseTransitions") or 0) + (not is_ours),
+        }
+
+    async def _give_up(self) -> None:
+        """Lets another take the Lease at once, where it is still ours."""
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                return await request
-        except _SILENCES:
-            return False
-
-
-_SILENCES = (aiohttp.ClientError, OSError, TimeoutError)
-
-
-async def hold_lease(api: ApiClient, namespace: str, elected: asyncio.Event) -> None:
-    """Takes the Lease, sets `elected`, and renews it until cancelled. Raises LeaseLostError where it cannot."""
-    identity = f"{socket.gethostname()}_{uuid4()}"
-
-    async def started() -> None:
-        event(logger, "elected", identity=identity)
-        elected.set()
-
-    async def stopped() -> None:
-        raise LeaseLostError(f"the Lease {namespace}/{LEASE} is lost")
-
-    lock = _PatientLock(LEASE, namespace, identity, api)
-    try:
-        await LeaderElection(Config(lock, LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS, started, stopped)).run()
-    finally:
-        await lock.release()
+            async with asyncio.timeout(ANSWER_SECONDS):
+                lease = await self._client.get(KIND, self._namespace, NAME)
+                if lease and lease["spec"].get("holderIdentity") == self.identity:
+                    kept = {key: value for key, value in lease["spec"].items() if key != "holderIdentity"}
+                    await self._client.replace(KIND, {**lease, "spec": kept})
+        except _FAILURES as error:
+            event(logger, "lease not given up", level=logging.WARNING, error=f"{type(error).__name__}: {error}")

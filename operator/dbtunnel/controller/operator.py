@@ -37,8 +37,8 @@ Each request is given up after half a minute, so that an API server that does no
 SPREAD_SECONDS = 30
 """Over which time a resync spreads the reconciles of all tunnels."""
 
-FIRST_LISTS_SECONDS = 10
-"""After the start, how long lists are those with which the watches begin."""
+SOON_SECONDS = 5
+"""When a resync follows the start, since what went before the watches began was heard by none, or one that failed."""
 
 _API_FAILURES = (ApiError, aiohttp.ClientError, OSError, TimeoutError)
 
@@ -130,9 +130,7 @@ class Operator:
 
         All tunnels are reconciled then, so that nothing depends on an event that was heard or a time that was set.
         """
-        await asyncio.sleep(FIRST_LISTS_SECONDS)
-        self._listed.clear()
-        interval: float = self._settings.resync_seconds
+        interval: float = SOON_SECONDS
         while True:
             await self._listed_or(interval * random.uniform(0.8, 1.2))  # noqa: S311
             try:
@@ -140,7 +138,7 @@ class Operator:
                 interval = self._settings.resync_seconds
             except _API_FAILURES as error:
                 event(logger, "resync failed", level=logging.WARNING, error=pods.describe(error))
-                interval = min(FIRST_LISTS_SECONDS, self._settings.resync_seconds)
+                interval = SOON_SECONDS
                 continue
             for tunnel in self.store.tunnels():
                 key = TunnelKey(tunnel["metadata"]["namespace"], tunnel["metadata"]["name"])

@@ -13,7 +13,7 @@ from kubernetes.aio.client import ApiClient
 from dbtunnel.controller import forwarders as pods
 from dbtunnel.controller.client import Client, load_configuration
 from dbtunnel.controller.endpoints import serving
-from dbtunnel.controller.leader import hold_lease
+from dbtunnel.controller.leader import Election
 from dbtunnel.controller.logs import event
 from dbtunnel.controller.metrics import CONTENT_TYPE, Metrics
 from dbtunnel.controller.operator import Operator
@@ -35,7 +35,7 @@ async def run_operator(settings: Settings) -> None:
         await stack.enter_async_context(serving((settings.listen_address, settings.metrics_port), answers))
         parts: list[Awaitable[object]] = [_told_to_end(), _work(settings, operator, elected)]
         if settings.leader_election:
-            parts.append(hold_lease(api, settings.operator_namespace, elected))
+            parts.append(Election(client, settings.operator_namespace).hold(elected))
         else:
             elected.set()
         await _until_first_ends(*parts)

@@ -1,0 +1,195 @@
+"""Who holds the Lease, in virtual time, with an API server that may be silent or refuse."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, cast
+
+import pytest
+
+from dbtunnel.controller.client import ApiError, Client, Kind
+from dbtunnel.controller.leader import LEASE_SECONDS, Election, LeaseLostError
+from dbtunnel.domain.children import Manifest
+from tests.support.virtual_time import now, run
+
+
+class Api:
+    """One Lease. `trouble` happens before each request of an identity."""
+
+    def __init__(self) -> None:
+        self.lease: Manifest | None = None
+        self.trouble: Callable[[], Coroutine[Any, Any, None]] | None = None
+        self.writes = 0
+
+    async def _before(self) -> None:
+        await asyncio.sleep(0.01)
+        if self.trouble:
+            await self.trouble()
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Manifest | None:
+        await self._before()
+        assert kind.path(namespace, name) == "/apis/coordination.k8s.io/v1/namespaces/system/leases/dbtunnel-operator"
+        return self.lease
+
+    async def create(self, _: Kind, document: Manifest) -> Manifest:
+        await self._before()
+        if self.lease:
+            raise ApiError(409, "AlreadyExists", "is there")
+        return self._store(document)
+
+    async def replace(self, _: Kind, document: Manifest) -> Manifest:
+        await self._before()
+        assert self.lease
+        if document["metadata"]["resourceVersion"] != self.lease["metadata"]["resourceVersion"]:
+            raise ApiError(409, "Conflict", "is another version")
+        return self._store(document)
+
+    def _store(self, document: Manifest) -> Manifest:
+        self.writes += 1
+        metadata = {**document["metadata"], "resourceVersion": str(self.writes)}
+        self.lease = {**document, "metadata": metadata}
+        return self.lease
+
+
+class Candidate:
+    """One that wants the Lease."""
+
+    def __init__(self, api: Api) -> None:
+        self.election = Election(cast(Client, api), "system")
+        self.elected = asyncio.Event()
+        self.elected_at = 0.0
+        self.lost_at = 0.0
+        self.task = asyncio.create_task(self._hold())
+
+    async def _hold(self) -> None:
+        watch = asyncio.create_task(self._note())
+        try:
+            await self.election.hold(self.elected)
+        except LeaseLostError:
+            self.lost_at = now()
+        finally:
+            watch.cancel()
+
+    async def _note(self) -> None:
+        await self.elected.wait()
+        self.elected_at = now()
+
+    async def end(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+async def hang() -> None:
+    await asyncio.Event().wait()
+
+
+async def refuse() -> None:
+    raise ApiError(503, "", "not now")
+
+
+def test_of_many_one_is_elected_and_goes_on() -> None:
+    async def main() -> None:
+        api = Api()
+        candidates = [Candidate(api) for _ in range(5)]
+        await asyncio.sleep(1000)
+        elected = [one for one in candidates if one.elected.is_set()]
+        assert len(elected) == 1
+        assert api.lease
+        assert api.lease["spec"]["holderIdentity"] == elected[0].election.identity
+        assert api.lease["spec"]["leaseTransitions"] == 1
+        assert not elected[0].task.done()
+        for one in candidates:
+            await one.end()
+
+    run(main())
+
+
+def test_a_lease_that_is_given_up_is_taken_at_once() -> None:
+    async def main() -> None:
+        api = Api()
+        first = Candidate(api)
+        await asyncio.sleep(1)
+        second = Candidate(api)
+        await asyncio.sleep(100)
+        ended = now()
+        await first.end()
+        await second.elected.wait()
+        assert now() - ended < 3
+        await second.end()
+
+    run(main())
+
+
+def test_a_lease_whose_holder_is_gone_is_taken_once_it_is_over() -> None:
+    async def main() -> None:
+        api = Api()
+        first = Candidate(api)
+        await asyncio.sleep(100)
+        left = api.lease
+        await first.end()
+        api.lease = left
+        second = Candidate(api)
+        await second.elected.wait()
+        assert LEASE_SECONDS <= now() - 100 <= LEASE_SECONDS + 3
+        await second.end()
+
+    run(main())
+
+
+@pytest.mark.parametrize("trouble", [hang, refuse])
+def test_who_cannot_renew_stops_before_another_may_begin(trouble: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        api = Api()
+        first = Candidate(api)
+        await asyncio.sleep(100)
+        silent_since = now()
+        api.trouble = trouble
+        await first.task
+        assert 5 < first.lost_at - silent_since < LEASE_SECONDS
+        await first.end()
+
+    run(main())
+
+
+def test_a_short_silence_ends_nobody() -> None:
+    async def main() -> None:
+        api = Api()
+        first = Candidate(api)
+        await asyncio.sleep(100)
+        for _ in range(20):
+            api.trouble = refuse
+            await asyncio.sleep(5)
+            api.trouble = None
+            await asyncio.sleep(5)
+        assert not first.task.done()
+        await first.end()
+
+    run(main())
+
+
+def test_a_candidate_waits_for_an_api_server_that_is_not_there() -> None:
+    async def main() -> None:
+        api = Api()
+        api.trouble = hang
+        first = Candidate(api)
+        await asyncio.sleep(1000)
+        assert not first.elected.is_set()
+        api.trouble = None
+        await asyncio.wait_for(first.elected.wait(), 10)
+        await first.end()
+
+    run(main())
+
+
+def test_a_holder_whose_lease_another_took_stops() -> None:
+    async def main() -> None:
+        api = Api()
+        first = Candidate(api)
+        await asyncio.sleep(100)
+        assert api.lease
+        spec = {**api.lease["spec"], "holderIdentity": "another"}
+        await api.replace(Kind("Lease", "", ""), {**api.lease, "spec": spec})
+        await asyncio.sleep(20)
+        assert first.lost_at
+        assert api.lease["spec"]["holderIdentity"] == "another"
+
+    run(main())
