@@ -280,7 +280,7 @@ _NO_DATABASE: list[tuple[Callable[[], AbstractContextManager[FaultServer]], str,
     (faults.says_http, "UnexpectedProtocol", "HTTP/1.1 400"),
     (lambda: faults.says(b"SSH-2.0-OpenSSH_9.2\r\n"), "UnexpectedProtocol", "SSH-2.0-OpenSSH"),
     (lambda: faults.says(b""), "DatabaseRefused", "closes it at once"),
-    (faults.says_nothing, "DatabaseTimeout", "says nothing within 1 s"),
+    (faults.says_nothing, "DatabaseTimeout", "does not answer within 1 s"),
 ]
 
 

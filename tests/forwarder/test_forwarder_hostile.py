@@ -44,9 +44,14 @@ def test_a_polite_end_of_the_ssh_connection_is_no_clean_end_for_clients(start_fo
         forwarder.wait_for("authentication", "Succeeded")
         with socket.create_connection(("127.0.0.1", forwarder.port), 10) as client:
             assert client.recv(1) == b"x"
-            server.call(server.connections[0].close)  # SSH_MSG_DISCONNECT, by application
+            server.call(lambda: _say_goodbye(server.connections[0]))
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
+
+
+def _say_goodbye(connection: Any) -> None:
+    disconnect, by_application = 1, 11
+    connection.send_packet(disconnect, struct.pack(">III", by_application, 0, 0))
 
 
 def _confirms_with_too_much(connection: asyncssh.SSHServerConnection) -> None:

@@ -51,7 +51,7 @@ def run(environment: dict[str, str], *arguments: str) -> "subprocess.CompletedPr
     ("environment", "said"),
     [
         ({}, "DBTUNNEL_CONFIG: not set"),
-        ({CONFIG_VARIABLE: "{"}, "DBTUNNEL_CONFIG: : Invalid JSON"),
+        ({CONFIG_VARIABLE: "{"}, "DBTUNNEL_CONFIG: Invalid JSON"),
         ({CONFIG_VARIABLE: '{"engine": "Oracle"}'}, "DBTUNNEL_CONFIG: engine: Input should be 'PostgreSQL'"),
     ],
     ids=["none", "json", "engine"],
