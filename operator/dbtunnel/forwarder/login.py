@@ -20,7 +20,6 @@ from dbtunnel.forwarder.loop import in_daemon_thread
 from dbtunnel.forwarder.state import State
 from dbtunnel.forwarder.transport import Dialer
 
-
 _PARSE_SECONDS = 60
 """How long decrypting a key may take, on a small share of a processor too: how often to repeat is in the key."""
 
