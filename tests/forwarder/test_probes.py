@@ -96,13 +96,19 @@ def test_a_real_client_shows_that_postgresql_answers(
 
 
 def test_nothing_is_concluded_where_probes_are_disabled(
-    start_forwarder: StartForwarder, postgres: PostgresServer
+    start_forwarder: StartForwarder, tmp_path: Path
 ) -> None:
-    forwarder = start_forwarder(postgres.port, probe_mode=ProbeMode.DISABLED)
-    forwarder.wait_for("database", "NotProbed")
+    server = PostgresServer(tmp_path / "pg")
+    forwarder = start_forwarder(server.port, probe_mode=ProbeMode.DISABLED)
+    nothing = forwarder.wait_for("database", "NotProbed")
+    with pytest.raises(psycopg.OperationalError):
+        postgres_through(forwarder)
+    assert forwarder.status().database == nothing
+    server.start()
     with postgres_through(forwarder) as session:
         assert session.execute("select 1").fetchone() == (1,)
-    assert forwarder.status().database.reason == "NotProbed"
+    assert forwarder.status().database == nothing
+    server.stop()
 
 
 def test_mysql_is_never_probed(start_forwarder: StartForwarder, mariadb: MariaDBServer) -> None:

@@ -15,9 +15,10 @@ from typing import cast
 import asyncssh
 from cryptography import x509
 
-from dbtunnel.api.conditions import ConditionType, Reason
+from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.engines import ENGINES, QuietProbe, WireProtocol
 from dbtunnel.api.forwarder import DatabaseFact, ForwarderConfig, LayerStatus, ProbeMode
+from dbtunnel.api.reasons import Reason
 from dbtunnel.forwarder.channel import OPEN_ERRORS, open_channel
 from dbtunnel.forwarder.connection import Connector, wait_for
 from dbtunnel.forwarder.evidence import SSL_REQUEST, judge
@@ -41,6 +42,7 @@ class Prober:
         self._protocol = engine.protocol
         probe = engine.quiet_probe if config.probe_mode is ProbeMode.AUTO else None
         self._probe_with = PROBES_BY_KIND[probe] if probe else None
+        self._is_disabled = config.probe_mode is ProbeMode.DISABLED
         self.idle = asyncio.Event()
         """Set while no probe is under way."""
         self.idle.set()
@@ -77,14 +79,12 @@ class Prober:
     def _wait_for_clients(self) -> None:
         if self._state.status.database != NOT_REACHED:
             return  # what an earlier connection showed still holds
-        seen = (
-            "probe.mode is Disabled" if self._config.probe_mode is ProbeMode.DISABLED else "no client has connected yet"
-        )
+        seen = "probe.mode is Disabled" if self._is_disabled else "no client has connected yet"
         self._state.unknown(ConditionType.DATABASE_REACHABLE, Reason.NOT_PROBED, seen)
 
     def saw(self, link: Link, first: bytes) -> None:
         """What a database first said to a real client."""
-        if self._config.probe_mode is ProbeMode.DISABLED:
+        if self._is_disabled:
             return
         try:
             fact = judge(self._protocol, first)
@@ -98,8 +98,10 @@ class Prober:
         """The database could not be reached over `link`, by a probe or for a client.
 
         Says nothing where a newer attempt to connect has failed: that layer comes first, and the session that goes on
-        over an earlier connection does not mend it.
+        over an earlier connection does not mend it. Nor where nothing is probed: no later client would be heard.
         """
+        if self._is_disabled:
+            return
         if self._connector.link is link and self._state.works(ConditionType.AUTHENTICATED):
             self._state.failed(failure)
 
