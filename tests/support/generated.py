@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from dbtunnel.api.conditions import CAUSAL_ORDER, REASONS, ConditionType, Reason, ReasonInfo
+from dbtunnel.api.conditions import CAUSAL_ORDER, ConditionType
 from dbtunnel.api.crd import crd, resource_schema
+from dbtunnel.api.reasons import REASONS, Reason, ReasonInfo
 
 ROOT = Path(__file__).parents[2]
 

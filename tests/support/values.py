@@ -5,8 +5,9 @@ from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from dbtunnel.api.conditions import LAYERS, ConditionType, Reason
+from dbtunnel.api.conditions import LAYERS, ConditionType
 from dbtunnel.api.forwarder import ForwarderStatus, LayerFact, LayerStatus, PublicKeyFact
+from dbtunnel.api.reasons import Reason
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.domain.children import Manifest, build_deployment, current_revision
 from dbtunnel.domain.forwarding import forwarder_config

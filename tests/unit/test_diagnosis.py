@@ -11,9 +11,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbtunnel.api.conditions import CAUSAL_ORDER, REASONS, SUPPLY_GRACE, ConditionType, Reason
+from dbtunnel.api.conditions import CAUSAL_ORDER, ConditionType
 from dbtunnel.api.engines import Engine
 from dbtunnel.api.forwarder import ForwarderConfig, HostKeyFact
+from dbtunnel.api.reasons import REASONS, SUPPLY_GRACE, Reason
 from dbtunnel.domain.diagnosis import (
     MESSAGE_LIMIT,
     SEEN_LIMIT,

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from dbtunnel.api.conditions import CAUSAL_ORDER, Reason
+from dbtunnel.api.conditions import CAUSAL_ORDER
 from dbtunnel.api.crd import resource_schema
 from dbtunnel.api.engines import ENGINES
 from dbtunnel.api.forwarder import PublicKeyFact
+from dbtunnel.api.reasons import Reason
 from dbtunnel.api.resource import KIND
 from dbtunnel.cli.manifests import parse_tunnel
 from dbtunnel.domain.diagnosis import Subject, explain

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbtunnel.api.conditions import ConditionType, Reason
+from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.engines import Engine
 from dbtunnel.api.forwarder import (
     Algorithms,
@@ -20,6 +20,7 @@ from dbtunnel.api.forwarder import (
     HostKeyRule,
     LayerStatus,
 )
+from dbtunnel.api.reasons import Reason
 from dbtunnel.forwarder.algorithms import offered
 from dbtunnel.forwarder.connection import pause_seconds
 from dbtunnel.forwarder.failures import Failure, Progress, channel_failure, connect_failure

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbtunnel.api.conditions import REASONS, ConditionType, Reason
+from dbtunnel.api.conditions import ConditionType
+from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.forwarder.failures import Progress, channel_failure, connect_failure
 from dbtunnel.forwarder.transport import Congestion, Greeting
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dbtunnel.api.conditions import Reason
+from dbtunnel.api.reasons import Reason
 from dbtunnel.forwarder import login
 from dbtunnel.forwarder.failures import Failure
 from dbtunnel.forwarder.keys import KeyFiles, KeyProblemError, MountedFile, parse_key

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dbtunnel.api.conditions import Reason
 from dbtunnel.api.forwarder import MOUNTED_FILE_LIMIT, ForwarderKey
+from dbtunnel.api.reasons import Reason
 from dbtunnel.forwarder.keys import KeyFiles, KeyProblemError, MountedFile, parse_key, read_file, read_key_files
 from tests.support.keys import KeyPair, key_pair, write_key_directory
 

@@ -7,7 +7,8 @@ from types import TracebackType
 
 import pytest
 
-from dbtunnel.api.conditions import ConditionType, Reason
+from dbtunnel.api.conditions import ConditionType
+from dbtunnel.api.reasons import Reason
 from dbtunnel.forwarder.failures import Failure
 from dbtunnel.forwarder.logs import Budget, JsonFormatter, TextFormatter
 from dbtunnel.forwarder.state import State

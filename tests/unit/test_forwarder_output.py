@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbtunnel.api.conditions import LAYERS, REASONS, ConditionType, Reason
+from dbtunnel.api.conditions import LAYERS, ConditionType
 from dbtunnel.api.forwarder import Algorithms, HopFact, LayerFact, LayerStatus
+from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.settings import Defaults
 from dbtunnel.forwarder import metrics as counted

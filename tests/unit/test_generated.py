@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from dbtunnel.api.conditions import REASONS, Reason
 from dbtunnel.api.crd import crd
+from dbtunnel.api.reasons import REASONS, Reason
 from tests.support.generated import GENERATED, ROOT
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dbtunnel.api.conditions import Reason
+from dbtunnel.api.reasons import Reason
 from dbtunnel.domain.children import Manifest, build_service
 from dbtunnel.domain.observed import Pod, Problem, deployment_problem, standing
 from tests.support.values import changed, tunnel

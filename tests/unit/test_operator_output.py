@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from dbtunnel.api.conditions import ConditionType, Reason
+from dbtunnel.api.conditions import ConditionType
+from dbtunnel.api.reasons import Reason
 from dbtunnel.api.status import DatabaseTunnelStatus
 from dbtunnel.controller.logs import JsonFormatter, event
 from dbtunnel.controller.metrics import Metrics

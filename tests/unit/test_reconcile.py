@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from dbtunnel.api.conditions import ConditionType, Reason
+from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.forwarder import HopFact
+from dbtunnel.api.reasons import Reason
 from dbtunnel.controller.client import ApiError
 from dbtunnel.controller.cluster import NamespaceEndingError, problem_of
 from dbtunnel.controller.forwarders import Target

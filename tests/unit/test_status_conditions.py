@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from dbtunnel.api.conditions import CAUSAL_ORDER, LAYERS, REASONS, ConditionType, Reason
+from dbtunnel.api.conditions import CAUSAL_ORDER, LAYERS, ConditionType
 from dbtunnel.api.forwarder import ForwarderStatus, LayerFact, LayerStatus
+from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.status import Condition, DatabaseTunnelStatus
 from dbtunnel.domain.observed import Observation, Problem, Report

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dbtunnel.api.conditions import ConditionType, Reason
+from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.forwarder import DatabaseFact, ForwarderStatus, HopFact, HostKeyFact, PublicKeyFact
+from dbtunnel.api.reasons import Reason
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.status import DatabaseTunnelStatus, Endpoint, Hop, LastFailure
 from dbtunnel.domain.observed import Observation, Problem, Report

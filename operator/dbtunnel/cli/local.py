@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from dbtunnel.api import forwarder as wire
-from dbtunnel.api.conditions import Reason
+from dbtunnel.api.reasons import Reason
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.cli import UnusableInputError
 from dbtunnel.cli.manifests import read_tunnel

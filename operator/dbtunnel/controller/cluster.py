@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from dbtunnel.api.conditions import Reason
+from dbtunnel.api.reasons import Reason
 from dbtunnel.api.resource import API_VERSION, KIND, DatabaseTunnel
 from dbtunnel.controller.client import (
     CHILD_KINDS,

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dbtunnel.api.conditions import REASONS, ConditionType, Reason
+from dbtunnel.api.conditions import ConditionType
+from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.status import Condition, DatabaseTunnelStatus
 from dbtunnel.controller.client import DEPLOYMENT, POD, SERVICE

@@ -4,9 +4,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dbtunnel.api.conditions import REASONS, Reason
 from dbtunnel.api.engines import ENGINES
 from dbtunnel.api.forwarder import ForwarderConfig, HostKeyFact, PublicKeyFact
+from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.domain.authorized_keys import authorized_keys_line, forward_target
 
 MESSAGE_LIMIT = 8000

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from dbtunnel.api.conditions import ConditionType, Reason
+from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.forwarder import ForwarderStatus, LayerStatus
+from dbtunnel.api.reasons import Reason
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.status import Condition, DatabaseStatus, DatabaseTunnelStatus, Endpoint, Hop, LastFailure, PublicKey
 from dbtunnel.domain import names

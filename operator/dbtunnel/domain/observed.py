@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Self
 
-from dbtunnel.api.conditions import Reason
 from dbtunnel.api.forwarder import ForwarderStatus
+from dbtunnel.api.reasons import Reason
 from dbtunnel.api.resource import API_VERSION, KIND, DatabaseTunnel
 from dbtunnel.domain.names import MANAGED_BY_LABEL, MANAGER, REVISION_LABEL, TUNNEL_LABEL
 

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from dbtunnel.api.conditions import CAUSAL_ORDER, LAYERS, REASONS, SUPPLY_GRACE, ConditionType, Reason
+from dbtunnel.api.conditions import CAUSAL_ORDER, LAYERS, ConditionType
 from dbtunnel.api.forwarder import ForwarderStatus, LayerFact, LayerStatus
+from dbtunnel.api.reasons import REASONS, SUPPLY_GRACE, Reason
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.status import Condition, DatabaseTunnelStatus
 from dbtunnel.domain.children import build_deployment, current_revision

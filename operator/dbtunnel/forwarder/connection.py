@@ -6,8 +6,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dbtunnel.api.conditions import REASONS, ConditionType, Reason
+from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.forwarder import ForwarderConfig
+from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.forwarder.failures import Failure, transport_failure
 from dbtunnel.forwarder.keys import KeyFiles, MountedFile
 from dbtunnel.forwarder.link import Link

@@ -1,8 +1,9 @@
 """What a server's first bytes say: on a probe's connection, and on those of real clients."""
 
-from dbtunnel.api.conditions import ConditionType, Reason
+from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.engines import WireProtocol
 from dbtunnel.api.forwarder import DatabaseFact
+from dbtunnel.api.reasons import Reason
 from dbtunnel.domain.diagnosis import printable
 from dbtunnel.forwarder.failures import Failure
 

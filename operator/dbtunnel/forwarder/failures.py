@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import asyncssh
 
-from dbtunnel.api.conditions import ConditionType, Reason
+from dbtunnel.api.conditions import ConditionType
+from dbtunnel.api.reasons import Reason
 from dbtunnel.domain.diagnosis import printable
 from dbtunnel.forwarder.transport import Greeting
 

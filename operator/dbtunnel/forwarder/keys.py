@@ -8,8 +8,8 @@ from pathlib import Path
 
 import asyncssh
 
-from dbtunnel.api.conditions import Reason
 from dbtunnel.api.forwarder import MOUNTED_FILE_LIMIT, ForwarderKey, PublicKeyFact
+from dbtunnel.api.reasons import Reason
 from dbtunnel.domain.diagnosis import printable
 
 _NAMES_SHOWN = 10

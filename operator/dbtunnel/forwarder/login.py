@@ -8,8 +8,9 @@ from typing import Any
 import asyncssh
 from asyncssh.public_key import SSHLocalKeyPair
 
-from dbtunnel.api.conditions import ConditionType, Reason
+from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.forwarder import Algorithms, ForwarderConfig, HopFact, HostKeyFact
+from dbtunnel.api.reasons import Reason
 from dbtunnel.domain.diagnosis import printable
 from dbtunnel.forwarder.algorithms import offered
 from dbtunnel.forwarder.failures import Failure, Progress, connect_failure, transport_failure

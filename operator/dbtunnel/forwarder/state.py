@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from dbtunnel.api.conditions import LAYERS, ConditionType, Reason
+from dbtunnel.api.conditions import LAYERS, ConditionType
 from dbtunnel.api.forwarder import ForwarderConfig, ForwarderStatus, LayerFact, LayerStatus
+from dbtunnel.api.reasons import Reason
 from dbtunnel.domain.diagnosis import Subject, explain, printable
 from dbtunnel.forwarder.failures import Failure
 from dbtunnel.forwarder.logs import Budget, event
