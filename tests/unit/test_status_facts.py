@@ -293,6 +293,19 @@ def test_what_the_api_server_refused_is_tried_again(reason: Reason, again: float
     assert requeue(problem(reason), 10_000) == again
 
 
+def test_each_failure_has_a_grace_of_its_own() -> None:
+    """Whoever has mended one thing after a long time has the next one's grace before them."""
+    missing = observed(ORDERS, failing(ORDERS, ConditionType.KEY_READY, Reason.SECRET_NOT_FOUND))
+    known = ORDERS.model_copy(update={"status": decide(ORDERS, missing, INSTALLATION, NOW).status})
+    rejected = observed(ORDERS, failing(ORDERS, ConditionType.AUTHENTICATED, Reason.KEY_REJECTED))
+
+    after = decide(known, rejected, INSTALLATION, NOW + timedelta(seconds=600))
+
+    seen = {one.type: one.status for one in after.status.conditions or ()}
+    assert (seen["Ready"], seen["Reconciling"], seen["Stalled"]) == ("False", "True", "False")
+    assert after.requeue_seconds == pytest.approx(300, abs=1)
+
+
 def test_quota_is_looked_at_when_its_grace_ends() -> None:
     assert requeue(problem(Reason.QUOTA_EXCEEDED)) == 59.75
 

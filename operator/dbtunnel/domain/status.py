@@ -69,12 +69,12 @@ def decide(tunnel: DatabaseTunnel, seen: Observation, installation: Installation
     verdicts = {ConditionType.WORKLOAD_READY: _workload(tunnel, seen, current, reports, installation, now, subject)}
     verdicts |= _layers(tunnel, documents, subject)
     conditions = _conditions(tunnel, verdicts, any(pod.is_ready for pod in current), now)
-    ready = conditions[ConditionType.READY]
-    refresh = _wants_refresh(ready, now)
+    failed = _failed_layer(conditions)
+    refresh = _wants_refresh(failed, now)
     silences = filter(None, map(_silent_since, current, reports))
     return Decision(
         status=build_status(tunnel, seen, documents, subject, tuple(conditions.values()), installation),
-        requeue_seconds=_requeue_seconds(ready, refresh, silences, installation, now),
+        requeue_seconds=_requeue_seconds(failed, refresh, silences, installation, now),
         refresh_mounts=refresh,
     )
 
@@ -214,7 +214,7 @@ def _conditions(
     conditions = {kind: dated(kind, verdicts[kind]) for kind in CAUSAL_ORDER}
     ready = dated(ConditionType.READY, _ready(verdicts, is_served))
     conditions[ConditionType.READY] = ready
-    for kind, verdict in _kstatus(ready, now).items():
+    for kind, verdict in _kstatus(ready, _failed_layer(conditions), now).items():
         conditions[kind] = dated(kind, verdict)
     return conditions
 
@@ -231,9 +231,14 @@ def _ready(verdicts: Verdicts, is_served: bool) -> Verdict:
     return Verdict(TRUE, Reason.SUCCEEDED, "The tunnel works.")
 
 
-def _kstatus(ready: Condition, now: datetime) -> dict[ConditionType, Verdict]:
+def _failed_layer(conditions: Mapping[ConditionType, Condition]) -> Condition | None:
+    """The condition that Ready is False for. Its time counts, since Ready may have been False for another before."""
+    return next((conditions[kind] for kind in CAUSAL_ORDER if conditions[kind].status == FALSE), None)
+
+
+def _kstatus(ready: Condition, failed: Condition | None, now: datetime) -> dict[ConditionType, Verdict]:
     """Reconciling and Stalled, abnormal-true and never both True."""
-    stalled = _is_stalled(ready, now)
+    stalled = _is_stalled(failed, now)
     reconciling = ready.status != TRUE and not stalled and ready.reason != Reason.SUSPENDED
     return {
         ConditionType.RECONCILING: Verdict(TRUE if reconciling else FALSE, ready.reason, ready.message),
@@ -241,9 +246,9 @@ def _kstatus(ready: Condition, now: datetime) -> dict[ConditionType, Verdict]:
     }
 
 
-def _is_stalled(ready: Condition, now: datetime) -> bool:
-    grace = _grace_seconds(ready.reason)
-    return ready.status == FALSE and grace is not None and _age_seconds(ready, now) >= grace
+def _is_stalled(failed: Condition | None, now: datetime) -> bool:
+    grace = _grace_seconds(failed.reason) if failed else None
+    return failed is not None and grace is not None and _age_seconds(failed, now) >= grace
 
 
 def _dated(
@@ -264,18 +269,22 @@ def _dated(
 # --- when to look again -----------------------------------------------------------------------------------------
 
 
-def _wants_refresh(ready: Condition, now: datetime) -> bool:
-    return ready.status == FALSE and ready.reason in _MOUNT_REASONS and _age_seconds(ready, now) < SUPPLY_GRACE
+def _wants_refresh(failed: Condition | None, now: datetime) -> bool:
+    return failed is not None and failed.reason in _MOUNT_REASONS and _age_seconds(failed, now) < SUPPLY_GRACE
 
 
 def _requeue_seconds(
-    ready: Condition, refresh: bool, silences: Iterable[datetime], installation: Installation, now: datetime
+    failed: Condition | None,
+    refresh: bool,
+    silences: Iterable[datetime],
+    installation: Installation,
+    now: datetime,
 ) -> float | None:
     """The earliest time at which the same observation would lead to another decision."""
     times: list[float] = [_REFRESH_SECONDS] if refresh else []
-    if ready.status == FALSE:
-        grace, retry = _grace_seconds(ready.reason), _retry_seconds(ready.reason)
-        remaining = (grace or 0) - _age_seconds(ready, now)
+    if failed:
+        grace, retry = _grace_seconds(failed.reason), _retry_seconds(failed.reason)
+        remaining = (grace or 0) - _age_seconds(failed, now)
         times += [remaining] if remaining > 0 else []
         times += [retry] if retry else []
     for since in silences:
