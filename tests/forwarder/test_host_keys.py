@@ -218,6 +218,18 @@ def test_a_host_certificate(
     check_known(start(start_forwarder, bastion, postgres.port, rule))
 
 
+def test_a_host_certificate_for_another_name(
+    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer
+) -> None:
+    authority = key_pair()
+    bastion.certify_host_key("ed25519", authority, "orders-bastion")
+    text = f"@cert-authority {bastion.known_hosts_name()},orders-bastion {authority.public}\n"
+    forwarder = start(start_forwarder, bastion, postgres.port, HostKeyRule(known_hosts=text))
+    check_refused(forwarder, bastion, "HostCertificateInvalid", "rincipal")
+    rule = HostKeyRule(known_hosts=text, alias="orders-bastion")
+    check_known(start(start_forwarder, bastion, postgres.port, rule))
+
+
 @pytest.mark.parametrize(
     ("principals", "validity", "signer", "seen"),
     [
