@@ -12,7 +12,8 @@ from tests.support.tunnels import apply, example, wait_for_ready
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:dbtunnel-dbtunnel-operator"
 
 MOST_WRITES = 7
-"""Three children, two changes of the status, an Event, and one more where the machine is slow."""
+"""Three children, two changes of the status and an Event; and one of the status more where a slow machine takes longer
+than the operator waits for the layers to come up together."""
 
 RESTS_AFTER_SECONDS, REST_SECONDS = 30, 10
 

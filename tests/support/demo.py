@@ -14,10 +14,10 @@ import yaml
 
 from tests.support.binaries import BinaryError, binary, cache_directory
 from tests.support.clients import COMMANDS, POD, Endpoint, start_client
-from tests.support.cluster import Cluster, ClusterError, cluster_of, start_cluster
+from tests.support.cluster import Cluster, ClusterError, ExistingCluster, cluster_of, start_cluster
 from tests.support.debian import MissingPackageError
 from tests.support.images import CLIENT, OPERATOR, ImageError
-from tests.support.installation import helm_command, provide_image
+from tests.support.installation import helm_command, provide_image, uninstall_operator
 from tests.support.private_network import BASTION, DATABASES, PrivateNetwork
 from tests.support.processes import ROOT, ProcessError
 from tests.support.recorded import stop_recorded
@@ -51,7 +51,12 @@ def main() -> int:
 def down() -> None:
     """Removes everything that `up` started; does nothing where nothing runs."""
     stop_recorded(_directory())
-    cluster_of(_NAME).stop()
+    cluster = cluster_of(_NAME)
+    if isinstance(cluster, ExistingCluster):  # it stays, so that what is in it has to go
+        cluster.prepare()
+        cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", timeout_seconds=120)
+        uninstall_operator(cluster)
+    cluster.stop()
 
 
 class Demo:

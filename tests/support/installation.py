@@ -3,12 +3,15 @@
 import os
 import subprocess
 
+from dbtunnel.api.resource import GROUP, PLURAL
 from tests.support.binaries import binary
 from tests.support.cluster import Cluster, ClusterError
 from tests.support.images import CLIENT, OPERATOR, Recipe, build
 from tests.support.processes import ROOT
 
 RELEASE, NAMESPACE = "dbtunnel", "dbtunnel-system"
+
+CRD = f"{PLURAL}.{GROUP}"
 
 _VARIABLES = {OPERATOR: "IMAGE", CLIENT: "CLIENT_IMAGE"}
 """Name images that a cluster has already, or pulls from its registry."""
@@ -46,6 +49,13 @@ def helm_command(image: str, *options: str) -> list[str]:
 def install_operator(cluster: Cluster, image: str, *options: str) -> str:
     """Installs the operator and waits until it runs. Returns what helm says. Raises ClusterError."""
     return helm(cluster, *helm_command(image, *options)[1:])
+
+
+def uninstall_operator(cluster: Cluster) -> None:
+    """Removes the operator with its definition, which the chart itself keeps, and so every tunnel."""
+    helm(cluster, "uninstall", RELEASE, "--namespace", NAMESPACE, "--ignore-not-found", "--wait")
+    cluster.kubectl("delete", "crd", CRD, "--ignore-not-found", timeout_seconds=120)
+    cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", timeout_seconds=120)
 
 
 def helm(cluster: Cluster, *arguments: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tests.support.cluster.kind import kind_config
 from tests.support.cluster.layout import Layout, NoFreeNetworkError, free_network
 from tests.support.cluster.local import PROGRAMS, LocalCluster
 from tests.support.cluster.node import make_cgroup
+from tests.support.processes import ROOT, Process, wait_until
 
 DIRECTORY = Path("/cache/clusters/dev")
 
@@ -91,6 +93,29 @@ def test_a_line_of_the_audit_log_that_is_being_written_waits_for_its_end() -> No
     assert log.events == [{"verb": "create"}]
     log.feed(b'ate"}\n')
     assert log.events == [{"verb": "create"}, {"verb": "update"}]
+
+
+def test_a_kind_cluster_goes_with_a_killed_test_run(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    kind = tmp_path / "kind"
+    kind.write_text(f'#!/bin/sh\n[ "$1" = get ] || echo "$@" >> {said}\n')
+    kind.chmod(0o755)
+    program = (
+        "import time\n"
+        "from tests.support.cluster.kind import KindCluster\n"
+        "KindCluster('gone')._guard()\n"
+        "print('guarded', flush=True)\n"
+        "time.sleep(60)"
+    )
+    environment = {**os.environ, "KUBE_BIN_DIR": str(tmp_path), "DBTUNNEL_CACHE": str(tmp_path / "cache")}
+    run = Process([sys.executable, "-c", program], tmp_path / "log", env=environment, cwd=ROOT).start()
+    run.wait_until(lambda: "guarded" in run.log_end(), "the guard")
+    assert not said.exists()
+
+    run.kill()
+
+    wait_until(said.exists, "the deletion")
+    assert said.read_text() == "delete cluster --name dbtunnel-gone\n"
 
 
 # --- the local cluster ------------------------------------------------------------------------------------------

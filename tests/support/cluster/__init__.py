@@ -15,7 +15,7 @@ from tests.support.cluster.local import LocalCluster
 KINDS: dict[str, type[Cluster]] = {"kind": KindCluster, "local": LocalCluster, "existing": ExistingCluster}
 """What `CLUSTER` may say."""
 
-__all__ = ["KINDS", "Cluster", "ClusterError", "cluster_of", "start_cluster"]
+__all__ = ["KINDS", "Cluster", "ClusterError", "ExistingCluster", "cluster_of", "start_cluster"]
 
 
 def start_cluster(name: str, *, survives: bool = False) -> Cluster:

@@ -43,7 +43,7 @@ def kind_config(policy_directory: Path) -> dict[str, Any]:
 
 
 class KindCluster(Cluster):
-    """A kind cluster named `dbtunnel-NAME`. One that a killed test run left is made anew by the next."""
+    """A kind cluster named `dbtunnel-NAME`. One that a killed test run left is deleted with it."""
 
     @property
     def _kind_name(self) -> str:
@@ -63,6 +63,8 @@ class KindCluster(Cluster):
         if survives and self.is_running():
             return
         self.stop()
+        if not survives:
+            self._guard()
         policy, config = self.directory / "audit-policy" / "policy.yaml", self.directory / "kind.yaml"
         policy.parent.mkdir(parents=True, exist_ok=True)
         policy.write_text(AUDIT_POLICY)
@@ -73,6 +75,14 @@ class KindCluster(Cluster):
         except ProcessError as error:
             raise ClusterError(str(error)) from error
         wait_until(self.node_is_ready, "a Ready node", 60, interval_seconds=1)
+
+    def _guard(self) -> None:
+        """A process that deletes the cluster once this one has ended, also by a kill: its standard input ends then."""
+        script = 'cat > /dev/null; exec "$0" delete cluster --name "$1"'
+        command = ["sh", "-c", script, str(binary("kind")), self._kind_name]
+        self._guard_process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
 
     def stop(self) -> None:
         command: list[str | Path] = [binary("kind"), "delete", "cluster", "--name", self._kind_name]
