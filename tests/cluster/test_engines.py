@@ -6,7 +6,7 @@ import time
 import pytest
 
 from dbtunnel.api.engines import ENGINES, Engine
-from tests.support.clients import COMMANDS, Endpoint, query
+from tests.support.clients import AUTHORITY_FILE, COMMANDS, Endpoint, query
 from tests.support.cluster import Cluster, ClusterError
 from tests.support.databases import ROWS
 from tests.support.private_network import BASTION, DATABASES, PrivateDatabase, PrivateNetwork
@@ -42,6 +42,18 @@ def test_the_only_way_to_a_database_is_its_tunnel(
     for host in (database.host, address, installed.host_address):
         with pytest.raises(ClusterError, match=r"could not translate host name|Connection refused"):
             query(installed, shop, ["psql", f"host={host} port={database.port} connect_timeout=5", "-c", QUERY])
+
+
+@pytest.mark.parametrize("engine", [Engine.REDSHIFT, Engine.ALLOYDB])
+def test_tls_is_the_databases_own_all_the_way(installed: Cluster, shop: str, engine: Engine) -> None:
+    """A client that trusts other authorities refuses it, so that the tunnel cannot be what answers."""
+    database = next(one for one in DATABASES if one.engine is engine)
+    endpoint = Endpoint.of(start(installed, shop, database.name))
+    others = "/etc/ssl/certs/ca-certificates.crt"
+    trusting = [word.replace(AUTHORITY_FILE, others) for word in COMMANDS[engine](endpoint, QUERY)]
+
+    with pytest.raises(ClusterError, match=r"certificate verify failed"):
+        query(installed, shop, ["env", f"SSL_CERT_FILE={others}", *trusting])
 
 
 @pytest.mark.parametrize("database", DATABASES, ids=lambda one: str(one.engine))
@@ -117,11 +129,20 @@ def test_printer_columns(installed: Cluster, shop: str) -> None:
     start(installed, shop, "orders")
 
     heading, line = installed.kubectl("get", "dbtun", "orders", "-n", shop).splitlines()
-    wide = installed.kubectl("get", "dbtun", "orders", "-n", shop, "-o", "wide").splitlines()[0]
+    wide_heading, wide_line = installed.kubectl("get", "dbtun", "orders", "-n", shop, "-o", "wide").splitlines()
 
-    assert heading.split() == ["NAME", "ENGINE", "ENDPOINT", "BASTION", "READY", "REASON", "AGE"]
-    assert line.split()[:6] == ["orders", "PostgreSQL", f"orders.{shop}.svc", BASTION, "True", "Succeeded"]
-    assert wide.split()[6:] == ["ACTIVE", "HOST", "REPLICAS", "MESSAGE", "AGE"] or "MESSAGE" in wide
+    columns = ["NAME", "ENGINE", "ENDPOINT", "BASTION", "READY", "REASON", "AGE"]
+    values = ["orders", "PostgreSQL", f"orders.{shop}.svc", BASTION, "True", "Succeeded"]
+    assert _cells(heading) == columns
+    assert _cells(line)[:6] == values
+    assert _cells(wide_heading) == [*columns, "ACTIVE HOST", "REPLICAS", "MESSAGE"]
+    assert _cells(wide_line)[:6] == values
+    assert _cells(wide_line)[7:9] == [BASTION, "1"]
+
+
+def _cells(line: str) -> list[str]:
+    """A heading may have a space in it; columns are apart by more than one."""
+    return re.split(r" {2,}", line.strip())
 
 
 def test_explain_is_documentation(crd_installed: Cluster) -> None:

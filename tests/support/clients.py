@@ -12,7 +12,7 @@ from tests.support.tunnels import Manifest, apply
 
 POD = "client"
 
-_AUTHORITY_FILE = f"/etc/{AUTHORITY}/ca.crt"
+AUTHORITY_FILE = f"/etc/{AUTHORITY}/ca.crt"
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ def _psql(endpoint: Endpoint, query: str) -> list[str]:
 def _psql_verified(endpoint: Endpoint, query: str) -> list[str]:
     """TLS with the certificate's name verified, through the Service's address."""
     target = f"host={endpoint.server_name} hostaddr={endpoint.address} port={endpoint.port}"
-    tls = f"sslmode=verify-full sslrootcert={_AUTHORITY_FILE}"
+    tls = f"sslmode=verify-full sslrootcert={AUTHORITY_FILE}"
     return ["psql", f"{target} user={USER} dbname={DATABASE} {tls}", "-c", query]
 
 
 def _mysql(endpoint: Endpoint, query: str) -> list[str]:
-    address = [f"--host={endpoint.host}", f"--port={endpoint.port}", f"--user={USER}", f"--ssl-ca={_AUTHORITY_FILE}"]
+    address = [f"--host={endpoint.host}", f"--port={endpoint.port}", f"--user={USER}", f"--ssl-ca={AUTHORITY_FILE}"]
     return ["mysql", *address, DATABASE, "--table", "--execute", query]
 
 
@@ -84,7 +84,7 @@ def query(cluster: Cluster, namespace: str, command: list[str], timeout_seconds:
 
 
 def _pod(namespace: str, image: str) -> dict[str, Any]:
-    variables = {"PGPASSWORD": PASSWORD, "MYSQL_PWD": PASSWORD, "SSL_CERT_FILE": _AUTHORITY_FILE}
+    variables = {"PGPASSWORD": PASSWORD, "MYSQL_PWD": PASSWORD, "SSL_CERT_FILE": AUTHORITY_FILE}
     container = {
         "name": POD,
         "image": image,
