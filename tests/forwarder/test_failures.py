@@ -137,11 +137,11 @@ def test_a_name_that_does_not_resolve(start_forwarder: StartForwarder, postgres:
     check(start_forwarder(postgres.port, bastion=hop), "transport", "HostUnresolvable")
 
 
-def test_no_route(start_forwarder: StartForwarder, postgres: PostgresServer) -> None:
-    # an address of the class that is reserved; no kernel sends anything there
-    hop = ForwarderHop(host="255.255.255.255", port=22, user=USER, host_key=PIN)
-    forwarder = start_forwarder(postgres.port, bastion=hop)
-    forwarder.wait(lambda status: status.transport.reason in ("NetworkUnreachable", "ConnectionLost"), "no route")
+def test_no_route(start_forwarder: StartForwarder, postgres: PostgresServer, tmp_path: Path) -> None:
+    with faults.no_host(tmp_path) as nobody:
+        hop = ForwarderHop(host=nobody.host, port=22, user=USER, host_key=PIN)
+        forwarder = start_forwarder(postgres.port, bastion=hop, seconds=seconds(connect_timeout=30))
+        check(forwarder, "transport", "NetworkUnreachable", nobody.host)
 
 
 def test_nobody_listens_until_somebody_does(
@@ -274,6 +274,14 @@ def test_a_database_that_drops_packets(start_forwarder: StartForwarder, tmp_path
     with BlackHole(tmp_path) as hole:
         forwarder = start_forwarder(5432, database_host=hole.host, seconds=seconds(connect_timeout=1))
         check(forwarder, "database", "DatabaseTimeout", "within 1 s")
+
+
+def test_a_database_to_which_there_is_no_route(
+    start_forwarder: StartForwarder, tmp_path: Path, bastion: Bastion
+) -> None:
+    with faults.no_host(tmp_path) as nobody:
+        forwarder = start_forwarder(5432, database_host=nobody.host, seconds=seconds(connect_timeout=30))
+        check(forwarder, "database", "DatabaseUnreachable", "No route to host")
 
 
 _NO_DATABASE: list[tuple[Callable[[], AbstractContextManager[FaultServer]], str, str]] = [

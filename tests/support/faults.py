@@ -117,10 +117,12 @@ class BlackHole:
     there, the far end has no address, so the kernel there drops whatever arrives.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, silent: bool = True) -> None:
+        """`silent`: False where the kernel shall find out, which takes it three seconds, and say so."""
         if os.geteuid() != 0:
             raise ProcessError("a black hole needs a network namespace: run the tests as root")
         self._holder = Process(["unshare", "--net", "sleep", "infinity"], directory / "blackhole.log")
+        self._is_silent = silent
         self.link = f"dbt{secrets.token_hex(4)}"
         """The network interface that leads there."""
         self.host = ""
@@ -139,13 +141,19 @@ class BlackHole:
         run(["ip", "address", "add", f"{network + 1}/30", "dev", link])
         run(["ip", "link", "set", link, "up"])
         # nobody answers ARP there, and an unanswered ARP request would be reported to the client
-        run(["ip", "neighbour", "add", self.host, "lladdr", "02:00:00:00:00:01", "nud", "permanent", "dev", link])
+        if self._is_silent:
+            run(["ip", "neighbour", "add", self.host, "lladdr", "02:00:00:00:00:01", "nud", "permanent", "dev", link])
         return self
 
     def __exit__(self, *_: object) -> None:
         self._holder.stop()
         gone = Path("/sys/class/net", self.link)
         wait_until(lambda: not gone.exists(), "the namespace's end")
+
+
+def no_host(directory: Path) -> BlackHole:
+    """An address of a network that is there, at which no host is: the kernel says "No route to host". Needs root."""
+    return BlackHole(directory, silent=False)
 
 
 def _receive(connection: socket.socket, count: int) -> None:
