@@ -1,6 +1,7 @@
 """The schema, judged by the real API server: what it stores, what it refuses, and what it says."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -248,6 +249,9 @@ def test_the_resource_explains_itself(crd_installed: Cluster) -> None:
 
 def test_columns(crd_installed: Cluster, namespace: str) -> None:
     crd_installed.kubectl("create", "-n", namespace, "-f", "-", input=json.dumps(manifest({})))
+    columns = ["NAME", "ENGINE", "ENDPOINT", "BASTION", "READY", "REASON", "AGE"]
     table = crd_installed.kubectl("get", "dbtun", "-n", namespace)
-    assert table.split()[:7] == ["NAME", "ENGINE", "ENDPOINT", "BASTION", "READY", "REASON", "AGE"]
+    wide = crd_installed.kubectl("get", "dbtun", "-n", namespace, "-o", "wide")
+    assert re.split(r" {2,}", table.splitlines()[0].strip()) == columns
     assert "203.0.113.7" in table
+    assert re.split(r" {2,}", wide.splitlines()[0].strip()) == [*columns, "ACTIVE HOST", "REPLICAS", "MESSAGE"]

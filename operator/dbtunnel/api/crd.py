@@ -129,7 +129,7 @@ def _columns() -> list[Schema]:
         column("Ready", f"{_READY}.status"),
         column("Reason", f"{_READY}.reason"),
         column("Age", ".metadata.creationTimestamp", of="date"),
-        column("Active", ".status.hops[?(@.active==true)].host", wide=True),
+        column("Active Host", ".status.hops[?(@.active==true)].host", wide=True),
         column("Replicas", ".status.readyReplicas", wide=True, of="integer"),
         column("Message", f"{_READY}.message", wide=True),
     ]
