@@ -87,7 +87,9 @@ def test_a_real_client_shows_that_postgresql_answers(
 ) -> None:
     server = postgres if sslmode == "disable" else postgres_tls
     forwarder = start_forwarder(server.port, probe_mode=ProbeMode.PASSIVE)
-    assert forwarder.wait_for("database", "NotProbed").status == "Unknown"
+    fact = forwarder.wait_for("database", "NotProbed")
+    assert fact.status == "Unknown"
+    assert "the first that does will show" in fact.seen
     postgres_through(forwarder, sslmode=sslmode).close()
     forwarder.wait_for("database", "Succeeded")
     assert forwarder.status().database_fact.protocol == "PostgreSQL"
@@ -95,12 +97,11 @@ def test_a_real_client_shows_that_postgresql_answers(
     assert forwarder.metric(PROBES) == 0
 
 
-def test_nothing_is_concluded_where_probes_are_disabled(
-    start_forwarder: StartForwarder, tmp_path: Path
-) -> None:
+def test_nothing_is_concluded_where_probes_are_disabled(start_forwarder: StartForwarder, tmp_path: Path) -> None:
     server = PostgresServer(tmp_path / "pg")
     forwarder = start_forwarder(server.port, probe_mode=ProbeMode.DISABLED)
     nothing = forwarder.wait_for("database", "NotProbed")
+    assert nothing.seen == "spec.probe.mode is Disabled"
     with pytest.raises(psycopg.OperationalError):
         postgres_through(forwarder)
     assert forwarder.status().database == nothing

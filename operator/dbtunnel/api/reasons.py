@@ -386,8 +386,9 @@ REASONS: dict[Reason, ReasonInfo] = {
     Reason.NOT_PROBED: ReasonInfo(
         _DATABASE,
         None,
-        "No client has connected yet and this engine is not probed actively. This does not hold Ready back.",
-        "Not probed: {seen}. The first client that connects will show whether the database answers.",
+        "Nothing has shown yet whether the database answers: this engine is not probed actively and no client has"
+        " connected, or spec.probe.mode is Disabled. This does not hold Ready back.",
+        "Not probed: {seen}.",
     ),
 }
 """Every reason that a condition can have when it is not True."""

@@ -79,7 +79,9 @@ class Prober:
     def _wait_for_clients(self) -> None:
         if self._state.status.database != NOT_REACHED:
             return  # what an earlier connection showed still holds
-        seen = "probe.mode is Disabled" if self._is_disabled else "no client has connected yet"
+        seen = "no client has connected yet; the first that does will show whether the database answers"
+        if self._is_disabled:
+            seen = "spec.probe.mode is Disabled"
         self._state.unknown(ConditionType.DATABASE_REACHABLE, Reason.NOT_PROBED, seen)
 
     def saw(self, link: Link, first: bytes) -> None:
