@@ -10,6 +10,7 @@ import yaml
 
 from dbtunnel.api.conditions import CAUSAL_ORDER, ConditionType
 from dbtunnel.api.crd import crd, resource_schema
+from dbtunnel.api.engines import ENGINES, Engine, EngineInfo
 from dbtunnel.api.reasons import REASONS, Reason, ReasonInfo
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +46,27 @@ def conditions_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def engines_page() -> str:
+    """What differs between engines, and how their clients verify TLS."""
+    lines = [
+        "# Engines",
+        f"<!-- {_HEADER} -->",
+        "",
+        "| engine | protocol | default port | URI scheme | `probe.mode: Auto` asks | what the server demands of TLS |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(_engine_row(engine, info) for engine, info in ENGINES.items()),
+        "",
+        "## How clients verify the database's certificate",
+        "",
+        "TLS is between the client and the database; the tunnel passes it through and can read none of it.",
+        "`TLS-SERVER-NAME` is `status.endpoint.tlsServerName`, `CLUSTER-IP` is `status.endpoint.clusterIP`, `CA` is a file",
+        "with the authority of the database's certificate.",
+        "",
+    ]
+    lines += [f"- {engine}, {hint}" for engine, info in ENGINES.items() for hint in info.client_hints]
+    return "\n".join(lines) + "\n"
+
+
 def resource_page() -> str:
     """Every field of the resource."""
     schema = resource_schema()
@@ -60,6 +82,7 @@ GENERATED: Mapping[str, Callable[[], str]] = {
     "crds/dbtunnel.dev_databasetunnels.yaml": crd_yaml,
     "charts/dbtunnel-operator/files/crd.yaml": crd_yaml,
     "docs/conditions.md": conditions_page,
+    "docs/engines.md": engines_page,
     "docs/resource.md": resource_page,
 }
 """Each generated file, and what makes its text."""
@@ -69,6 +92,11 @@ def _row(reason: Reason, info: ReasonInfo) -> str:
     stalled = {None: "never", 0: "at once"}.get(info.grace_seconds, f"after {info.grace_seconds} s")
     retried = f"every {info.retry_seconds} s or slower" if info.retry_seconds else "with backoff"
     return f"| `{reason}` | {info.meaning} | {stalled} | {retried} |"
+
+
+def _engine_row(engine: Engine, info: EngineInfo) -> str:
+    probe = info.quiet_probe or "nothing"
+    return f"| {engine} | {info.protocol} | {info.default_port} | `{info.uri_scheme}` | {probe} | {info.tls_rule} |"
 
 
 def _fields(schema: Mapping[str, Any], path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

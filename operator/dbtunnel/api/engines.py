@@ -42,9 +42,11 @@ class EngineInfo:
     `max_connect_errors` of the bastion's address and can lock out everyone behind it."""
     tls_rule: str
     """What the engine demands of TLS, for the documentation."""
-    client_hint: str
-    """How its usual client verifies TLS through the tunnel, for the documentation."""
+    client_hints: tuple[str, ...]
+    """How its usual clients verify TLS through the tunnel, with what `status.endpoint` tells, for the documentation."""
 
+
+_LIBPQ = "libpq: `host=TLS-SERVER-NAME hostaddr=CLUSTER-IP sslmode=verify-full sslrootcert=CA`"
 
 ENGINES: dict[Engine, EngineInfo] = {
     Engine.POSTGRESQL: EngineInfo(
@@ -53,7 +55,7 @@ ENGINES: dict[Engine, EngineInfo] = {
         "postgresql",
         quiet_probe=QuietProbe.SSL_REQUEST,
         tls_rule="Optional; pg_hba.conf may demand it (hostssl).",
-        client_hint="libpq: host=<name on the certificate> hostaddr=<ClusterIP> sslmode=verify-full",
+        client_hints=(_LIBPQ,),
     ),
     Engine.REDSHIFT: EngineInfo(
         WireProtocol.POSTGRESQL,
@@ -61,7 +63,10 @@ ENGINES: dict[Engine, EngineInfo] = {
         "redshift",
         quiet_probe=QuietProbe.SSL_REQUEST,
         tls_rule="Optional; the parameter require_ssl demands it.",
-        client_hint="redshift_connector: ssl=True, sslmode='verify-ca'",
+        client_hints=(
+            "redshift_connector: `ssl=True, sslmode='verify-ca'`; it verifies against the file that the variable"
+            " `SSL_CERT_FILE` names, and not the name",
+        ),
     ),
     Engine.ALLOYDB: EngineInfo(
         WireProtocol.POSTGRESQL,
@@ -69,7 +74,7 @@ ENGINES: dict[Engine, EngineInfo] = {
         "postgresql",
         quiet_probe=QuietProbe.SSL_REQUEST,
         tls_rule="Demanded unless the instance's ssl-mode is ALLOW_UNENCRYPTED_AND_ENCRYPTED.",
-        client_hint="libpq: sslmode=verify-ca sslrootcert=<the cluster's CA>",
+        client_hints=(f"{_LIBPQ}; `sslmode=verify-ca` where the certificate does not bear the name",),
     ),
     Engine.MYSQL: EngineInfo(
         WireProtocol.MYSQL,
@@ -77,6 +82,9 @@ ENGINES: dict[Engine, EngineInfo] = {
         "mysql",
         quiet_probe=None,
         tls_rule="Optional; require_secure_transport demands it.",
-        client_hint="mysql: --ssl-mode=VERIFY_CA --ssl-ca=<CA>",
+        client_hints=(
+            "MariaDB's mysql: `--ssl-ca=CA`",
+            "Oracle's mysql, not tried here: `--ssl-mode=VERIFY_CA --ssl-ca=CA`",
+        ),
     ),
 }
