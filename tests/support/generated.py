@@ -59,8 +59,8 @@ def engines_page() -> str:
         "## How clients verify the database's certificate",
         "",
         "TLS is between the client and the database; the tunnel passes it through and can read none of it.",
-        "`TLS-SERVER-NAME` is `status.endpoint.tlsServerName`, `CLUSTER-IP` is `status.endpoint.clusterIP`, `CA` is a file",
-        "with the authority of the database's certificate.",
+        "`TLS-SERVER-NAME` is `status.endpoint.tlsServerName`, `CLUSTER-IP` is `status.endpoint.clusterIP`, `CA` is a",
+        "file with the authority of the database's certificate.",
         "",
     ]
     lines += [f"- {engine}, {hint}" for engine, info in ENGINES.items() for hint in info.client_hints]
