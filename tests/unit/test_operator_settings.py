@@ -105,6 +105,12 @@ def test_values_that_can_be_used(words: list[str], field: str, value: object) ->
     assert getattr(read(*words), field) == value
 
 
+@pytest.mark.parametrize("access", PodAccess)
+def test_a_choice_is_the_member_that_the_code_asks_for(access: PodAccess) -> None:
+    assert read("--pod-access", str(access)).pod_access is access
+    assert read("--default-probe-mode", "Passive").default_probe_mode is ProbeMode.PASSIVE
+
+
 # --- values that cannot be used ---------------------------------------------------------------------------------------
 
 BAD: dict[str, tuple[list[str], str]] = {

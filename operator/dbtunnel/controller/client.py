@@ -11,11 +11,12 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from dbtunnel.api.resource import API_VERSION, KIND, PLURAL
 from dbtunnel.controller.metrics import Metrics
+from dbtunnel.controller.store import trimmed
 from dbtunnel.domain.children import Manifest
 from dbtunnel.domain.names import MANAGER
 
 _TIMEOUT_SECONDS = 30
-_LIST_CHUNK = 500
+_LIST_CHUNK = 250
 _MERGE_PATCH = "application/merge-patch+json"
 _MESSAGE_LIMIT = 1000
 
@@ -105,13 +106,14 @@ class Client:
             raise
 
     async def list(self, kind: Kind, namespace: str = "", selector: str = "") -> tuple[list[Manifest], int]:
-        """All objects, and the resourceVersion at which they were listed."""
+        """All objects, trimmed page by page, and the resourceVersion at which they were listed."""
         items: list[Manifest] = []
         query = {"limit": str(_LIST_CHUNK), "labelSelector": selector}
         while True:
             page = await self._request("GET", kind.path(namespace), query)
             # items of a list say of themselves neither what they are nor of which version
-            items += [{"apiVersion": kind.group_version, "kind": kind.name, **item} for item in page["items"]]
+            named = {"apiVersion": kind.group_version, "kind": kind.name}
+            items += [trimmed(kind.name, {**named, **item}) for item in page["items"]]
             query["continue"] = page["metadata"].get("continue", "")
             if not query["continue"]:
                 return items, int(page["metadata"]["resourceVersion"])
@@ -199,7 +201,8 @@ async def load_configuration() -> Configuration:
     """Where the API server is and how to log in: the pod's service account, else the kubeconfig."""
     redirects = aiohttp.TraceConfig()
     redirects.on_request_redirect.append(_refuse_redirect)
-    configuration = Configuration(trace_configs=[redirects])
+    # no proxy of the environment, as Kopf has it, and no .netrc, which would be read for every request
+    configuration = Configuration(trace_configs=[redirects], client_session_kwargs={"trust_env": False})
     # workers are few; a limit would let the long-polls of many forwarders, through the proxy, keep the writes waiting
     configuration.connection_pool_maxsize = 0
     try:

@@ -76,7 +76,8 @@ def _one_of(*values: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in values:
             raise ValueError(f"write one of {', '.join(values)}")
-        return text
+        # the member itself where the values are an enumeration's
+        return values[values.index(text)]
 
     return parse
 

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterable, Mapping
+from sys import intern
 from typing import Any, NamedTuple
 
 from dbtunnel.api.resource import KIND
@@ -10,6 +11,9 @@ from dbtunnel.domain.children import Manifest
 from dbtunnel.domain.names import MANAGER, TUNNEL_LABEL
 
 _REMEMBERED_DELETIONS = 10_000
+
+_WORD = 64
+"""Characters up to which a value may well be in other documents too."""
 
 
 class ObjectKey(NamedTuple):
@@ -114,10 +118,19 @@ def version(manifest: Mapping[str, Any]) -> int:
 def trimmed(kind: str, manifest: Mapping[str, Any]) -> Manifest:
     """The part that decisions use; a thousand tunnels' managedFields and pod specifications are tens of megabytes."""
     metadata = {**manifest["metadata"], "managedFields": foreign_managers(manifest)}
-    kept = {**manifest, "metadata": metadata}
+    kept: Manifest = _shared({**manifest, "metadata": metadata})
     if kind == "Pod":
         kept.pop("spec", None)
     return kept
+
+
+def _shared(value: Any) -> Any:
+    """A copy whose words are the same objects wherever they stand: each parsed document has its own of every key."""
+    if isinstance(value, dict):
+        return {intern(key): _shared(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_shared(inner) for inner in value]
+    return intern(value) if isinstance(value, str) and len(value) <= _WORD else value
 
 
 def foreign_managers(manifest: Mapping[str, Any]) -> list[str]:
