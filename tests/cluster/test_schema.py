@@ -19,6 +19,15 @@ MINIMAL: dict[str, Any] = {
     "tunnel": {"host": "203.0.113.7"},
 }
 
+CONDITIONS = {
+    "matchExpressions": [
+        {"key": "tier", "operator": "In", "values": ["web", "job"]},
+        {"key": "tier", "operator": "NotIn", "values": ["test"]},
+        {"key": "app", "operator": "Exists"},
+        {"key": "old", "operator": "DoesNotExist"},
+    ]
+}
+
 GOOD: dict[str, Mapping[str, Any]] = {
     "nothing but what is needed": {},
     "Redshift": {"engine": "Redshift"},
@@ -47,17 +56,55 @@ GOOD: dict[str, Mapping[str, Any]] = {
     },
     "known_hosts in a Secret": {"tunnel.hostKey": {"knownHostsRef": {"name": "hosts", "kind": "Secret", "key": "a"}}},
     "an alias": {"tunnel.hostKey": {"alias": "bastion.example.com", "knownHosts": "x"}},
+    "compression": {"tunnel.compression": True},
     "old algorithms": {"tunnel.algorithms": "Legacy"},
+    "a time to connect": {"tunnel.connectTimeoutSeconds": 300},
     "keepalive": {"tunnel.keepalive": {"intervalSeconds": 1, "countMax": 1}},
     "three replicas": {"replicas": 3},
-    "selected peers": {"access": {"policy": "Selected", "from": [{"podSelector": {"matchLabels": {"app": "shop"}}}]}},
+    "pods with labels": {"access": {"policy": "Selected", "from": [{"podSelector": {"matchLabels": {"app": "shop"}}}]}},
+    "pods by conditions on labels, in namespaces too": {
+        "access": {"policy": "Selected", "from": [{"podSelector": CONDITIONS, "namespaceSelector": CONDITIONS}]}
+    },
+    "all pods of namespaces with labels": {
+        "access": {"policy": "Selected", "from": [{"namespaceSelector": {"matchLabels": {"team": "data"}}}]}
+    },
+    "all pods everywhere": {"access": {"policy": "Selected", "from": [{"podSelector": {}, "namespaceSelector": {}}]}},
+    "addresses": {
+        "access": {
+            "policy": "Selected",
+            "from": [
+                {"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}},
+                {"ipBlock": {"cidr": "2001:db8::7/32"}},
+            ],
+        }
+    },
+    "as many peers as may be": {"access": {"policy": "Selected", "from": [{"podSelector": {}}] * 16}},
     "unrestricted access": {"access": {"policy": "Unrestricted"}},
     "parking": {"parking": {"maxSeconds": 0, "maxClients": 0}},
     "seven days of drain": {"drain": {"minSeconds": 3, "maxSeconds": 604800}},
     "a passive probe": {"probe": {"mode": "Passive", "intervalSeconds": 5}},
-    "a Service of another name": {"service": {"name": "orders-db", "port": 15432, "annotations": {"a": "b"}}},
+    "a Service of another name": {"service": {"name": "orders-db", "port": 15432}},
+    "marks of a Service": {"service": {"annotations": {"example.com/a": "b c"}, "labels": {"a": "b"}}},
+    "marks of pods": {"podTemplate": {"annotations": {"example.com/a": "b c"}, "labels": {"a": "b"}}},
     "resources": {"podTemplate": {"resources": {"requests": {"cpu": "10m"}, "limits": {"memory": "64Mi", "cpu": 1}}}},
-    "tolerations": {"podTemplate": {"tolerations": [{"key": "a", "operator": "Exists", "effect": "NoSchedule"}]}},
+    "tolerations": {
+        "podTemplate": {
+            "tolerations": [
+                {"key": "a", "operator": "Exists", "effect": "NoSchedule"},
+                {"key": "a", "operator": "Equal", "value": "b", "effect": "NoExecute", "tolerationSeconds": 60},
+            ]
+        }
+    },
+    "nodes with labels": {"podTemplate": {"nodeSelector": {"kubernetes.io/arch": "amd64"}}},
+    "spread over zones": {
+        "podTemplate": {
+            "topologySpreadConstraints": [
+                {"topologyKey": "topology.kubernetes.io/zone", "maxSkew": 2, "whenUnsatisfiable": "DoNotSchedule"}
+            ]
+        }
+    },
+    "a priority": {"podTemplate": {"priorityClassName": "high"}},
+    "credentials of a registry": {"podTemplate": {"imagePullSecrets": [{"name": "registry"}]}},
     "affinity": {
         "podTemplate": {"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}}
     },
@@ -65,6 +112,11 @@ GOOD: dict[str, Mapping[str, Any]] = {
     "switched off": {"suspend": True},
 }
 """Changes to the minimal spec that the API server stores as they are."""
+
+
+def selected(*peers: Mapping[str, Any]) -> dict[str, Any]:
+    return {"access": {"policy": "Selected", "from": list(peers)}}
+
 
 BAD: dict[str, tuple[Mapping[str, Any], str, str]] = {
     "no engine": ({"engine": None}, "spec.engine", "Required value"),
@@ -139,7 +191,49 @@ BAD: dict[str, tuple[Mapping[str, Any], str, str]] = {
     "17 replicas": ({"replicas": 17}, "spec.replicas", "less than or equal to 16"),
     "peers without their policy": ({"access": {"from": [{"podSelector": {}}]}}, "spec.access", "policy Selected"),
     "selected peers, none given": ({"access": {"policy": "Selected"}}, "spec.access", "policy Selected"),
-    "17 peers": ({"access": {"policy": "Selected", "from": [{}] * 17}}, "spec.access.from", "at most 16"),
+    "17 peers": (selected(*[{"podSelector": {}}] * 17), "spec.access.from", "at most 16"),
+    "a peer that is nobody": (selected({}), "spec.access.from[0]", "give podSelector, namespaceSelector or both"),
+    "pods and addresses as one peer": (
+        selected({"podSelector": {}, "ipBlock": {"cidr": "10.0.0.0/8"}}),
+        "spec.access.from[0]",
+        "or ipBlock alone",
+    ),
+    "an unknown kind of peer": (
+        selected({"podSelector": {}, "podselector": {}}),
+        "spec.access.from[0].podselector",
+        "unknown field",
+    ),
+    "labels without their field": (
+        selected({"podSelector": {"app": "shop"}}),
+        "spec.access.from[0].podSelector.app",
+        "unknown field",
+    ),
+    "a condition on labels in lower case": (
+        selected({"podSelector": {"matchExpressions": [{"key": "app", "operator": "exists"}]}}),
+        "spec.access.from[0].podSelector.matchExpressions[0].operator",
+        "DoesNotExist",
+    ),
+    "a comparison with nothing": (
+        selected({"podSelector": {"matchExpressions": [{"key": "app", "operator": "In"}]}}),
+        "spec.access.from[0].podSelector.matchExpressions[0]",
+        "give `values` with operator In or NotIn",
+    ),
+    "a condition that compares nothing, with a value": (
+        selected({"namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["b"]}]}}),
+        "spec.access.from[0].namespaceSelector.matchExpressions[0]",
+        "and only with them",
+    ),
+    "addresses without a range": (selected({"ipBlock": {}}), "spec.access.from[0].ipBlock.cidr", "Required value"),
+    "an address without its prefix": (
+        selected({"ipBlock": {"cidr": "10.0.0.0"}}),
+        "spec.access.from[0].ipBlock.cidr",
+        "such as 10.0.0.0/8",
+    ),
+    "an exception that is no range": (
+        selected({"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.0.0.0/33"]}}),
+        "spec.access.from[0].ipBlock.except[0]",
+        "such as 10.0.0.0/8",
+    ),
     "more drain than seven days": ({"drain": {"maxSeconds": 604801}}, "spec.drain.maxSeconds", "604800"),
     "drain in the wrong order": (
         {"drain": {"minSeconds": 9, "maxSeconds": 5}},
@@ -150,7 +244,11 @@ BAD: dict[str, tuple[Mapping[str, Any], str, str]] = {
     "a probe a second": ({"probe": {"intervalSeconds": 1}}, "spec.probe.intervalSeconds", "greater than or equal to 5"),
     "a Service name with a dot": ({"service": {"name": "a.b"}}, "spec.service.name", "beginning with a letter"),
     "a Service name of 64 characters": ({"service": {"name": "a" * 64}}, "spec.service.name", "63"),
-    "resources that are none": ({"podTemplate": {"resources": {"limits": {"cpu": "much"}}}}, "limits.cpu", "match"),
+    "resources that are none": (
+        {"podTemplate": {"resources": {"limits": {"cpu": "much"}}}},
+        "limits[cpu]",
+        "such as 100m",
+    ),
     "a toleration's effect in lower case": (
         {"podTemplate": {"tolerations": [{"effect": "noschedule"}]}},
         "spec.podTemplate.tolerations[0].effect",

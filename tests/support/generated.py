@@ -73,7 +73,7 @@ def resource_page() -> str:
     lines = ["# DatabaseTunnel: every field", f"<!-- {_HEADER} -->", ""]
     for part in ("spec", "status"):
         lines += [f"## {part}", "", "| field | type | default | what it is |", "| --- | --- | --- | --- |"]
-        lines += [_field_row(path, field) for path, field in _fields(schema["properties"][part], part)]
+        lines += [_field_row(path, field) for path, field in fields_of(schema["properties"][part], part)]
         lines.append("")
     return "\n".join(lines)
 
@@ -99,13 +99,14 @@ def _engine_row(engine: Engine, info: EngineInfo) -> str:
     return f"| {engine} | {info.protocol} | {info.default_port} | `{info.uri_scheme}` | {probe} | {info.tls_rule} |"
 
 
-def _fields(schema: Mapping[str, Any], path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def fields_of(schema: Mapping[str, Any], path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The fields within `path` and those within them, by their paths; `[]` stands for a list's items."""
     for name, field in schema.get("properties", {}).items():
         inner = f"{path}.{name}"
         yield inner, field
-        yield from _fields(field, inner)
+        yield from fields_of(field, inner)
         if "properties" in field.get("items", {}):
-            yield from _fields(field["items"], f"{inner}[]")
+            yield from fields_of(field["items"], f"{inner}[]")
 
 
 def _field_row(path: str, field: Mapping[str, Any]) -> str:

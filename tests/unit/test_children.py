@@ -156,8 +156,15 @@ def test_the_namespace_reaches_the_database_and_the_operator_the_admin_port() ->
     }
 
 
-def test_selected_peers_take_the_place_of_the_namespace() -> None:
-    peers = [{"ipBlock": {"cidr": "10.0.0.0/8"}}, {"namespaceSelector": {}, "podSelector": {}}]
+def test_selected_peers_take_the_place_of_the_namespace_as_they_are() -> None:
+    web = {"matchLabels": {"tier": "web"}, "matchExpressions": [{"key": "app", "operator": "In", "values": ["a", "b"]}]}
+    peers = [
+        {"ipBlock": {"cidr": "10.0.0.1/8", "except": ["10.1.0.0/16"]}},
+        {"ipBlock": {"cidr": "2001:db8::/32", "except": []}},
+        {"namespaceSelector": {}, "podSelector": web},
+        {"namespaceSelector": {"matchExpressions": [{"key": "team", "operator": "Exists"}]}},
+        {"podSelector": {"matchLabels": {}, "matchExpressions": []}},
+    ]
     policy = build_network_policy(tunnel({"access": {"policy": "Selected", "from": peers}}), INSTALLATION)
     database, admin = policy["spec"]["ingress"]
     assert database["from"] == peers

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dbtunnel.api import rules
 from dbtunnel.api.base import CEL_KEY, Rule
-from dbtunnel.api.pods import HostAlias, Quantity
+from dbtunnel.api.pods import HostAlias
 from dbtunnel.api.spec import Access, Drain, HostKey
 from tests.support.values import tunnel
 
@@ -40,7 +40,8 @@ GOOD: dict[str, tuple[Any, list[str]]] = {
     "DataKey": (rules.DataKey, ["ssh-privatekey", "id_ed25519", "A.b-C_1"]),
     "Fingerprint": (rules.Fingerprint, [FINGERPRINT]),
     "User": (rules.User, ["dbtunnel", "CORP\\svc@example.com", "a", "a-b", "~"]),
-    "Quantity": (Quantity, ["100m", "64Mi", "0.5", "1", "1e3", ".5", "2."]),
+    "Quantity": (rules.Quantity, ["100m", "64Mi", "0.5", "1", "1e3", ".5", "2."]),
+    "Cidr": (rules.Cidr, ["10.0.0.0/8", "10.0.0.1/8", "0.0.0.0/0", "203.0.113.7/32", "2001:db8::/32", "::1/128"]),
 }
 
 BAD: dict[str, tuple[Any, list[str], str]] = {
@@ -78,7 +79,13 @@ BAD: dict[str, tuple[Any, list[str], str]] = {
         "write SHA256: and 43 characters, as `ssh-keygen -lf` prints it",
     ),
     "User": (rules.User, ["-oProxyCommand=x", "a b", "a\n", "é", "\x7f"], "write the login name on the SSH server"),
-    "Quantity": (Quantity, ["100 m", "Mi", "64MB", "", "1,5", "1\n", "--1"], "write a quantity such as 100m"),
+    "Cidr": (
+        rules.Cidr,
+        ["10.0.0.0", "10.0.0.0/33", "10.0.0.0/08", "10.0.0.0/", "10.0.0/8", "::/129", "::ffff:10.0.0.0/104", "a/8"]
+        + ["10.0.0.0/255.0.0.0", "10.0.0.0/8/8", "10.0.0.0/8\n", "fe80::%eth0/64", "10.0.0.0/+8"],
+        "write a range of addresses such as 10.0.0.0/8",
+    ),
+    "Quantity": (rules.Quantity, ["100 m", "Mi", "64MB", "", "1,5", "1\n", "--1"], "write a quantity such as 100m"),
 }
 
 
@@ -138,8 +145,8 @@ def test_no_host_can_break_out_of_its_place(text: str) -> None:
         ),
         (HostKey, {"knownHosts": "a b c", "knownHostsRef": {"name": "a"}}, "not several"),
         (Access, {"policy": "Selected"}, "give `from` with policy Selected, and only with it"),
-        (Access, {"policy": "SameNamespace", "from": [{}]}, "only with it"),
-        (Access, {"from": [{}]}, "only with it"),
+        (Access, {"policy": "SameNamespace", "from": [{"podSelector": {}}]}, "only with it"),
+        (Access, {"from": [{"podSelector": {}}]}, "only with it"),
         (Access, {"policy": "Selected", "from": []}, "at least 1 item"),
         (Drain, {"minSeconds": 2, "maxSeconds": 1}, "minSeconds must not be more than maxSeconds"),
         (HostAlias, {"ip": "bastion", "hostnames": ["a"]}, "write an IPv4 or IPv6 address"),
@@ -159,7 +166,7 @@ def test_fields_that_do_not_go_together(model: Any, value: dict[str, Any], messa
         (HostKey, {"alias": "bastion"}),
         (HostKey, {"knownHosts": "x", "alias": "bastion"}),
         (Access, {}),
-        (Access, {"policy": "Selected", "from": [{}]}),
+        (Access, {"policy": "Selected", "from": [{"podSelector": {}}]}),
         (Access, {"policy": "Unrestricted"}),
         (Drain, {}),
         (Drain, {"minSeconds": 5}),

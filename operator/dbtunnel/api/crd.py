@@ -1,6 +1,7 @@
 """The CustomResourceDefinition, made from the models. What is in `crds/` and in the chart is this module's output."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, cast
 
 from dbtunnel.api.base import CEL_KEY, ApiModel
@@ -101,7 +102,8 @@ def _cleaned(key: str, value: Any, definitions: Mapping[str, Schema]) -> Any:
         return " ".join(value.split())
     if key == "default" and isinstance(value, dict):
         return {}  # the API server fills in the nested defaults
-    return value if key in ("required", "enum", CEL_KEY) else _structural(value, definitions)
+    # a copy, since YAML would refer from one place to another
+    return deepcopy(value) if key in ("required", "enum", CEL_KEY) else _structural(value, definitions)
 
 
 def _says_nothing(node: Schema, key: str) -> bool:

@@ -1,43 +1,20 @@
 """The part of a pod's specification that a tunnel may set, typed so that the API server refuses typing errors."""
 
-import re
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from dbtunnel.api.base import ApiModel, Rule
-from dbtunnel.api.rules import Host, ObjectName, is_address
+from dbtunnel.api.rules import Host, ObjectName, Quantity, is_address
 
 PRESERVE_UNKNOWN = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-
-_QUANTITY = r"^[+-]?([0-9]+|[0-9]+[.][0-9]*|[.][0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
 
 LabelKey = Annotated[str, Field(max_length=317)]
 LabelValue = Annotated[str, Field(max_length=63)]
 AnnotationValue = Annotated[str, Field(max_length=4096)]
 Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=32)]
 Annotations = Annotated[dict[LabelKey, AnnotationValue], Field(max_length=32)]
-
-
-def _quantity(value: int | str) -> int | str:
-    if not re.fullmatch(_QUANTITY, str(value)):
-        raise ValueError("write a quantity such as 100m, 64Mi or 0.5")
-    return value
-
-
-Quantity = Annotated[
-    int | str,
-    AfterValidator(_quantity),
-    Field(
-        json_schema_extra={
-            "anyOf": [{"type": "integer"}, {"type": "string"}],
-            "x-kubernetes-int-or-string": True,
-            "pattern": _QUANTITY,
-            "maxLength": 32,
-        }
-    ),
-]
 ResourceList = Annotated[dict[Annotated[str, Field(max_length=63)], Quantity], Field(max_length=8)]
 
 

@@ -15,6 +15,8 @@ _DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9]
 _DNS_1035_LABEL = r"^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$"
 _DATA_KEY = r"^[-._a-zA-Z0-9]+$"
 _FINGERPRINT = r"^SHA256:[A-Za-z0-9+/]{43}$"
+_PREFIX_LENGTH = r"^(0|[1-9][0-9]{0,2})$"
+_QUANTITY = r"^[+-]?([0-9]+|[0-9]+[.][0-9]*|[.][0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
 _USER = r"^[!-,.-~][!-~]*$"
 
 
@@ -33,6 +35,14 @@ def is_address(value: str) -> bool:
         return "%" not in value and getattr(ip_address(value), "ipv4_mapped", None) is None
     except ValueError:
         return False
+
+
+def _is_cidr(value: str) -> bool:
+    """Whether `value` is a range of addresses, as CEL's isCIDR: bits beyond the prefix may be set."""
+    address, _, length = value.partition("/")
+    if not is_address(address) or not _matching(_PREFIX_LENGTH)(length):
+        return False
+    return int(length) <= ip_address(address).max_prefixlen
 
 
 def _is_host(value: str) -> bool:
@@ -80,4 +90,26 @@ User = Annotated[
     str,
     Field(min_length=1, max_length=128),
     _format(_USER, "write the login name on the SSH server: no spaces, not beginning with '-'"),
+]
+
+Cidr = Annotated[
+    str,
+    Field(max_length=43),
+    Rule("isCIDR(self)", _is_cidr, "write a range of addresses such as 10.0.0.0/8 or 2001:db8::/32"),
+]
+
+Quantity = Annotated[
+    int | str,
+    Rule(
+        f"type(self) == int || self.matches(r'{_QUANTITY}')",
+        lambda value: _matching(_QUANTITY)(str(value)),
+        "write a quantity such as 100m, 64Mi or 0.5",
+    ),
+    Field(
+        json_schema_extra={
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "x-kubernetes-int-or-string": True,
+            "maxLength": 32,
+        }
+    ),
 ]

@@ -1,14 +1,15 @@
 """`spec` of a DatabaseTunnel: what a person declares."""
 
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
 from dbtunnel.api.base import ApiModel, Port, Rule, cel_rules
 from dbtunnel.api.engines import Engine
 from dbtunnel.api.forwarder import Algorithms, ProbeMode
-from dbtunnel.api.pods import PRESERVE_UNKNOWN, Annotations, Labels, PodTemplate
+from dbtunnel.api.peers import Peer
+from dbtunnel.api.pods import Annotations, Labels, PodTemplate
 from dbtunnel.api.rules import DataKey, Fingerprint, Host, ObjectName, ServiceName, User
 
 
@@ -159,9 +160,6 @@ _PEERS_WITH_POLICY = Rule(
 )
 
 
-_Peer = Annotated[dict[str, Any], Field(json_schema_extra=PRESERVE_UNKNOWN)]
-
-
 class Access(ApiModel):
     """Who may connect to the tunnel, as a NetworkPolicy; needs a network that enforces it."""
 
@@ -169,8 +167,8 @@ class Access(ApiModel):
 
     policy: AccessPolicy = AccessPolicy.SAME_NAMESPACE
     """SameNamespace: pods of this namespace. Selected: the peers in `from`. Unrestricted: no NetworkPolicy is made."""
-    from_: Annotated[tuple[_Peer, ...], Field(min_length=1, max_length=16)] | None = Field(default=None, alias="from")
-    """Peers as in a NetworkPolicy's ingress rule (podSelector, namespaceSelector, ipBlock), for policy Selected."""
+    from_: Annotated[tuple[Peer, ...], Field(min_length=1, max_length=16)] | None = Field(default=None, alias="from")
+    """Peers as in a NetworkPolicy's ingress rule, for policy Selected."""
 
     @model_validator(mode="after")
     def _peers_with_policy(self) -> Self:

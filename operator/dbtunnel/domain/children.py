@@ -57,7 +57,7 @@ def build_network_policy(tunnel: DatabaseTunnel, installation: Installation) -> 
     """Who may connect to the pods: the peers of `spec.access` to the database port, the operator to the admin port."""
     peers: list[Any] = [{"podSelector": {}}]
     if tunnel.spec.access.policy is AccessPolicy.SELECTED:
-        peers = list(tunnel.spec.access.from_ or ())
+        peers = [peer.document() for peer in tunnel.spec.access.from_ or ()]
     rules: list[Manifest] = [{"from": peers, "ports": [{"port": DATABASE_PORT_NAME, "protocol": "TCP"}]}]
     if installation.operator_namespace:
         operator = {"matchLabels": {"kubernetes.io/metadata.name": installation.operator_namespace}}
