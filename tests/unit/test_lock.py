@@ -1,10 +1,12 @@
 """The lock files pin what pyproject.toml asks for, by hashes alone."""
 
+import ast
 import re
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import requires
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,21 @@ def test_the_lock_is_complete_on_every_python(python: str, machine: str) -> None
     ]
 
     assert problems == []
+
+
+def test_the_package_asks_for_everything_that_it_imports() -> None:
+    """What comes along with another dependency may stop to."""
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "operator").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    modules = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    tops = {name.split(".")[0] for name in modules} - sys.stdlib_module_names - {"dbtunnel"}
+    tops -= {"pydantic_core"}  # pydantic's other half, pinned by it to the one version that fits
+    asked = {canonicalize_name(Requirement(text).name) for text in PYPROJECT["project"]["dependencies"]}
+    known = packages_distributions()
+
+    assert "cryptography" in tops
+    assert {top for top in tops if not asked & {canonicalize_name(name) for name in known[top]}} == set()
 
 
 def test_packages_with_compiled_parts_have_hashes_of_their_wheels() -> None:
