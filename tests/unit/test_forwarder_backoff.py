@@ -1,0 +1,74 @@
+"""The pace at which a lost SSH connection is made again, in virtual time."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from dbtunnel.api.reasons import Reason
+from dbtunnel.domain.forwarding import forwarder_config
+from dbtunnel.domain.settings import Defaults
+from dbtunnel.forwarder import connection
+from dbtunnel.forwarder.connection import FIRST_BACKOFF_SECONDS, STABLE_SECONDS, Connector, Sources
+from dbtunnel.forwarder.failures import transport_failure
+from dbtunnel.forwarder.keys import KeyFiles
+from dbtunnel.forwarder.link import End, Link
+from dbtunnel.forwarder.metrics import Metrics
+from dbtunnel.forwarder.state import State
+from dbtunnel.forwarder.transport import Congestion
+from tests.support.values import tunnel
+from tests.support.virtual_time import now, run
+
+CONFIG = forwarder_config(tunnel(), Defaults())
+
+FAILURES = 5
+"""How many attempts fail before one succeeds."""
+
+
+class Bastion:
+    """Refuses the first attempts, then lets in; the connection is lost after `stood` seconds."""
+
+    def __init__(self, stood: float) -> None:
+        self._stood = stood
+        self.attempts: list[float] = []
+        """When they came."""
+        self.came_back = asyncio.Event()
+        """Set by the attempt that follows the loss."""
+
+    async def connect(self, _: object) -> Link:
+        self.attempts.append(now())
+        if len(self.attempts) <= FAILURES:
+            raise transport_failure(Reason.CONNECTION_REFUSED)
+        if len(self.attempts) > FAILURES + 1:
+            self.came_back.set()
+        link = Link(cast(Any, SimpleNamespace(abort=lambda: None)), lambda: False, Congestion(), End())
+        asyncio.get_running_loop().call_later(self._stood, lambda: link.end.happen("reset"))
+        return link
+
+
+def pause_after_loss(monkeypatch: pytest.MonkeyPatch, stood: float) -> float:
+    """Seconds from the loss of a connection that stood so long to the next attempt."""
+    bastion = Bastion(stood)
+    monkeypatch.setattr(connection, "Login", lambda *_: bastion)
+
+    async def main() -> None:
+        sources = Sources(lambda: cast(KeyFiles, "the key"))
+        connecting = asyncio.ensure_future(Connector(CONFIG, sources, State(CONFIG, "pod-1"), Metrics()).run())
+        await bastion.came_back.wait()
+        connecting.cancel()
+
+    run(main())
+    return bastion.attempts[FAILURES + 1] - bastion.attempts[FAILURES] - stood
+
+
+def test_a_connection_that_stood_long_enough_resets_the_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    pause = pause_after_loss(monkeypatch, STABLE_SECONDS + 1)
+    assert FIRST_BACKOFF_SECONDS / 2 <= round(pause, 6) <= FIRST_BACKOFF_SECONDS
+
+
+def test_a_connection_that_is_soon_lost_again_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a server that lets in and cuts would be asked five times a second for ever."""
+    pause = pause_after_loss(monkeypatch, STABLE_SECONDS - 1)
+    grown = FIRST_BACKOFF_SECONDS * 2**FAILURES
+    assert grown / 2 <= round(pause, 6) <= grown
