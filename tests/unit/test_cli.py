@@ -227,15 +227,15 @@ def test_every_problem_has_its_line() -> None:
 
 
 def test_fields_that_take_anything_are_not_looked_into() -> None:
-    peers = [{"podSelector": {"matchLabels": {"newer": "field"}}}]
-    given = changed(
-        yaml.safe_load(MANIFEST),
-        {
-            "spec.access": {"policy": "Selected", "from": peers},
-            "spec.podTemplate": {"affinity": {"newer": {"field": [{"a": 1}]}}, "labels": {"any": "label"}},
-        },
-    )
-    assert parse_tunnel(given, "tunnel.yaml", "default").spec.access.from_ == tuple(peers)
+    affinity = {"newer": {"field": [{"a": 1}]}}
+    given = changed(yaml.safe_load(MANIFEST), {"spec.podTemplate": {"affinity": affinity, "labels": {"any": "label"}}})
+    assert parse_tunnel(given, "tunnel.yaml", "default").spec.pod_template.affinity == affinity
+
+
+def test_an_unknown_field_in_a_list_is_found() -> None:
+    peers = [{"podSelector": {}}, {"podSelector": {"matchLables": {"app": "shop"}}}]
+    lines = refused({"spec.access": {"policy": "Selected", "from": peers}}).splitlines()
+    assert lines == ["tunnel.yaml: spec.access.from.1.podSelector.matchLables: no such field"]
 
 
 def test_a_long_value_is_shown_shortened() -> None:
