@@ -1,7 +1,5 @@
 """What all cluster tests share: one cluster, and a namespace of its own for each test."""
 
-import re
-import uuid
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +10,7 @@ from tests.support.cluster import Cluster, start_cluster
 from tests.support.images import CLIENT, OPERATOR
 from tests.support.installation import image_reference, install_operator, provide_image
 from tests.support.private_network import PrivateNetwork
-from tests.support.tunnels import apply
+from tests.support.tunnels import make_namespace
 
 
 @pytest.fixture(scope="session")
@@ -50,14 +48,6 @@ def private_network(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) 
     network = PrivateNetwork(tmp_path_factory.mktemp("private-network"), cluster.host_address)
     yield network.start()
     network.stop()
-
-
-def make_namespace(cluster: Cluster, words: str) -> str:
-    """A namespace that enforces Pod Security `restricted`; its name."""
-    name = f"{re.sub(r'[^a-z0-9]+', '-', words.lower()).strip('-')[:40]}-{uuid.uuid4().hex[:6]}"
-    metadata = {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}
-    apply(cluster, {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
-    return name
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """DatabaseTunnels for tests."""
 
 import json
+import re
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +33,14 @@ def apply(cluster: Cluster, *manifests: Manifest) -> None:
     """Applies objects, as a person does."""
     items = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
     cluster.kubectl("apply", "-f", "-", input=json.dumps(items))
+
+
+def make_namespace(cluster: Cluster, words: str) -> str:
+    """A namespace that enforces Pod Security `restricted`; its name."""
+    name = f"{re.sub(r'[^a-z0-9]+', '-', words.lower()).strip('-')[:40]}-{uuid.uuid4().hex[:6]}"
+    metadata = {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}
+    apply(cluster, {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+    return name
 
 
 def patch(
