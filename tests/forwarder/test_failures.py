@@ -18,7 +18,7 @@ from tests.support.databases import DATABASE, PASSWORD, MariaDBServer, PostgresS
 from tests.support.faults import BlackHole, FaultServer
 from tests.support.forwarder import KEY, PASSPHRASE_KEY, Forwarder, seconds
 from tests.support.keys import KeyPair, key_pair
-from tests.support.processes import free_port
+from tests.support.processes import free_port, wait_until
 
 StartForwarder = Callable[..., Forwarder]
 
@@ -188,7 +188,9 @@ def test_resets(start_forwarder: StartForwarder) -> None:
     with faults.resets() as fault:
         hop = ForwarderHop(host=fault.host, port=fault.port, user=USER, host_key=PIN)
         forwarder = start_forwarder(1, bastion=hop)
-        forwarder.wait(lambda status: status.transport.reason in ("BastionRefusing", "ConnectionLost"), "a reset")
+        check(forwarder, "transport", "BastionRefusing", "before its version line")
+        wait_until(lambda: fault.accepted >= 5, "more attempts")
+        assert forwarder.metric('dbtunnel_forwarder_ssh_failures_total{reason="ConnectionLost"}') == 0
 
 
 def test_an_old_bastion_needs_legacy_algorithms(

@@ -61,6 +61,14 @@ def test_a_server_that_says_nothing_is_told_from_one_that_does_not_answer() -> N
     assert failure(TimeoutError())[1:] == (Reason.CONNECT_TIMEOUT, "no TCP connection after 10 s")
 
 
+@pytest.mark.parametrize("greeting", [None, heard(b"")], ids=["at once", "later"])
+def test_a_reset_is_a_refusal_until_the_server_has_said_something(greeting: Greeting | None) -> None:
+    reset = ConnectionResetError(errno.ECONNRESET, "reset by peer")
+    seen = "it resets the connection before its version line"
+    assert failure(reset, greeting) == (TRANSPORT, Reason.BASTION_REFUSING, seen)
+    assert failure(reset, heard(b"HTTP/1.1"))[1] is Reason.NOT_AN_SSH_SERVER
+
+
 @given(st.binary(min_size=1, max_size=2000))
 def test_whatever_a_server_says_is_bounded_and_printable(said: bytes) -> None:
     layer, _, seen = failure(asyncssh.ProtocolError("x"), heard(said))

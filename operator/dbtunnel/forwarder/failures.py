@@ -18,6 +18,9 @@ _OF_THE_NETWORK = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EADDRNOTAVAIL}
 )
 
+_CUT = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
+"""What comes of a reset, which there can be only where a connection was taken."""
+
 _DATABASE_TEXTS: tuple[tuple[str, Reason], ...] = (
     # the bastion's own words: those of sshd are its C library's (glibc, musl), for getaddrinfo(3) and connect(2)
     ("refused", Reason.DATABASE_REFUSED),
@@ -67,14 +70,16 @@ def connect_failure(error: BaseException, progress: Progress, greeting: Greeting
     """Why an attempt to connect failed; host keys are judged elsewhere."""
     if progress.host_key_verified:
         return _authentication_failure(error, progress)
-    if greeting is not None and not greeting.has_version:
-        return _greeting_failure(error, greeting, progress)
-    if isinstance(error, asyncssh.KeyExchangeFailed):
-        return transport_failure(Reason.NO_COMMON_ALGORITHM, str(error))
-    if isinstance(error, TimeoutError) and greeting is not None:
-        return transport_failure(
-            Reason.CONNECT_TIMEOUT, f"the key exchange is not finished after {progress.limit_seconds:g} s"
-        )
+    if isinstance(error, _CUT) and not (greeting and greeting.heard):
+        return transport_failure(Reason.BASTION_REFUSING, "it resets the connection before its version line")
+    if greeting is None:
+        return _interruption(error, progress)
+    if greeting.has_version:
+        return _exchange_failure(error, progress)
+    return _greeting_failure(error, greeting, progress)
+
+
+def _interruption(error: BaseException, progress: Progress) -> Failure:
     if isinstance(error, OSError):
         return _network_failure(error, progress)
     return transport_failure(Reason.CONNECTION_LOST, _text(error))
@@ -127,6 +132,17 @@ def _greeting_failure(error: BaseException, greeting: Greeting, progress: Progre
     if isinstance(error, OSError):
         return _network_failure(error, progress)
     return transport_failure(Reason.BASTION_REFUSING, "it closes the connection before its version line")
+
+
+def _exchange_failure(error: BaseException, progress: Progress) -> Failure:
+    """The server has told its version, and its host key is not verified."""
+    if isinstance(error, asyncssh.KeyExchangeFailed):
+        return transport_failure(Reason.NO_COMMON_ALGORITHM, str(error))
+    if isinstance(error, TimeoutError):
+        return transport_failure(
+            Reason.CONNECT_TIMEOUT, f"the key exchange is not finished after {progress.limit_seconds:g} s"
+        )
+    return _interruption(error, progress)
 
 
 def _authentication_failure(error: BaseException, progress: Progress) -> Failure:
