@@ -1,4 +1,4 @@
-"""What the documents say is there: links, manifests, targets, messages, the settings of sshd."""
+"""What the documents say is there: links, manifests, targets, messages, numbers, the settings of sshd."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,18 +8,27 @@ from typing import Any
 import pytest
 import yaml
 
-from dbtunnel.api.conditions import CAUSAL_ORDER
+from dbtunnel.api import forwarder as wire
+from dbtunnel.api.conditions import CAUSAL_ORDER, ConditionType
 from dbtunnel.api.crd import resource_schema
 from dbtunnel.api.engines import ENGINES
 from dbtunnel.api.forwarder import PublicKeyFact
-from dbtunnel.api.reasons import Reason
+from dbtunnel.api.reasons import SLOW, Reason
 from dbtunnel.api.resource import KIND
 from dbtunnel.cli.manifests import parse_tunnel
+from dbtunnel.controller import forwarders, leader, operator, pace, queue
+from dbtunnel.controller.reconcile import SETTLE_SECONDS, _outline
+from dbtunnel.controller.settings import SETTINGS
+from dbtunnel.domain.children import build_deployment
 from dbtunnel.domain.diagnosis import Subject, explain
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.settings import Defaults
+from dbtunnel.forwarder import channel, connection
+from dbtunnel.forwarder.link import ABANDONED_AT_MOST, OPENING_AT_ONCE
+from dbtunnel.forwarder.transport import HIGH_WATER
 from tests.support.bastion import HARDENED
 from tests.support.generated import ROOT
+from tests.support.values import INSTALLATION, tunnel
 
 _FOLDERS = (".", "docs", "charts/dbtunnel-operator", "examples")
 DOCUMENTS = sorted(path for folder in _FOLDERS for path in (ROOT / folder).glob("*.md"))
@@ -127,3 +136,75 @@ def test_the_readme_has_a_row_for_each_engine() -> None:
 def test_what_rolls_the_pods_is_said_of_every_field() -> None:
     said = set(re.findall(r"`spec\.(\w+)", section(ARCHITECTURE, "What rolls the pods")))
     assert said == set(resource_schema()["properties"]["spec"]["properties"])
+
+
+def _default_of(name: str) -> str:
+    return next(one.default for one in SETTINGS if one.name == name)
+
+
+def _size(count: int) -> str:
+    return f"{count // 1024} KiB" if count < 1024 * 1024 else f"{count // 1024 // 1024} MiB"
+
+
+def _numbers() -> Iterator[str]:
+    """What the architecture says of constants, as it must stand there, but for the wrapping."""
+    most = 16  # channels, of which each still has an equal share
+    yield f"share of {_size(most * channel.window(most))} among"
+    yield f"from {_size(channel.window(1))} down to {_size(channel.window(10_000))}"
+    yield f"{_size(channel.CLIENT_HIGH_WATER)} may wait for a client"
+    yield f"{_size(channel.EARLY_LIMIT)} from a client"
+    yield f"more than {_size(HIGH_WATER)} waits for the SSH connection"
+    yield f"At most {OPENING_AT_ONCE} are being opened at a time; up to {ABANDONED_AT_MOST} more"
+    yield f"{connection.FIRST_BACKOFF_SECONDS} s, doubled up to {connection.LONGEST_BACKOFF_SECONDS:.0f} s"
+    yield f"reset by a connection that stood for {connection.STABLE_SECONDS:.0f} s"
+    yield f"wait at least {SLOW} s, half as much again"
+    yield f"port {wire.DATABASE_PORT}, whatever the engine"
+    yield f"on port {wire.ADMIN_PORT}."
+    yield f"`/healthz` is on port {_default_of('liveness-port')}"
+    yield f"`/metrics` on {_default_of('metrics-port')}"
+    yield f"a reconcile has taken {operator.STUCK_SECONDS} s"
+    yield f"after {queue.BACKOFF_FIRST_SECONDS} s, then twice as long each time"
+    yield f"twice as long each time, up to {queue.BACKOFF_LIMIT_SECONDS:.0f} s"
+    yield f"{_default_of('workers')} workers by default"
+    yield f"Every {_default_of('resync-seconds')} s (`settings.resyncSeconds`"
+    yield f"jittered), {operator.SOON_SECONDS} s after the start"
+    yield f"spread over {operator.SPREAD_SECONDS} s"
+    yield f"wait up to {SETTLE_SECONDS:.0f} s for more"
+    yield f"as they are wait for {SETTLE_SECONDS:.0f} s**"
+    yield f"After {pace.BURST} writes at once"
+    yield f"at most every {pace.INTERVAL.seconds} s"
+    yield f"are gathered for {operator.NEWS_SECONDS} s"
+    yield f"at most {_size(forwarders.BODY_LIMIT)}"
+    yield f"timeoutSeconds={forwarders.POLL_SECONDS}`"
+    yield f"hold for {_default_of('unreachable-after-seconds')} s"
+    yield f"renews it every {leader.RETRY_SECONDS} s. If it cannot for {leader.RENEW_SECONDS} s"
+    yield f"holds for {leader.LEASE_SECONDS} s after"
+    yield f"`settings.rollouts` tunnels ({_default_of('rollouts')})"
+
+
+@pytest.mark.parametrize("text", list(_numbers()))
+def test_the_numbers_of_the_architecture_are_those_of_the_code(text: str) -> None:
+    assert one_line(text) in one_line(text_of(ARCHITECTURE))
+
+
+def test_the_architecture_says_how_often_and_how_long_the_kubelet_looks() -> None:
+    pod = build_deployment(tunnel(), INSTALLATION)["spec"]["template"]["spec"]
+    period = pod["containers"][0]["readinessProbe"]["periodSeconds"]
+    longer = pod["terminationGracePeriodSeconds"] - INSTALLATION.defaults.drain_max_seconds
+    said = one_line(text_of(ARCHITECTURE))
+
+    assert one_line(f"asks `/readyz` every {period} s") in said
+    assert one_line(f"The kubelet waits {longer} s longer than the drain") in said
+
+
+def test_what_is_told_at_once_is_what_the_architecture_names() -> None:
+    before = {"conditions": [{"type": kind, "status": "False", "reason": "Rejected"} for kind in ConditionType]}
+    urgent = [kind for kind in ConditionType if _outline(before) != _outline(_with(before, kind))]
+    names = ", ".join(f"`{kind}`" for kind in urgent[:-1]) + f" or `{urgent[-1]}`"
+    assert one_line(f"A change of {names}, of their status, reason or generation, is written at once") in one_line(
+        text_of(ARCHITECTURE)
+    )
+
+
+def _with(status: Mapping[str, Any], kind: ConditionType) -> Mapping[str, Any]:
+    return {"conditions": [one | {"status": "True"} if one["type"] == kind else one for one in status["conditions"]]}
