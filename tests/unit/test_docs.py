@@ -18,13 +18,16 @@ from dbtunnel.api.resource import KIND
 from dbtunnel.cli.manifests import parse_tunnel
 from dbtunnel.controller import forwarders, leader, operator, pace, queue
 from dbtunnel.controller.reconcile import SETTLE_SECONDS, _outline
+from dbtunnel.controller.rollouts import _LONGEST_SECONDS
 from dbtunnel.controller.settings import SETTINGS
 from dbtunnel.domain.children import build_deployment
 from dbtunnel.domain.diagnosis import Subject, explain
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.settings import Defaults
 from dbtunnel.forwarder import channel, connection
+from dbtunnel.forwarder.app import _PROBE_END_SECONDS
 from dbtunnel.forwarder.link import ABANDONED_AT_MOST, OPENING_AT_ONCE
+from dbtunnel.forwarder.login import _PARSE_SECONDS
 from dbtunnel.forwarder.transport import HIGH_WATER
 from tests.support.bastion import HARDENED
 from tests.support.generated import ROOT
@@ -157,6 +160,10 @@ def _numbers() -> Iterator[str]:
     yield f"At most {OPENING_AT_ONCE} are being opened at a time; up to {ABANDONED_AT_MOST} more"
     yield f"{connection.FIRST_BACKOFF_SECONDS} s, doubled up to {connection.LONGEST_BACKOFF_SECONDS:.0f} s"
     yield f"reset by a connection that stood for {connection.STABLE_SECONDS:.0f} s"
+    yield f"another file helps, so that {connection.pause_seconds(Reason.SECRET_NOT_FOUND, 0, 1):.0f} s pass"
+    yield f"a probe under way still has {_PROBE_END_SECONDS} s"
+    yield f"A key that is not decrypted after {_PARSE_SECONDS} s"
+    yield f"holds its place for {_LONGEST_SECONDS} s"
     yield f"wait at least {SLOW} s, half as much again"
     yield f"port {wire.DATABASE_PORT}, whatever the engine"
     yield f"on port {wire.ADMIN_PORT}."
