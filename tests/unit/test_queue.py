@@ -221,3 +221,20 @@ def test_waits_are_spread_so_that_a_thousand_keys_do_not_come_back_at_once() -> 
         assert [seen.of(key)[1] for key in keys] == [0.1, 0.15, 0.2]
 
     run(main())
+
+
+def test_a_thousand_keys_that_need_nothing_keep_nobody_else_waiting() -> None:
+    async def main() -> None:
+        queue, seen = WorkQueue(), Recorder()
+        for number in range(1000):
+            queue.add(TunnelKey("shop", str(number)))
+        worker = asyncio.create_task(queue.work(seen))
+        most = 0
+        while queue.depth:
+            before = len(seen.times)
+            await asyncio.sleep(0)
+            most = max(most, len(seen.times) - before)
+        worker.cancel()
+        assert most <= 2
+
+    run(main())

@@ -77,6 +77,8 @@ async def configure(settings: kopf.OperatorSettings, **_: object) -> None:
     # an API server that drops packets
     settings.networking.connect_timeout = 10
     settings.networking.request_timeout = 60
+    # a thousand Deployments at once are 100 MB
+    settings.watching.chunk_size = 250
     # handlers only store, so that objects need no workers that linger
     settings.queueing.idle_timeout = 1
     for kind in (*CHILDREN, POD):

@@ -66,6 +66,8 @@ class Operator:
         self._listed = asyncio.Event()
         self.is_watching = False
         """Whether the first lists are there."""
+        self.begun = asyncio.Event()
+        """Set by Kopf when it has begun."""
         self.store = Store()
         self.queue = WorkQueue()
         self.forwarders = pods.Forwarders(read, lambda key: self.queue.add(key, NEWS_SECONDS), _now)
@@ -198,6 +200,7 @@ class Operator:
         port = self._settings.liveness_port
         await kopf.operator(
             registry=build_registry(self.store, self.queue, self.health, self.listed, self.forwarders.close),
+            ready_flag=self.begun,
             clusterwide=not namespaces,
             namespaces=namespaces,
             liveness_endpoint=f"http://{_bracketed(self._settings.listen_address)}:{port}/healthz",

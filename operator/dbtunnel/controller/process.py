@@ -33,12 +33,14 @@ async def run_operator(settings: Settings) -> None:
         operator = Operator(settings, client, metrics, read)
         answers = {"/metrics": lambda: _metrics(metrics), "/readyz": lambda: _readiness(settings, operator, elected)}
         await stack.enter_async_context(serving((settings.listen_address, settings.metrics_port), answers))
-        parts: list[Awaitable[object]] = [_told_to_end(), _work(settings, operator, elected)]
+        parts: list[Awaitable[object]] = [_told_to_end(operator.begun), _work(settings, operator, elected)]
         if settings.leader_election:
             parts.append(Election(client, settings.operator_namespace).hold(elected))
         else:
             elected.set()
         await _until_first_ends(*parts)
+    # watches that Kopf cut in the midst complain once the loop closes them
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
     event(logger, "ended")
 
 
@@ -53,12 +55,24 @@ async def _work(settings: Settings, operator: Operator, elected: asyncio.Event) 
     await _until_first_ends(operator.watch(), operator.resync_forever(), *workers)
 
 
-async def _told_to_end() -> None:
-    """Returns at a signal. Kopf takes the signals over once it runs; before, a container's first process has none."""
+async def _told_to_end(begun: asyncio.Event) -> None:
+    """Returns at a signal, which a container's first process does not hear unless it asks for it.
+
+    Kopf takes the signals over when it begins. They are taken back then, so that everything ends at once and not Kopf
+    first, which takes its time while tunnels go on being reconciled.
+    """
     told, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
-    await told.wait()
+    for until in (begun, told):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, told.set)
+        waits = [asyncio.create_task(one.wait()) for one in {until, told}]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if told.is_set():
+            return
 
 
 def _metrics(metrics: Metrics) -> web.Response:

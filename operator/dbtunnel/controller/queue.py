@@ -55,6 +55,9 @@ class WorkQueue:
         """Takes keys for ever; several may run at once."""
         while True:
             key = await self._ready.get()
+            # neither taking a key nor a reconcile that changes nothing waits for anything: probes, signals and the
+            # lease would wait for a thousand keys
+            await asyncio.sleep(0)
             self._begin(key)
             try:
                 delay = await handle(key)
