@@ -29,12 +29,12 @@ test: lint test-unit test-forwarder test-cluster ## Everything: lint, unit, forw
 .PHONY: test-unit
 test-unit: $(INSTALLED) ## Decisions, builders, schema, chart: no server needed
 	@$(IN)python -m tests.support.prepare unit
-	$(IN)pytest tests/unit $(ARGS)
+	$(IN)pytest tests/unit -n 2 $(ARGS)
 
 .PHONY: test-forwarder
 test-forwarder: $(INSTALLED) ## The forwarder against a real sshd and real databases, no Kubernetes
 	@$(IN)python -m tests.support.prepare forwarder
-	$(IN)pytest tests/forwarder $(ARGS)
+	$(IN)pytest tests/forwarder -n 3 $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: $(INSTALLED) ## The whole way on a real Kubernetes (CLUSTER=kind, local or existing)
