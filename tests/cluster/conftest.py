@@ -9,8 +9,9 @@ from tests.support.clients import start_client
 from tests.support.cluster import Cluster, start_cluster
 from tests.support.images import CLIENT, OPERATOR
 from tests.support.installation import image_reference, install_operator, provide_image
+from tests.support.operator import Operator, lone_operator
 from tests.support.private_network import PrivateNetwork
-from tests.support.tunnels import make_namespace
+from tests.support.tunnels import apply, make_namespace, tunnel_manifest, wait_for_children
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +57,23 @@ def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]
     name = make_namespace(cluster, request.node.name)
     yield name
     cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def operator(crd_installed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    """The operator as the only one, for the tests of a file."""
+    with lone_operator(crd_installed, tmp_path_factory.mktemp("operator")) as operator:
+        yield operator
+        assert operator.faults() == []
+
+
+@pytest.fixture
+def tunnel(operator: Operator, namespace: str) -> str:
+    """A tunnel whose children are there; its namespace."""
+    apply(operator.cluster, tunnel_manifest(namespace))
+    wait_for_children(operator.cluster, namespace)
+    operator.wait_until_quiet(namespace)
+    return namespace
 
 
 @pytest.fixture(scope="module")

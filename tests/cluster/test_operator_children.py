@@ -1,47 +1,23 @@
 """What the operator makes of a tunnel, keeps as it should be, and removes: a real API server, no forwarder."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.cluster import Cluster
-from tests.support.operator import Operator, lone_operator
+from tests.support.operator import Operator
 from tests.support.processes import wait_until
-from tests.support.tunnels import apply, condition, find, patch, tunnel_manifest
-
-CHILDREN = ("service/orders", "networkpolicy/orders-tunnel", "deployment/orders-tunnel")
-
-
-@pytest.fixture(scope="module")
-def operator(crd_installed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
-    with lone_operator(crd_installed, tmp_path_factory.mktemp("operator")) as operator:
-        yield operator
-        assert operator.faults() == []
-
-
-@pytest.fixture
-def tunnel(operator: Operator, namespace: str) -> str:
-    """A tunnel whose children are there; its namespace."""
-    apply(operator.cluster, tunnel_manifest(namespace))
-    wait_for_children(operator.cluster, namespace)
-    operator.wait_until_quiet(namespace)
-    return namespace
-
-
-def wait_for_children(cluster: Cluster, namespace: str) -> None:
-    for child in CHILDREN:
-        wait_until(lambda child=child: find(cluster, namespace, child), child)  # type: ignore[misc]
-
-
-def template(cluster: Cluster, namespace: str) -> dict[str, Any]:
-    deployment = find(cluster, namespace, "deployment/orders-tunnel")
-    assert deployment
-    found: dict[str, Any] = deployment["spec"]["template"]
-    return found
-
+from tests.support.tunnels import (
+    CHILDREN,
+    apply,
+    condition,
+    failure,
+    find,
+    patch,
+    tunnel_manifest,
+    wait_for_children,
+)
 
 # --- writes -----------------------------------------------------------------------------------------------------
 
@@ -221,7 +197,7 @@ def test_a_foreign_object_is_left_alone_and_its_name_taken_up_when_it_goes(opera
     before = find(cluster, namespace, "service/orders")
 
     apply(cluster, tunnel_manifest(namespace))
-    ready = wait_until(lambda: _failed(cluster, namespace, "NameConflict"), "NameConflict")
+    ready = wait_until(lambda: failure(cluster, namespace, "NameConflict"), "NameConflict")
     operator.wait_until_quiet(namespace)
 
     assert "Service orders" in ready["message"]
@@ -244,7 +220,7 @@ def test_an_object_with_another_controller_is_a_conflict_even_with_our_labels(
 
     apply(cluster, tunnel_manifest(namespace))
 
-    wait_until(lambda: _failed(cluster, namespace, "NameConflict"), "NameConflict")
+    wait_until(lambda: failure(cluster, namespace, "NameConflict"), "NameConflict")
 
 
 def test_an_orphan_with_our_labels_is_adopted(operator: Operator, namespace: str) -> None:
@@ -280,11 +256,6 @@ def _labelled_service(namespace: str, **metadata: Any) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Service", "metadata": named, "spec": spec}
 
 
-def _failed(cluster: Cluster, namespace: str, reason: str) -> dict[str, Any]:
-    ready = condition(cluster, namespace, "Ready")
-    return ready if (ready.get("status"), ready.get("reason")) == ("False", reason) else {}
-
-
 def _is_owned(cluster: Cluster, namespace: str, child: str) -> bool:
     tunnel, found = find(cluster, namespace, "databasetunnel/orders"), find(cluster, namespace, child)
     owners = (found or {}).get("metadata", {}).get("ownerReferences", ())
@@ -309,11 +280,19 @@ def test_what_is_no_longer_wanted_is_removed(operator: Operator, namespace: str)
 
 def test_deleting_the_tunnel_leaves_the_generated_key_alone(operator: Operator, tunnel: str) -> None:
     cluster = operator.cluster
+    made = {"Deployment/orders-tunnel", "NetworkPolicy/orders-tunnel", "Secret/orders-ssh", "Service/orders"}
+    wait_until(lambda: made | {"ReplicaSet", "Pod"} <= _names_and_kinds(cluster, tunnel), "a pod, and all the others")
     key = find(cluster, tunnel, "secret/orders-ssh")
     cluster.kubectl("delete", "databasetunnel", "orders", "-n", tunnel, "--wait=false")
 
-    for child in (*CHILDREN, "databasetunnel/orders"):
-        wait_until(lambda child=child: find(cluster, tunnel, child) is None, f"no {child}")  # type: ignore[misc]
+    wait_until(
+        lambda: (
+            find(cluster, tunnel, "databasetunnel/orders") is None
+            and _names_and_kinds(cluster, tunnel) == {"Secret", "Secret/orders-ssh"}
+        ),
+        "nothing but the key",
+        describe=lambda: _names_and_kinds(cluster, tunnel),
+    )
     apply(cluster, tunnel_manifest(tunnel))
     wait_for_children(cluster, tunnel)
 
@@ -322,6 +301,14 @@ def test_deleting_the_tunnel_leaves_the_generated_key_alone(operator: Operator, 
     assert again
     assert again["data"] == key["data"]
     assert "ownerReferences" not in again["metadata"]
+
+
+def _names_and_kinds(cluster: Cluster, namespace: str) -> set[str]:
+    """What there is of the tunnel, whatever its kind: each `Kind/name`, and each kind."""
+    kinds = cluster.kubectl("api-resources", "--namespaced", "--verbs=list,create", "-o", "name").split()
+    found = cluster.get(",".join(kinds), "-n", namespace, "-l", "dbtunnel.dev/tunnel=orders")["items"]
+    names = {f"{one['kind']}/{one['metadata']['name']}" for one in found}
+    return names | {one["kind"] for one in found}
 
 
 def test_a_tunnel_that_is_being_deleted_is_left_alone(operator: Operator, tunnel: str) -> None:
@@ -337,133 +324,3 @@ def test_a_tunnel_that_is_being_deleted_is_left_alone(operator: Operator, tunnel
 
     assert find(cluster, tunnel, "service/orders") is None
     patch(cluster, tunnel, "databasetunnel/orders", {"metadata": {"finalizers": None}})
-
-
-# --- changes of the spec ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"engine": "MySQL"},
-        {"database": {"port": 6432}},
-        {"database": {"host": "other.internal"}},
-        {"tunnel": {"host": "127.0.0.10"}},
-        {"tunnel": {"port": 2222}},
-        {"tunnel": {"user": "other"}},
-    ],
-    ids=str,
-)
-def test_a_change_of_the_way_rolls_the_pods(operator: Operator, tunnel: str, change: dict[str, Any]) -> None:
-    before = template(operator.cluster, tunnel)
-
-    patch(operator.cluster, tunnel, "databasetunnel/orders", {"spec": change})
-
-    wait_until(lambda: template(operator.cluster, tunnel) != before, "another pod template")
-    labels = template(operator.cluster, tunnel)["metadata"]["labels"]
-    assert labels["dbtunnel.dev/revision"] != before["metadata"]["labels"]["dbtunnel.dev/revision"]
-
-
-def test_a_change_of_the_service_rolls_nothing(operator: Operator, tunnel: str) -> None:
-    before = template(operator.cluster, tunnel)
-
-    patch(operator.cluster, tunnel, "databasetunnel/orders", {"spec": {"service": {"port": 7000}}})
-    wait_until(
-        lambda: (find(operator.cluster, tunnel, "service/orders") or {})["spec"]["ports"][0]["port"] == 7000, "the port"
-    )
-    operator.wait_until_quiet(tunnel)
-
-    assert template(operator.cluster, tunnel) == before
-
-
-def test_suspend_scales_to_zero_and_back(operator: Operator, tunnel: str) -> None:
-    cluster = operator.cluster
-
-    def replicas() -> int:
-        return int((find(cluster, tunnel, "deployment/orders-tunnel") or {})["spec"]["replicas"])
-
-    patch(cluster, tunnel, "databasetunnel/orders", {"spec": {"suspend": True}})
-    wait_until(lambda: replicas() == 0, "no replicas")
-    wait_until(lambda: _failed(cluster, tunnel, "Suspended"), "Suspended")
-    stalled, reconciling = (condition(cluster, tunnel, kind) for kind in ("Stalled", "Reconciling"))
-    assert (stalled["status"], reconciling["status"]) == ("False", "False")
-
-    patch(cluster, tunnel, "databasetunnel/orders", {"spec": {"suspend": False}})
-    wait_until(lambda: replicas() == 1, "a replica")
-
-
-# --- what the API server refuses --------------------------------------------------------------------------------
-
-
-def test_a_typing_error_in_a_pass_through_field_is_named(operator: Operator, namespace: str) -> None:
-    cluster = operator.cluster
-    affinity: dict[str, Any] = {"podAntiAffinity": {"requiredDuringScheduling": []}}
-    apply(cluster, tunnel_manifest(namespace, podTemplate={"affinity": affinity}))
-
-    ready = wait_until(lambda: _failed(cluster, namespace, "Rejected"), "Rejected")
-    assert "requiredDuringScheduling" in ready["message"]
-
-    patch(cluster, namespace, "databasetunnel/orders", {"spec": {"podTemplate": None}})
-    wait_until(lambda: find(cluster, namespace, "deployment/orders-tunnel"), "the Deployment")
-
-
-def test_an_exhausted_quota_is_told(operator: Operator, namespace: str) -> None:
-    cluster = operator.cluster
-    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": namespace}}
-    apply(cluster, {**quota, "spec": {"hard": {"services": "0"}}})
-    wait_until(
-        lambda: (find(cluster, namespace, "resourcequota/none") or {}).get("status", {}).get("hard"), "the quota"
-    )
-
-    apply(cluster, tunnel_manifest(namespace))
-
-    wait_until(lambda: _failed(cluster, namespace, "QuotaExceeded"), "QuotaExceeded")
-    cluster.kubectl("delete", "resourcequota", "none", "-n", namespace)
-    wait_until(lambda: find(cluster, namespace, "service/orders"), "the Service")
-
-
-# --- keys -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("kind", "text"), [("Ed25519", "ssh-ed25519"), ("ECDSA", "ecdsa-sha2-nistp256"), ("RSA", "ssh-rsa")]
-)
-def test_a_key_of_the_given_type_is_generated(
-    operator: Operator, namespace: str, kind: str, text: str, tmp_path: Path
-) -> None:
-    cluster = operator.cluster
-    apply(cluster, tunnel_manifest(namespace, tunnel={"host": "127.0.0.9", "generatedKeyType": kind}))
-
-    secret = wait_until(lambda: find(cluster, namespace, "secret/orders-ssh"), "the key")
-
-    assert secret
-    assert sorted(secret["data"]) == ["ssh-privatekey", "ssh-publickey"]
-    assert _public_half(secret, tmp_path).split()[0] == text
-    assert "PRIVATE KEY" not in operator.process.log.read_text()
-
-
-def _public_half(secret: dict[str, Any], directory: Path) -> str:
-    """What ssh-keygen makes of the private half."""
-    import base64
-    import subprocess
-
-    path = directory / "key"
-    path.write_bytes(base64.b64decode(secret["data"]["ssh-privatekey"]))
-    path.chmod(0o600)
-    return subprocess.run(["ssh-keygen", "-y", "-f", path], capture_output=True, text=True, check=True).stdout
-
-
-def test_the_operator_can_read_no_secret(operator: Operator) -> None:
-    for verb in ("get", "list", "watch", "update", "patch", "delete"):
-        question = ("auth", "can-i", verb, "secrets", "--all-namespaces", f"--as={operator.user}")
-        assert not _answers_yes(operator.cluster, *question), verb
-    assert _answers_yes(operator.cluster, "auth", "can-i", "create", "secrets", f"--as={operator.user}")
-
-
-def _answers_yes(cluster: Cluster, *question: str) -> bool:
-    from tests.support.cluster import ClusterError
-
-    try:
-        return cluster.kubectl(*question).strip() == "yes"
-    except ClusterError:
-        return False

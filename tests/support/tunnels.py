@@ -13,6 +13,9 @@ from tests.support.processes import ROOT, wait_until
 
 Manifest = dict[str, Any]
 
+CHILDREN = ("service/orders", "networkpolicy/orders-tunnel", "deployment/orders-tunnel")
+"""The objects that the smallest tunnel has."""
+
 READY_SECONDS = 60
 """How long a tunnel may take, on a busy machine, to work or to tell what fails."""
 
@@ -60,6 +63,18 @@ def condition(cluster: Cluster, namespace: str, kind: str, name: str = "orders")
     tunnel = find(cluster, namespace, f"databasetunnel/{name}") or {}
     conditions = tunnel.get("status", {}).get("conditions", ())
     return next((one for one in conditions if one["type"] == kind), {})
+
+
+def failure(cluster: Cluster, namespace: str, reason: str) -> Manifest:
+    """The tunnel's Ready, if it is False for this reason; else empty."""
+    ready = condition(cluster, namespace, "Ready")
+    return ready if (ready.get("status"), ready.get("reason")) == ("False", reason) else {}
+
+
+def wait_for_children(cluster: Cluster, namespace: str) -> None:
+    """Returns once all of them are there."""
+    for child in CHILDREN:
+        wait_until(lambda child=child: find(cluster, namespace, child), child)  # type: ignore[misc]
 
 
 def example(namespace: str, name: str) -> Manifest:
