@@ -115,10 +115,14 @@ class World:
         return await self.reconciler.reconcile(KEY, NOW + timedelta(seconds=seconds))
 
     def add_pod(
-        self, report: ForwarderStatus | None = None, uid: str = "pod-1", changes: Mapping[str, Any] | None = None
+        self,
+        report: ForwarderStatus | None = None,
+        uid: str = "pod-1",
+        changes: Mapping[str, Any] | None = None,
+        of: DatabaseTunnel = ORDERS,
     ) -> None:
         """A pod of the current template, and what its forwarder reports."""
-        template = build_deployment(ORDERS, INSTALLATION)["spec"]["template"]["metadata"]
+        template = build_deployment(of, INSTALLATION)["spec"]["template"]["metadata"]
         running = {
             "conditions": [{"type": "Ready", "status": "True"}],
             "containerStatuses": [{"state": {"running": {"startedAt": "2026-11-05T11:00:00Z"}}}],

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.forwarder import HopFact
 from dbtunnel.api.reasons import Reason
+from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.controller.client import ApiError
 from dbtunnel.controller.cluster import NamespaceEndingError, problem_of
 from dbtunnel.controller.forwarders import Target
@@ -18,7 +20,7 @@ from dbtunnel.domain.children import build_deployment
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.observed import Problem, Report
 from tests.support.keys import key_pair
-from tests.support.values import INSTALLATION, changed, failing, working
+from tests.support.values import INSTALLATION, NOW, changed, failing, working
 from tests.support.world import KEY, ORDERS, World, settled
 
 # --- the usual way ----------------------------------------------------------------------------------------------------
@@ -146,6 +148,23 @@ async def test_while_a_key_is_awaited_mounts_are_refreshed_now_and_then() -> Non
         await world.reconcile(seconds)
         refreshed += [seconds for done in world.cluster.done if done == "refresh pod-1"]
     assert refreshed == [10, 14, 19]
+
+
+async def test_many_tunnels_that_wait_for_a_key_are_refreshed_more_rarely() -> None:
+    world = await settled()
+    missing = failing(ORDERS, ConditionType.KEY_READY, Reason.SECRET_KEY_MISSING)
+    world.forwarders.known["pod-1"] = Report(missing)
+    document = world.store.tunnel(KEY) or {}
+    for number in range(199):
+        named = {"metadata.name": f"tunnel-{number}", "metadata.uid": str(number)}
+        put = world.cluster.put("DatabaseTunnel", changed(document, named))
+        world.add_pod(missing, f"pod-of-{number}", of=DatabaseTunnel.parse(put))
+        await world.reconciler.reconcile(TunnelKey("shop", f"tunnel-{number}"), NOW + timedelta(seconds=10))
+    refreshed = []
+    for seconds in range(10, 60):
+        await world.reconcile(seconds)
+        refreshed += [seconds for done in world.cluster.done if done == "refresh pod-1"]
+    assert refreshed == [10, 20, 30, 40, 50]
 
 
 # --- a new image ------------------------------------------------------------------------------------------------------

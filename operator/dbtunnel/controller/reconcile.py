@@ -46,6 +46,10 @@ _WAITED_FOR = frozenset({ConditionType.READY, ConditionType.RECONCILING, Conditi
 REFRESH_SECONDS = 4.0
 """The least time between two refreshes of a tunnel's mounts."""
 
+REFRESHES = 20.0
+"""How many tunnels' mounts are refreshed in a second at most. With a thousand that wait for a Secret each has its turn
+about as often as the kubelet looks by itself."""
+
 
 class Reconciler:
     """Reconciles tunnels, several at once but each by one worker at a time."""
@@ -61,6 +65,7 @@ class Reconciler:
         self._unsettled: dict[TunnelKey, datetime] = {}
         """Since when a small change of the status waits."""
         self._refreshed: dict[TunnelKey, datetime] = {}
+        """When the mounts of each tunnel that waits for a Secret were last refreshed."""
         self._keys: dict[TunnelKey, tuple[tuple[str, bool], datetime]] = {}
         """When a tunnel's key was last made or found to be there, by the tunnel's uid, and before or after its pods."""
         self._pace = Pace()
@@ -211,9 +216,12 @@ class Reconciler:
         return None
 
     async def _refresh(self, key: TunnelKey, decision: Decision, pods: list[Pod], now: datetime) -> None:
+        if not decision.refresh_mounts:
+            self._refreshed.pop(key, None)
+            return
         last = self._refreshed.get(key)
-        is_due = last is None or (now - last).total_seconds() >= REFRESH_SECONDS
-        if decision.refresh_mounts and is_due:
+        pause = max(REFRESH_SECONDS, len(self._refreshed) / REFRESHES)
+        if last is None or (now - last).total_seconds() >= pause:
             self._refreshed[key] = now
             await self._cluster.refresh_mounts(key, [pod.name for pod in pods if not pod.is_ending], now)
 
