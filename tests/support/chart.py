@@ -13,6 +13,7 @@ from tests.support.binaries import binary
 from tests.support.processes import ROOT
 
 CHART = ROOT / "charts" / "dbtunnel-operator"
+POD_IP = "10.1.2.3"
 NAMESPACE = "dbtunnel-system"
 
 Manifest = dict[str, Any]
@@ -53,7 +54,7 @@ def container(values: object = None) -> Manifest:
 
 def environment_of(values: object = None) -> dict[str, str]:
     """The container's variables, those from the pod's own fields as the kubelet would fill them."""
-    fields = {"metadata.namespace": NAMESPACE, "metadata.name": "pod"}
+    fields = {"metadata.namespace": NAMESPACE, "metadata.name": "pod", "status.podIP": POD_IP}
     return {
         entry["name"]: entry["value"] if "value" in entry else fields[entry["valueFrom"]["fieldRef"]["fieldPath"]]
         for entry in container(values)["env"]

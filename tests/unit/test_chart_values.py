@@ -22,6 +22,7 @@ SET_BY_TEMPLATES = {
     "metrics-port",
     "operator-namespace",
     "pod-access",
+    "pod-ip",
 }
 """Settings that the templates fill in or that have no other value in a cluster; all others are values."""
 
@@ -31,7 +32,10 @@ SET_BY_TEMPLATES = {
 
 def test_every_setting_is_a_value_with_the_codes_default() -> None:
     environment = environment_of()
-    filled = {name: environment[name] for name in ("DBTUNNEL_FORWARDER_IMAGE", "DBTUNNEL_OPERATOR_NAMESPACE")}
+    filled = {
+        name: environment[name]
+        for name in ("DBTUNNEL_FORWARDER_IMAGE", "DBTUNNEL_OPERATOR_NAMESPACE", "DBTUNNEL_POD_IP")
+    }
     wanted = {setting.variable for setting in SETTINGS if setting.name not in SET_BY_TEMPLATES}
 
     assert wanted <= set(environment)

@@ -51,7 +51,7 @@ def test_the_defaults() -> None:
     assert settings.installation() == Installation(forwarder_image=NEEDED["DBTUNNEL_FORWARDER_IMAGE"])
     assert settings.pod_access is PodAccess.DIRECT
     assert settings.default_probe_mode is ProbeMode.AUTO
-    assert (settings.liveness_port, settings.metrics_port, settings.listen_address) == (8081, 8082, "0.0.0.0")
+    assert (settings.liveness_port, settings.metrics_port, settings.listen_address) == (8081, 8082, "")
     assert not settings.leader_election
 
 
@@ -111,6 +111,19 @@ def test_a_choice_is_the_member_that_the_code_asks_for(access: PodAccess) -> Non
     assert read("--default-probe-mode", "Passive").default_probe_mode is ProbeMode.PASSIVE
 
 
+@pytest.mark.parametrize(
+    ("words", "address"),
+    [
+        ([], "0.0.0.0"),
+        (["--pod-ip", "10.1.2.3"], "0.0.0.0"),
+        (["--pod-ip", "fd00::7"], "::"),
+        (["--pod-ip", "fd00::7", "--listen-address", "127.0.0.1"], "127.0.0.1"),
+    ],
+)
+def test_it_listens_where_the_kubelet_asks(words: list[str], address: str) -> None:
+    assert read(*words).listens_on == address
+
+
 # --- values that cannot be used ---------------------------------------------------------------------------------------
 
 BAD: dict[str, tuple[list[str], str]] = {
@@ -139,14 +152,13 @@ BAD: dict[str, tuple[list[str], str]] = {
     "rollouts": (["0", "1001"], "write an integer from 1 to 1000"),
     "resync-seconds": (["9", "86401"], "write an integer from 10 to 86400"),
     "unreachable-after-seconds": (["0", "3601"], "write an integer from 1 to 3600"),
-    "listen-address": ([""], "it is required"),
     "liveness-port": (["0", "65536"], "write an integer from 1 to 65535"),
     "metrics-port": (["0", "65536"], "write an integer from 1 to 65535"),
     "leader-election": (["yes", "1"], "write one of true, false"),
     "log-level": (["info", "TRACE"], "write one of DEBUG, INFO, WARNING, ERROR"),
 }
 
-ANYTHING = {"operator-namespace"}
+ANYTHING = {"listen-address", "operator-namespace", "pod-ip"}
 """Settings that take every text."""
 
 

@@ -203,7 +203,7 @@ class Operator:
             ready_flag=self.begun,
             clusterwide=not namespaces,
             namespaces=namespaces,
-            liveness_endpoint=f"http://{_bracketed(self._settings.listen_address)}:{port}/healthz",
+            liveness_endpoint=f"http://{_bracketed(self._settings.listens_on)}:{port}/healthz",
             # its own way of finding one fails under a random user id
             identity="operator",  # type: ignore[arg-type]
         )

@@ -32,7 +32,7 @@ async def run_operator(settings: Settings) -> None:
         read = pods.direct_reader(session) if settings.pod_access is PodAccess.DIRECT else pods.proxy_reader(client)
         operator = Operator(settings, client, metrics, read)
         answers = {"/metrics": lambda: _metrics(metrics), "/readyz": lambda: _readiness(settings, operator, elected)}
-        await stack.enter_async_context(serving((settings.listen_address, settings.metrics_port), answers))
+        await stack.enter_async_context(serving((settings.listens_on, settings.metrics_port), answers))
         parts: list[Awaitable[object]] = [_told_to_end(operator.begun), _work(settings, operator, elected)]
         if settings.leader_election:
             parts.append(Election(client, settings.operator_namespace).hold(elected))
@@ -46,7 +46,7 @@ async def run_operator(settings: Settings) -> None:
 
 async def _work(settings: Settings, operator: Operator, elected: asyncio.Event) -> None:
     """Waits for the lease and for the API server, alive but idle, and then works."""
-    address = settings.listen_address, settings.liveness_port
+    address = settings.listens_on, settings.liveness_port
     async with serving(address, {"/healthz": lambda: web.json_response({"standby": True})}):
         await elected.wait()
         await operator.start()

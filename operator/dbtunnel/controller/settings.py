@@ -162,7 +162,8 @@ SETTINGS = (
     ),
     Setting("resync-seconds", "300", _integer(10, 86400), "time between two comparisons with a fresh list"),
     Setting("unreachable-after-seconds", "20", _integer(1, 3600), "how long facts of a silent forwarder hold"),
-    Setting("listen-address", "0.0.0.0", _required, "address of the liveness and metrics ports"),  # noqa: S104
+    Setting("listen-address", "", str, "address of the liveness and metrics ports; all of pod-ip's family unless set"),
+    Setting("pod-ip", "", str, "the pod's own address, which tells the family"),
     Setting("liveness-port", "8081", _integer(1, 65535), "TCP port of /healthz"),
     Setting("metrics-port", "8082", _integer(1, 65535), "TCP port of /metrics"),
     Setting("leader-election", "false", _boolean, "true: several operators, of which one works, by a Lease"),
@@ -196,6 +197,7 @@ class Settings:
     resync_seconds: int
     unreachable_after_seconds: int
     listen_address: str
+    pod_ip: str
     liveness_port: int
     metrics_port: int
     leader_election: bool
@@ -209,6 +211,11 @@ class Settings:
         if settings.leader_election and not settings.operator_namespace:
             raise SettingError("--leader-election needs --operator-namespace: the Lease is kept there")
         return settings
+
+    @property
+    def listens_on(self) -> str:
+        """Where the liveness and metrics ports are: Kopf's server takes one address, so it is one family's."""
+        return self.listen_address or ("::" if ":" in self.pod_ip else "0.0.0.0")  # noqa: S104
 
     def installation(self) -> Installation:
         """What decisions take of the settings."""
