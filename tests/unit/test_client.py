@@ -47,7 +47,8 @@ async def test_listed_objects_say_what_they_are(configured: int) -> None:
     async def handle(request: web.Request) -> web.Response:
         is_last = "continue" in request.query
         metadata = {"resourceVersion": "7", "continue": "" if is_last else "next"}
-        item = {"metadata": {"name": "second" if is_last else "first"}}
+        managers = [{"manager": "kubectl-edit", "fieldsV1": {"f:spec": {}}}]
+        item = {"metadata": {"name": "second" if is_last else "first", "managedFields": managers}}
         return web.json_response({"kind": "DeploymentList", "items": [item], "metadata": metadata})
 
     async with client(configured, handle) as api:
@@ -56,6 +57,7 @@ async def test_listed_objects_say_what_they_are(configured: int) -> None:
     assert at == 7
     assert [item["metadata"]["name"] for item in items] == ["first", "second"]
     assert {(item["apiVersion"], item["kind"]) for item in items} == {("apps/v1", "Deployment")}
+    assert {tuple(item["metadata"]["managedFields"]) for item in items} == {("kubectl-edit",)}
 
 
 async def test_a_pods_endless_answer_is_read_up_to_a_limit(configured: int) -> None:

@@ -211,7 +211,10 @@ def test_who_else_wrote_to_a_spec_is_kept_and_nothing_else_of_managed_fields() -
 
 
 def test_what_was_trimmed_once_can_be_trimmed_again() -> None:
-    assert foreign_managers({"metadata": {"managedFields": ["kubectl-edit"]}}) == []
+    entry = {"manager": "kubectl-edit", "fieldsV1": {"f:spec": {}}}
+    document = {**pod(1), "metadata": {**pod(1)["metadata"], "managedFields": [entry]}}
+    assert trimmed("Service", trimmed("Service", document)) == trimmed("Service", document)
+    assert trimmed("Service", document)["metadata"]["managedFields"] == ["kubectl-edit"]
     assert foreign_managers({"metadata": {}}) == []
 
 

@@ -134,13 +134,13 @@ def _shared(value: Any) -> Any:
 
 
 def foreign_managers(manifest: Mapping[str, Any]) -> list[str]:
-    """Who else than the operator set something in `spec`, by managedFields."""
+    """Who else than the operator set something in `spec`, by managedFields; names are of an earlier trimming."""
     entries = manifest["metadata"].get("managedFields") or ()
-    return [
-        entry["manager"]
-        for entry in entries
-        if isinstance(entry, dict) and entry.get("manager") != MANAGER and "f:spec" in entry.get("fieldsV1", {})
-    ]
+    return [entry if isinstance(entry, str) else entry["manager"] for entry in entries if _is_foreign(entry)]
+
+
+def _is_foreign(entry: str | Mapping[str, Any]) -> bool:
+    return isinstance(entry, str) or (entry.get("manager") != MANAGER and "f:spec" in entry.get("fieldsV1", {}))
 
 
 def _key(kind: str, manifest: Mapping[str, Any]) -> ObjectKey:
