@@ -6,7 +6,7 @@ import time
 import pytest
 
 from dbtunnel.api.engines import ENGINES, Engine
-from tests.support.clients import AUTHORITY_FILE, COMMANDS, Endpoint, query
+from tests.support.clients import AUTHORITY_FILE, COMMANDS, Endpoint, first_query, query
 from tests.support.cluster import Cluster, ClusterError
 from tests.support.databases import ROWS
 from tests.support.private_network import BASTION, DATABASES, PrivateDatabase, PrivateNetwork
@@ -40,7 +40,7 @@ def test_from_apply_to_a_query_through_the_service(installed: Cluster, shop: str
     tunnel = start(installed, shop, database.name)
     print(f"\n{database.engine}: Ready {time.monotonic() - began:.1f} s after kubectl apply")
 
-    printed = query(installed, shop, COMMANDS[database.engine](Endpoint.of(tunnel), QUERY))
+    printed = first_query(installed, shop, COMMANDS[database.engine](Endpoint.of(tunnel), QUERY))
 
     for number, item in ROWS:
         assert re.search(rf"\b{number}\b.*\b{item}\b", printed), printed
@@ -119,7 +119,7 @@ def test_mysql_is_judged_by_its_first_client_alone(installed: Cluster, shop: str
     """A probe of ours could get the bastion's address blocked (max_connect_errors)."""
     tunnel = start(installed, shop, "inventory")
 
-    query(installed, shop, COMMANDS[Engine.MYSQL](Endpoint.of(tunnel), QUERY))
+    first_query(installed, shop, COMMANDS[Engine.MYSQL](Endpoint.of(tunnel), QUERY))
 
     database = wait_for_database(installed, shop, "inventory")
     assert "MariaDB" in database["serverVersion"]
@@ -180,5 +180,5 @@ def test_a_generated_key_is_accepted_once_its_line_is_there(installed: Cluster, 
     tunnel = wait_for_ready(installed, shop, "reports", 120)
 
     assert tunnel["status"]["publicKeys"][0]["accepted"] is True
-    printed = query(installed, shop, COMMANDS[Engine.POSTGRESQL](Endpoint.of(tunnel), QUERY))
+    printed = first_query(installed, shop, COMMANDS[Engine.POSTGRESQL](Endpoint.of(tunnel), QUERY))
     assert ROWS[0][1] in printed

@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from dbtunnel.api.engines import Engine
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, ClusterError
 from tests.support.databases import DATABASE, PASSWORD, USER
 from tests.support.private_network import AUTHORITY
+from tests.support.processes import wait_until
 from tests.support.tunnels import Manifest, apply
 
 POD = "client"
+
+_REFUSED = ("No route to host", "Connection refused", "Can't connect to server")
+"""How clients call a Service without an endpoint."""
 
 AUTHORITY_FILE = f"/etc/{AUTHORITY}/ca.crt"
 
@@ -76,6 +80,21 @@ def start_client(cluster: Cluster, namespace: str, image: str) -> None:
     apply(cluster, _pod(namespace, image))
     ready = ("wait", "--for=condition=Ready", f"pod/{POD}", "--timeout=60s")
     cluster.kubectl(*ready, "-n", namespace, timeout_seconds=70)
+
+
+def first_query(cluster: Cluster, namespace: str, command: list[str]) -> str:
+    """As `query`, for a tunnel that has just become Ready: nodes learn of its endpoint a moment after the API."""
+    return wait_until(lambda: _answer(cluster, namespace, command), "an answer through the Service", 20)
+
+
+def _answer(cluster: Cluster, namespace: str, command: list[str]) -> str:
+    """What a client prints; nothing while its node refuses the connection."""
+    try:
+        return query(cluster, namespace, command)
+    except ClusterError as error:
+        if any(words in str(error) for words in _REFUSED):
+            return ""
+        raise
 
 
 def query(cluster: Cluster, namespace: str, command: list[str], timeout_seconds: float = 60) -> str:

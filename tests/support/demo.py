@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from tests.support.binaries import BinaryError, binary, cache_directory
-from tests.support.clients import COMMANDS, POD, Endpoint, start_client
+from tests.support.clients import COMMANDS, POD, Endpoint, first_query, start_client
 from tests.support.cluster import Cluster, ClusterError, ExistingCluster, cluster_of, start_cluster
 from tests.support.debian import MissingPackageError
 from tests.support.images import CLIENT, OPERATOR, ImageError
@@ -105,6 +105,7 @@ class Demo:
         for one in DATABASES:
             endpoint = Endpoint.of(self._tunnel(one.name))
             command = COMMANDS[one.engine](endpoint, QUERY)
+            first_query(self._cluster, NAMESPACE, command)
             self._run(["kubectl", "exec", "--namespace", NAMESPACE, POD, "--", *command])
 
     def _authorize(self) -> None:

@@ -5,7 +5,7 @@ import threading
 from dataclasses import dataclass
 from typing import Self
 
-from tests.support.clients import Endpoint, query
+from tests.support.clients import Endpoint, first_query, query
 from tests.support.cluster import Cluster
 from tests.support.databases import DATABASE, USER
 from tests.support.processes import wait_until
@@ -44,12 +44,13 @@ class Traffic:
     def __init__(self, cluster: Cluster, namespace: str, endpoint: Endpoint) -> None:
         self._cluster, self._namespace = cluster, namespace
         self._stop_file = f"/tmp/stop-{id(self)}"
-        target = f"host={endpoint.host} port={endpoint.port} user={USER} dbname={DATABASE}"
-        self._command = ["python", "-c", _PROGRAM, target, str(_LONGEST_SECONDS), self._stop_file]
+        self._target = f"host={endpoint.host} port={endpoint.port} user={USER} dbname={DATABASE}"
+        self._command = ["python", "-c", _PROGRAM, self._target, str(_LONGEST_SECONDS), self._stop_file]
         self._printed = ""
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
+        first_query(self._cluster, self._namespace, ["psql", self._target, "-c", "select 1"])
         self._thread.start()
         marker = ["sh", "-c", "grep -lz psycopg.connect /proc/[0-9]*/cmdline || true"]
         wait_until(lambda: query(self._cluster, self._namespace, marker), "the traffic's begin")
