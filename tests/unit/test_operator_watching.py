@@ -112,6 +112,39 @@ def test_a_watch_that_begins_anew_causes_a_resync() -> None:
     assert [time for time in api.lists if time > 50] == [102]
 
 
+def test_a_resync_waits_until_the_watches_have_begun() -> None:
+    api = Api()
+
+    async def main() -> None:
+        subject = operator(api)
+        await subject.start()
+        task = asyncio.create_task(subject.resync_forever())
+        for _ in range(20):
+            subject.listed()
+            await asyncio.sleep(1)
+        await asyncio.sleep(100)
+        task.cancel()
+
+    run(main())
+    assert api.lists == [0, 21]
+
+
+def test_a_resync_waits_for_no_watch_that_begins_all_the_time() -> None:
+    api = Api()
+
+    async def main() -> None:
+        subject = operator(api)
+        await subject.start()
+        task = asyncio.create_task(subject.resync_forever())
+        for _ in range(100):
+            subject.listed()
+            await asyncio.sleep(1)
+        task.cancel()
+
+    run(main())
+    assert api.lists == [0, 30, 60, 90]
+
+
 def test_what_went_before_the_watches_began_is_noticed_soon() -> None:
     api = Api()
     run(watched(api, 130))
@@ -257,6 +290,7 @@ async def test_watches_outlast_any_outage_and_notice_one_that_is_silent() -> Non
     assert max(waits) <= 15
     assert list(itertools.islice(backoffs, 3)) == waits[:3], "each request begins anew"
     assert settings.watching.inactivity_timeout <= 120
+    assert settings.persistence.diffbase_storage.build(body=kopf.Body(cast(Any, manifest()))) == {}
 
 
 async def test_events_are_stored_and_enqueued_and_lists_are_told_of() -> None:

@@ -138,6 +138,18 @@ async def test_current_pods_with_an_address_are_followed_and_no_others() -> None
     assert world.forwarders.targets == {Target("shop", "pod-1", "pod-1", "10.0.0.1", config_hash)}
 
 
+async def test_a_pod_that_has_not_run_yet_is_not_asked_and_one_that_ran_is_asked_on() -> None:
+    world = await settled()
+    not_running = {"status.containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}]}
+    world.add_pod(uid="starting", changes=not_running)
+    world.add_pod(changes=not_running)
+    await world.reconcile(1)
+    assert {target.uid for target in world.forwarders.targets} == {"pod-1"}
+    world.add_pod(uid="starting")
+    await world.reconcile(2)
+    assert {target.uid for target in world.forwarders.targets} == {"pod-1", "starting"}
+
+
 async def test_while_a_key_is_awaited_mounts_are_refreshed_now_and_then() -> None:
     world = await settled()
     world.add_pod(uid="ending", changes={"metadata.deletionTimestamp": "2026-11-05T12:00:00Z"})

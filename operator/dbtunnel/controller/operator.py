@@ -37,6 +37,9 @@ Each request is given up after half a minute, so that an API server that does no
 SPREAD_SECONDS = 30
 """Over which time a resync spreads the reconciles of all tunnels."""
 
+QUIET_SECONDS = 2
+"""How long no watch has to have begun anew until a resync makes up for what they did not tell."""
+
 SOON_SECONDS = 5
 """When a resync follows the start, since what went before the watches began was heard by none, or one that failed."""
 
@@ -64,6 +67,7 @@ class Operator:
         self._running: dict[TunnelKey, float] = {}
         """Reconciles in progress and when each began."""
         self._listed = asyncio.Event()
+        self._listed_at = 0.0
         self.is_watching = False
         """Whether the first lists are there."""
         self.begun = asyncio.Event()
@@ -149,6 +153,7 @@ class Operator:
     def listed(self) -> None:
         """Hears of each object of a list with which a watch begins, or begins anew."""
         self._listed.set()
+        self._listed_at = asyncio.get_running_loop().time()
 
     async def _listed_or(self, seconds: float) -> None:
         """Waits until a watch has begun anew, which does not tell what has gone meanwhile, but at most some time."""
@@ -157,8 +162,11 @@ class Operator:
                 await self._listed.wait()
         except TimeoutError:
             return
-        # the other watches begin anew at about the same time
-        await asyncio.sleep(2)
+        # the other watches begin anew at about the same time, and long lists take theirs
+        loop = asyncio.get_running_loop()
+        end = loop.time() + SPREAD_SECONDS
+        while (wait := min(self._listed_at + QUIET_SECONDS, end) - loop.time()) > 0:  # noqa: ASYNC110
+            await asyncio.sleep(wait)
         self._listed.clear()
 
     async def handle(self, key: TunnelKey) -> float | None:

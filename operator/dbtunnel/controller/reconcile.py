@@ -166,12 +166,14 @@ class Reconciler:
         """The tunnel's pods; the forwarders in the current ones are listened to from now on."""
         config_hash = forwarder_config(tunnel, installation.defaults).digest()
         pods = [Pod.of(manifest) for _, manifest in self._store.of_tunnel(key, POD.name)]
-        revisions = {
-            current_revision(child)
-            for child in desired_children(tunnel, installation)
-            if child["kind"] == DEPLOYMENT.name
-        }
-        current = [pod for pod in pods if pod.ip and not pod.is_ending and pod.revision in revisions]
+        revision = current_revision(build_deployment(tunnel, installation))
+        known = self._forwarders.reports(key)
+        # one that has not run yet cannot answer, and its start is heard of
+        current = [
+            pod
+            for pod in pods
+            if pod.ip and not pod.is_ending and pod.revision == revision and (pod.running_since or pod.uid in known)
+        ]
         targets = {Target(key.namespace, pod.name, pod.uid, pod.ip, config_hash) for pod in current}
         self._forwarders.follow(key, targets)
         return pods
