@@ -32,6 +32,8 @@ class FakeCluster:
         self.key_data: Mapping[str, str] = {}
         self.problem: Problem | None = None
         self.is_ending = False
+        self.refused = 0
+        """How often something was to be made in a namespace that ends."""
         self.meanwhile: Callable[[], object] = lambda: None
         """What happens while children are written."""
         self.versions = 1000
@@ -44,6 +46,7 @@ class FakeCluster:
 
     async def ensure(self, _: DatabaseTunnel, wanted: Iterable[Manifest]) -> Problem | None:
         if self.is_ending:
+            self.refused += 1
             raise NamespaceEndingError
         for child in wanted:
             live = changed(signed(child), {"metadata.uid": child["kind"]})

@@ -317,8 +317,23 @@ async def test_nothing_is_removed_before_what_replaces_it_is_there() -> None:
 async def test_in_a_namespace_that_ends_nothing_is_made_or_said() -> None:
     world = await settled()
     world.cluster.is_ending = True
-    assert await world.reconcile(10) is None
+    assert await world.reconcile(10) == 5
     assert world.cluster.done == []
+
+
+async def test_a_namespace_that_ends_is_tried_once_in_a_while_for_all_its_tunnels() -> None:
+    world = await settled()
+    document = world.store.tunnel(KEY) or {}
+    keys = [TunnelKey("shop", f"tunnel-{number}") for number in range(10)]
+    for key in keys:
+        world.cluster.put("DatabaseTunnel", changed(document, {"metadata.name": key.name, "metadata.uid": key.name}))
+    world.cluster.is_ending = True
+    for seconds in range(10, 20):
+        for key in keys:
+            await world.reconciler.reconcile(key, NOW + timedelta(seconds=seconds))
+    assert world.cluster.refused == 2
+    world.cluster.is_ending = False
+    assert await world.reconcile(21) is None, "a namespace that was made anew is served"
 
 
 # --- what the API server refuses --------------------------------------------------------------------------------------

@@ -33,6 +33,10 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 5.0
 """When a child that could not be made is tried again at the latest, unless its reason says otherwise."""
 
+ENDING_SECONDS = 5.0
+"""How long a namespace that is being deleted is left alone: each of its children that goes would be made anew, and the
+refusals of a thousand would keep the tunnels of others waiting."""
+
 KEY_SECONDS = 30.0
 """The least time between two attempts to make a tunnel's key. Whether it is there cannot be asked, and a Secret that
 is there and empty looks to forwarders as if it were not."""
@@ -68,6 +72,8 @@ class Reconciler:
         """When the mounts of each tunnel that waits for a Secret were last refreshed."""
         self._keys: dict[TunnelKey, tuple[tuple[str, bool], datetime]] = {}
         """When a tunnel's key was last made or found to be there, by the tunnel's uid, and before or after its pods."""
+        self._ending: dict[str, datetime] = {}
+        """When a namespace was last found to be on its way out."""
         self._pace = Pace()
 
     async def reconcile(self, key: TunnelKey, now: datetime) -> float | None:
@@ -76,6 +82,8 @@ class Reconciler:
         if manifest is None or "deletionTimestamp" in manifest["metadata"]:
             self._leave_alone(key)
             return None
+        if self._is_ending(key, now):
+            return ENDING_SECONDS
         try:
             tunnel = DatabaseTunnel.parse(manifest)
         except ValidationError as error:
@@ -86,7 +94,8 @@ class Reconciler:
             manifest, tunnel = await self._announce(key, manifest, tunnel, installation, now)
             problem = await self._write_children(key, tunnel, installation, now)
         except NamespaceEndingError:
-            return None
+            self._ending[key.namespace] = now
+            return ENDING_SECONDS
         pods = self._follow(key, tunnel, installation)
         decision = decide(tunnel, self._observe(key, tunnel, pods, problem), installation, now)
         settle = await self._publish(key, manifest, decision.status, now)
@@ -104,6 +113,15 @@ class Reconciler:
         self._refreshed.pop(key, None)
         self._keys.pop(key, None)
         self._pace.forget(key)
+
+    def _is_ending(self, key: TunnelKey, now: datetime) -> bool:
+        since = self._ending.get(key.namespace)
+        if since is None:
+            return False
+        is_recent = 0 <= (now - since).total_seconds() < ENDING_SECONDS
+        if not is_recent:
+            del self._ending[key.namespace]
+        return is_recent
 
     def _installation_for(self, key: TunnelKey, tunnel: DatabaseTunnel) -> Installation:
         """The installation, with the image that the tunnel's pods have now while it waits for its turn to roll."""
