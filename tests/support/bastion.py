@@ -182,7 +182,10 @@ class Bastion:
 
     def authorize(self, *lines: str) -> None:
         """Sets the user's authorized_keys; sshd reads it at each login."""
-        self._authorized_keys.write_text("".join(f"{line}\n" for line in lines))
+        # whole at any moment, since sshd may be reading
+        new = self._authorized_keys.with_suffix(".new")
+        new.write_text("".join(f"{line}\n" for line in lines))
+        new.rename(self._authorized_keys)
 
     def unauthorize(self) -> None:
         """Takes all keys away; who is logged in stays so."""
