@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.cluster import Cluster
 from tests.support.gate import Gate
+from tests.support.installation import helm
 from tests.support.operator import Operator, installed_operators_rest, lone_operator
 from tests.support.processes import wait_until
 from tests.support.relay import Relay
@@ -186,3 +187,24 @@ def test_it_serves_the_named_namespaces_alone(quiet: Cluster, namespace: str, tm
         quiet.kubectl("delete", "service", "orders", "-n", named[1])
         wait_until(lambda: find(quiet, named[1], "service/orders"), "the Service")
         quiet.kubectl("delete", "namespace", named[1], "--wait=false")
+
+
+# --- the chart --------------------------------------------------------------------------------------------------
+
+
+def test_upgrades_change_the_number_of_replicas(crd_installed: Cluster) -> None:
+    """Beside the release that has the definition; no node has the image, so nothing of it runs."""
+    release = ("counted", "--namespace", "counted")
+    values = ("crds.enabled=false", "image.repository=localhost/none", "image.pullPolicy=Never")
+    flags = [word for value in values for word in ("--set", value)]
+    try:
+        for count in (1, 2, 1, 2, 0):
+            options = ("--create-namespace", "--set", f"replicaCount={count}", *flags)
+            helm(crd_installed, "upgrade", "--install", *release, "charts/dbtunnel-operator", *options)
+            (deployment,) = crd_installed.get("deployments", "-n", "counted")["items"]
+            assert deployment["spec"]["replicas"] == count
+            roles = crd_installed.get("roles", "-n", "counted")["items"]
+            assert len(roles) == (count > 1), "rights to the Lease only where a leader is elected"
+    finally:
+        helm(crd_installed, "uninstall", *release)
+        crd_installed.kubectl("delete", "namespace", "counted", "--wait=false")
