@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import struct
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -140,4 +141,21 @@ async def test_nothing_is_written_to_a_client_that_is_gone(caplog: pytest.LogCap
         session.data_received(b"x" * 32768, None)
     assert caplog.text == ""
     peer.close()
+    server.close()
+
+
+async def test_a_client_that_resets_as_the_database_ends_is_its_own_affair() -> None:
+    """shutdown(2) fails then with ENOTCONN; from a callback of asyncssh's that ended the SSH connection for all."""
+    clients: list[Client] = []
+    lost = asyncio.Event()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Client(clients.append, lambda _: lost.set()), "127.0.0.1", 0
+    )
+    peer = socket.create_connection(server.sockets[0].getsockname())
+    await until(lambda: clients)
+    session = Session(clients[0], link_over(StuckConnection()), lambda **_: None, lambda _: None, lambda: None)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+    assert session.eof_received(), "the channel stays until the client's end is heard"
+    await asyncio.wait_for(lost.wait(), 10)
     server.close()

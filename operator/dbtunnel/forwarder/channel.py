@@ -158,7 +158,10 @@ class Session(asyncssh.SSHTCPSession[bytes]):
     def eof_received(self) -> bool:
         """The database sends no more and may still receive."""
         if not self._client.transport.is_closing():
-            self._client.transport.write_eof()
+            try:
+                self._client.transport.write_eof()
+            except OSError:  # the client has reset it, and asyncio has yet to hear; raised here it ends all channels
+                self._client.refuse()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
