@@ -108,8 +108,11 @@ def test_parking_is_bounded_in_number_and_time(
     bastion.stop()
     forwarder = start_forwarder(postgres.port, parking_max_clients=2, seconds=seconds(parking_max=2))
     parked = [socket.create_connection(("127.0.0.1", forwarder.port), 10) for _ in range(2)]
+    for client in parked:
+        client.sendall(b"\0\0\0\x08\x04\xd2\x16\x2f")
     wait_until(lambda: forwarder.metric("dbtunnel_forwarder_clients_parked") == 2, "two parked clients")
     with socket.create_connection(("127.0.0.1", forwarder.port), 10) as third, pytest.raises(ConnectionResetError):
+        third.sendall(b"\0\0\0\x08\x04\xd2\x16\x2f")
         third.recv(1)
     assert forwarder.metric("dbtunnel_forwarder_clients_parked") == 2
     for client in parked:

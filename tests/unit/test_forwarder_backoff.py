@@ -42,7 +42,7 @@ class Bastion:
             raise transport_failure(Reason.CONNECTION_REFUSED)
         if len(self.attempts) > FAILURES + 1:
             self.came_back.set()
-        link = Link(cast(Any, SimpleNamespace(abort=lambda: None)), lambda: False, Congestion(), End())
+        link = Link(cast(Any, SimpleNamespace(abort=lambda: None)), lambda: False, Congestion(), End(), cast(Any, None))
         asyncio.get_running_loop().call_later(self._stood, lambda: link.end.happen("reset"))
         return link
 

@@ -7,42 +7,63 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
+import asyncssh
 import pytest
+from asyncssh.packet import SSHPacket
 
-from dbtunnel.forwarder.channel import (
-    EARLY_LIMIT,
-    LARGEST_WINDOW,
-    SMALLEST_WINDOW,
-    Client,
-    Session,
-    open_channel,
-    window,
-)
-from dbtunnel.forwarder.connection import Connector
+from dbtunnel.forwarder.channel import FIRST_WINDOW, SMALLEST_WINDOW, Channel, Opening, _Nobody
+from dbtunnel.forwarder.client import EARLY_LIMIT, Client
 from dbtunnel.forwarder.link import ABANDONED_AT_MOST, OPENING_AT_ONCE, End, Link
-from dbtunnel.forwarder.listener import Listener, listening_socket
-from dbtunnel.forwarder.metrics import Metrics
-from dbtunnel.forwarder.probes import Prober
+from dbtunnel.forwarder.listener import listening_socket
+from dbtunnel.forwarder.packets import Slot
 from dbtunnel.forwarder.transport import Congestion
-from tests.support.forwarder import seconds
-from tests.unit.test_forwarder_connect import CONFIG
+
+DATA, CLOSE = 94, 97
+"""SSH_MSG_CHANNEL_DATA, SSH_MSG_CHANNEL_CLOSE."""
 
 
 class StuckConnection:
     """An SSH connection whose server does not answer, until it is told to."""
 
     def __init__(self) -> None:
-        self.asked = 0
-        self.answer = asyncio.Event()
+        self.channels: dict[int, Channel] = {}
+        self.asked = self.answered = 0
+        self.sent: list[int] = []
 
-    async def create_connection(self, factory: Callable[[], Any], *_: object, **__: object) -> tuple[Any, Any]:
+    def add_channel(self, channel: Channel) -> int:
         self.asked += 1
-        await self.answer.wait()
-        return SimpleNamespace(abort=lambda: None), factory()
+        self.channels[self.asked] = channel
+        return self.asked
+
+    def remove_channel(self, number: int) -> None:
+        del self.channels[number]
+
+    def send_packet(self, kind: int, *_: bytes) -> None:
+        self.sent.append(kind)
+
+    def answer(self) -> None:
+        """Opens all that it was asked for."""
+        begin, self.answered = self.answered + 1, self.asked
+        for number in range(begin, self.answered + 1):
+            self.channels[number].process_open_confirmation(number, 2**20, 2**15, SSHPacket(b""))
+
+
+class Waiting(_Nobody):
+    """Waits for a channel."""
+
+    def __init__(self) -> None:
+        self.outcome: Channel | Exception | None = None
+
+    def opened(self, channel: Channel) -> None:
+        self.outcome = channel
+
+    def failed(self, error: Exception) -> None:
+        self.outcome = error
 
 
 def link_over(connection: StuckConnection) -> Link:
-    return Link(cast(Any, connection), lambda: False, Congestion(), End())
+    packets = cast(Any, SimpleNamespace(channels={}))
+    return Link(cast(Any, connection), lambda: False, Congestion(), End(), packets)
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -53,13 +74,16 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def open_one(link: Link, limit: float) -> object:
-    return await open_channel(link, lambda: cast(Any, object()), ("orders.internal", 5432), ("127.0.0.1", 1), limit)
+def ask(link: Link, count: int, limit: float = 5) -> list[Waiting]:
+    waiting = [Waiting() for _ in range(count)]
+    for one in waiting:
+        Opening(link, one, ("orders.internal", 5432), ("127.0.0.1", 1), limit)
+    return waiting
 
 
 async def abandon(link: Link, count: int) -> None:
-    outcomes = await asyncio.gather(*(open_one(link, 0.05) for _ in range(count)), return_exceptions=True)
-    assert all(isinstance(outcome, TimeoutError) for outcome in outcomes)
+    waiting = ask(link, count, 0.02)
+    await until(lambda: all(isinstance(one.outcome, TimeoutError) for one in waiting))
 
 
 async def test_openings_that_nobody_waits_for_hold_nobody_up() -> None:
@@ -67,8 +91,10 @@ async def test_openings_that_nobody_waits_for_hold_nobody_up() -> None:
     connection = StuckConnection()
     link = link_over(connection)
     await abandon(link, OPENING_AT_ONCE)
-    connection.answer.set()
-    assert await open_one(link, 5)
+    (one,) = ask(link, 1)
+    connection.answer()
+    assert isinstance(one.outcome, Channel)
+    assert connection.sent.count(CLOSE) == OPENING_AT_ONCE, "what comes too late is closed"
 
 
 async def test_openings_on_the_bastion_are_bounded() -> None:
@@ -77,85 +103,111 @@ async def test_openings_on_the_bastion_are_bounded() -> None:
     for _ in range(6):
         await abandon(link, OPENING_AT_ONCE)
     assert connection.asked == OPENING_AT_ONCE + ABANDONED_AT_MOST
-    connection.answer.set()
-    assert len(await asyncio.gather(*(open_one(link, 5) for _ in range(2 * OPENING_AT_ONCE)))) == 2 * OPENING_AT_ONCE
+    connection.answer()
+    waiting = ask(link, 2 * OPENING_AT_ONCE)
+    connection.answer()
+    connection.answer()
+    assert all(isinstance(one.outcome, Channel) for one in waiting)
+
+
+async def test_a_link_is_unused_when_its_last_channel_is_gone() -> None:
+    connection, unused = StuckConnection(), []
+    link = link_over(connection)
+    link.on_unused = lambda: unused.append(True)
+    waiting = ask(link, 2)
+    connection.answer()
+    for number, channel in list(connection.channels.items()):
+        assert not unused
+        channel.close()
+        channel.process_packet(CLOSE, number, SSHPacket(b""))
+    assert unused == [True]
+    assert len(waiting) == 2
+
+
+async def taken(target: Any = None) -> tuple[Client, socket.socket, Any]:
+    """A client, its other end, and what its host was told."""
+    host = SimpleNamespace(told=[])
+    for name in ("wants_channel", "has_no_channel", "joined", "saw", "moved", "gone"):
+        setattr(host, name, lambda *arguments, name=name, **_: host.told.append(name))
+    bound = listening_socket("127.0.0.1", 0)
+    peer = socket.create_connection(bound.getsockname())
+    connected, address = bound.accept()
+    connected.setblocking(False)
+    bound.close()
+    return Client(connected, address, cast(Any, host)), peer, host
+
+
+def channel_to(received: list[bytes], room: int = 2**20) -> Any:
+    def send(slot: Slot, size: int) -> None:
+        received.append(bytes(slot.data[:size]))
+
+    return SimpleNamespace(
+        send=send, may_send_bytes=room, largest_data=2**15, close=lambda: None, end_sending=lambda: None, taken=len
+    )
 
 
 async def test_what_a_client_sends_early_is_bounded_to_the_byte() -> None:
-    clients: list[Client] = []
-    server = await asyncio.get_running_loop().create_server(
-        lambda: Client(clients.append, lambda _: None), "127.0.0.1", 0
-    )
+    client, peer, host = await taken()
     content = bytes(range(256)) * 4096
-    _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-    writer.write(content)
+    peer.setblocking(False)
+    rest = content[peer.send(content) :]
+    await until(lambda: len(client._early) == EARLY_LIMIT)
+    assert host.told == ["wants_channel"]
     received: list[bytes] = []
-    session = SimpleNamespace(send=received.append, room=65536, client_lost=lambda _: None)
-    await until(lambda: clients and not clients[0].transport.is_reading())
-    clients[0].join(cast(Session, session))
+    client.link = link_over(StuckConnection())
+    client.opened(channel_to(received))
     assert [len(piece) for piece in received] == [EARLY_LIMIT]
-    await until(lambda: sum(map(len, received)) == len(content))
-    assert b"".join(received) == content
-    writer.close()
-    server.close()
+    await until(lambda: sum(map(len, received)) == len(content) - len(rest))
+    assert content.startswith(b"".join(received))
+    client.refuse()
+    peer.close()
 
 
-def test_windows_are_cut_from_one_piece() -> None:
+async def test_first_windows_are_cut_from_one_piece() -> None:
     """One channel has what it can use; a thousand that are not read fill no memory."""
-    assert window(0) == window(1) == LARGEST_WINDOW
-    assert window(5000) == SMALLEST_WINDOW
-    assert sum(window(number) for number in range(500)) < 112 * 2**20
+    link = link_over(StuckConnection())
+    assert Channel(link, _Nobody()).first_window == FIRST_WINDOW
+    link.uses = 5000
+    assert Channel(link, _Nobody()).first_window == SMALLEST_WINDOW
 
 
-async def test_a_client_is_not_left_waiting_by_a_bug(caplog: pytest.LogCaptureFixture) -> None:
-    class Broken:
-        @property
-        def link(self) -> Link:
+async def test_a_bug_in_serving_one_client_is_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    """An exception that reaches asyncssh would end the connection of all."""
+    connection = StuckConnection()
+    link = link_over(connection)
+    (one,) = ask(link, 1)
+    connection.answer()
+    channel = one.outcome
+    assert isinstance(channel, Channel)
+
+    class Broken(_Nobody):
+        def received(self, pieces: list[memoryview]) -> None:
             raise RuntimeError("a bug")
 
-    config = CONFIG.model_copy(update={"seconds": seconds()})
-    listener = Listener(config, cast(Connector, Broken()), cast(Prober, None), Metrics())
-    bound = listening_socket("127.0.0.1", 0)
-    await listener.start(bound)
-    reader, writer = await asyncio.open_connection(*bound.getsockname())
-    async with asyncio.timeout(10):
-        with pytest.raises(ConnectionResetError):
-            await reader.read()
-        await listener.empty.wait()
-    assert "serving a client failed" in caplog.text
-    writer.close()
-    listener.refuse_new()
-
-
-async def test_nothing_is_written_to_a_client_that_is_gone(caplog: pytest.LogCaptureFixture) -> None:
-    """asyncio logs each write to a lost connection, and a window's worth may be on its way."""
-    clients: list[Client] = []
-    server = await asyncio.get_running_loop().create_server(
-        lambda: Client(clients.append, lambda _: None), "127.0.0.1", 0
-    )
-    peer = socket.create_connection(server.sockets[0].getsockname())
-    await until(lambda: clients)
-    session = Session(clients[0], link_over(StuckConnection()), lambda **_: None, lambda _: None, lambda: None)
-    clients[0].refuse()
-    for _ in range(20):
-        session.data_received(b"x" * 32768, None)
-    assert caplog.text == ""
-    peer.close()
-    server.close()
+    channel.end = Broken()
+    assert channel.process_packet(DATA, 0, SSHPacket(b"\0\0\0\1x"))
+    assert "serving a channel failed" in caplog.text
+    assert connection.sent[-1] == CLOSE
 
 
 async def test_a_client_that_resets_as_the_database_ends_is_its_own_affair() -> None:
-    """shutdown(2) fails then with ENOTCONN; from a callback of asyncssh's that ended the SSH connection for all."""
-    clients: list[Client] = []
-    lost = asyncio.Event()
-    server = await asyncio.get_running_loop().create_server(
-        lambda: Client(clients.append, lambda _: lost.set()), "127.0.0.1", 0
-    )
-    peer = socket.create_connection(server.sockets[0].getsockname())
-    await until(lambda: clients)
-    session = Session(clients[0], link_over(StuckConnection()), lambda **_: None, lambda _: None, lambda: None)
+    """shutdown(2) fails then with ENOTCONN."""
+    client, peer, host = await taken()
+    client.opened(channel_to([]))
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     peer.close()
-    assert session.eof_received(), "the channel stays until the client's end is heard"
-    await asyncio.wait_for(lost.wait(), 10)
-    server.close()
+    client.ended_sending()
+    assert client.is_gone
+    assert host.told[-1] == "gone"
+
+
+async def test_a_server_may_send_no_more_than_its_window() -> None:
+    connection = StuckConnection()
+    (one,) = ask(link_over(connection), 1)
+    connection.answer()
+    channel = one.outcome
+    assert isinstance(channel, Channel)
+    assert channel.receive(memoryview(bytes(channel.first_window)))
+    assert not channel.receive(memoryview(b"x"))
+    with pytest.raises(asyncssh.ProtocolError):
+        channel.process_packet(DATA, 0, SSHPacket(b"\0\0\0\1x"))

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.forwarder.failures import Progress, channel_failure, connect_failure
-from dbtunnel.forwarder.transport import Congestion, Greeting
+from dbtunnel.forwarder.greeting import Greeting
 
 TRANSPORT, AUTHENTICATED = ConditionType.TRANSPORT_READY, ConditionType.AUTHENTICATED
 
 
 def heard(data: bytes) -> Greeting:
     """What a server said once there was a TCP connection."""
-    greeting = Greeting(asyncio.Protocol(), Congestion())
+    greeting = Greeting(asyncio.Protocol())
     if data:
         greeting.data_received(data)
     return greeting

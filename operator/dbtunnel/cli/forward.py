@@ -15,6 +15,7 @@ from dbtunnel.forwarder import app, logs
 from dbtunnel.forwarder.connection import Sources
 from dbtunnel.forwarder.keys import read_file, read_key_files
 from dbtunnel.forwarder.loop import ForwarderLoop
+from dbtunnel.forwarder.watch import hot_loop
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     logs.configure(arguments.log_level, arguments.log_format or ("json" if arguments.filename is None else "text"))
     try:
-        with asyncio.Runner(loop_factory=ForwarderLoop) as runner:
+        with asyncio.Runner(loop_factory=lambda: hot_loop(ForwarderLoop)) as runner:
             runner.run(app.run(config, around))
     except app.ListenError as error:
         print(f"{error}; choose another with --listen or --admin-listen, or end what listens there", file=sys.stderr)

@@ -69,7 +69,7 @@ async def run(config: ForwarderConfig, around: Surroundings) -> None:
     admin = Admin(config, state, connector, metrics)
     clients, administrators = _bound(around.listen), _bound(around.admin_listen)
     await admin.start(administrators)
-    await listener.start(clients)
+    listener.start(clients)
     event(
         _LOG,
         "started",

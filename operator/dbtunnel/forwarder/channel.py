@@ -1,258 +1,359 @@
-"""The data path: a client's TCP connection and its SSH channel, joined (RFC 4254, sections 5 and 7.2).
+"""A channel of our own to the database (RFC 4254, sections 5 and 7.2), in asyncssh's table of a connection's channels.
 
-Nothing else knows how bytes are moved, so that this can be replaced by something faster.
+asyncssh's own channels forget a server's late success (asyncssh issue 823), keep what they are given without a bound
+while keys are exchanged, and cost several calls a packet.
 """
 
 import asyncio
-import socket
-import struct
+import logging
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Any, Protocol
 
 import asyncssh
+from asyncssh.packet import SSHPacket, SSHPacketHandler, String, UInt32
 
-from dbtunnel.forwarder.link import Link, Opening
+from dbtunnel.forwarder.link import Link
+from dbtunnel.forwarder.packets import LARGEST_DATA, Slot
 
-LARGEST_WINDOW, SMALLEST_WINDOW = 2 * 1024 * 1024, 128 * 1024
-"""Bytes that the server may send on a channel before it is told that they have been taken."""
+_LOG = logging.getLogger(__name__)
 
-_WINDOWS = 16 * 1024 * 1024
-"""What the windows of a connection's channels are cut from: all of it waits here where no client reads."""
+SMALLEST_WINDOW, FIRST_WINDOW, LARGEST_WINDOW = 128 * 1024, 512 * 1024, 32 * 1024 * 1024
+"""Bytes that the server may send before it is told that they have been taken: with very many channels, at first, and
+on a long way, when its round trip is what limits."""
 
-CLIENT_HIGH_WATER = 128 * 1024
-"""Bytes that may wait for a slow client before its channel is no longer read."""
+_FIRST_WINDOWS = 16 * 1024 * 1024
+"""What the first windows of a connection's channels are cut from: all of it waits here where no client reads."""
 
-EARLY_LIMIT = 16 * 1024
-"""Bytes that a client may send before its channel is open: a thousand may be parked."""
-
-OPEN_ERRORS = (OSError, asyncssh.Error, ValueError)
-"""What opening a channel raises; the last is what asyncssh makes of a server's malformed answer."""
-
-SNIFFED_BYTES = 512
-"""How much of a server's first answer is looked at."""
-
+_OPEN, _ADJUST, _DATA, _EOF, _CLOSE, _REQUEST, _SUCCESS, _FAILURE = 90, 93, 94, 96, 97, 98, 99, 100
+"""SSH_MSG_CHANNEL_... (RFC 4254, section 9)."""
 
 Address = tuple[str, int]
-OnFirst = Callable[[bytes], None]
-OnEnd = Callable[[], None]
-
-_CONGESTED_READ = 4096
-"""Bytes that are still read from a client at once while its SSH connection is congested: a thousand may be sending."""
-
-_RECEIVED = memoryview(bytearray(256 * 1024))
-"""What sockets are read into, one after the other: it is copied before the next is read."""
 
 
-class Counter(Protocol):
-    """Told of the bytes that have passed."""
+class End(Protocol):
+    """Who has a channel: a client, or a probe."""
 
-    def __call__(self, *, sent: int = 0, received: int = 0) -> None:
-        """`sent` to the database, `received` from it."""
+    def opened(self, channel: "Channel") -> None:
+        """The channel is open."""
 
+    def failed(self, error: Exception) -> None:
+        """It could not be opened. Nothing more is heard of it."""
 
-class Client(asyncio.BufferedProtocol):
-    """A client's side. Before its channel opens, what it sends is kept."""
+    def received(self, pieces: list[memoryview]) -> None:
+        """Data, which is to be copied or gone when this returns; `Channel.taken` is told of it then or later."""
 
-    def __init__(self, on_connected: Callable[["Client"], None], on_lost: Callable[["Client"], None]) -> None:
-        self._on_connected, self._on_lost = on_connected, on_lost
-        self.transport: asyncio.Transport = cast(asyncio.Transport, None)
-        self.is_gone = False
-        self._ended_sending = False
-        self._is_parked = False
-        self._early = bytearray()
-        self._session: Session | None = None
+    def ended_sending(self) -> None:
+        """The database sends no more, and may still receive."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-        self.transport.set_write_buffer_limits(high=CLIENT_HIGH_WATER)
-        self._on_connected(self)
+    def may_send(self) -> None:
+        """The database takes data again."""
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
-        """Where the next bytes go: before the channel is open there is no more room than may be kept."""
-        return _RECEIVED[: self._session.room if self._session else EARLY_LIMIT - len(self._early)]
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """So many have come."""
-        data = bytes(_RECEIVED[:nbytes])
-        if self._session:
-            self._session.send(data)
-            return
-        self._early += data
-        if len(self._early) == EARLY_LIMIT:
-            self.transport.pause_reading()
-
-    def eof_received(self) -> bool:
-        """The client sends no more and may still receive."""
-        self._ended_sending = True
-        if self._session:
-            self._session.end_sending()
-        return not self._is_parked
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.is_gone = True
-        self._on_lost(self)
-        if self._session:
-            self._session.client_lost(exc)
-
-    def pause_writing(self) -> None:
-        """The client is slow: its channel is no longer read, and then its window closes."""
-        if self._session:
-            self._session.channel.pause_reading()
-
-    def resume_writing(self) -> None:
-        """The client has taken most of it."""
-        if self._session:
-            self._session.channel.resume_reading()
-
-    def park(self, *, parked: bool) -> None:
-        """While it is parked its end of sending counts as its leaving, since no client of a database says all that it
-        has to say before the database has answered. Else those who gave up in an outage would all be served after it.
-        """
-        self._is_parked = parked
-        if parked and self._ended_sending:
-            self.refuse()
-
-    def join(self, session: "Session") -> None:
-        """From now on bytes go to the channel. Closes the channel where the client has left meanwhile."""
-        if self.transport.is_closing():
-            session.channel.abort()
-            return
-        self._session = session
-        self.transport.resume_reading()
-        if self._early:
-            session.send(bytes(self._early))
-            self._early.clear()
-        if self._ended_sending:
-            session.end_sending()
-
-    def refuse(self) -> None:
-        """Ends the connection with a reset, which no client takes for a clean end."""
-        reset(self.transport)
+    def closed(self, *, whole: bool) -> None:
+        """The channel is gone; not `whole` where something may be missing, since its connection is gone too."""
 
 
-class Session(asyncssh.SSHTCPSession[bytes]):
-    """The channel's side."""
+class Channel(SSHPacketHandler):
+    """One channel."""
 
-    def __init__(self, client: Client, link: Link, count: Counter, on_first: OnFirst, on_end: OnEnd) -> None:
-        self.channel: asyncssh.SSHTCPChannel[bytes] = cast("asyncssh.SSHTCPChannel[bytes]", None)
-        self._client, self._link = client, link
-        self._count, self._on_first, self._on_end = count, on_first, on_end
-        self._stalled = False
-        self._is_first = True
+    def __init__(self, link: Link, end: End) -> None:
+        """Raises asyncssh.ChannelOpenError where the connection is gone."""
+        self._link, self.end = link, end
+        self._connection: Any = link.connection
+        self._packets = link.packets
+        self.number: int = self._connection.add_channel(self)
+        self._packets.channels[self.number] = self
+        self._theirs: int | None = None
+        """The server's number of it, once it is open."""
+        self._pieces: list[memoryview] = []
+        self._is_relieved = False
+        self.first_window = first_window(link.uses)
+        self._window = self._full_window = self.first_window
+        """Bytes that the server may still send, and that it may after it has been told so."""
+        self._taken = self._grown = 0
+        self._adjusted_at = 0.0
+        self.may_send_bytes = 0
+        """What the server takes now (its window)."""
+        self.largest_data = 0
+        """Bytes of data that a packet may have."""
+        self._has_sent_eof = self._has_got_eof = self._has_closed = False
 
-    def connection_made(self, chan: asyncssh.SSHTCPChannel[bytes]) -> None:
-        self.channel = chan
+    # --- what its end asks for ------------------------------------------------------------------------------------
 
-    def session_started(self) -> None:
-        """The channel is open, and nothing has come over it yet."""
-        self._client.join(self)
-
-    def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:  # noqa: ARG002
-        if self._is_first:
-            self._is_first = False
-            self._on_first(data[:SNIFFED_BYTES])
-        self._count(received=len(data))
-        if not self._client.transport.is_closing():  # else asyncio logs each piece
-            self._client.transport.write(data)
-
-    def eof_received(self) -> bool:
-        """The database sends no more and may still receive."""
-        if not self._client.transport.is_closing():
-            try:
-                self._client.transport.write_eof()
-            except OSError:  # the client has reset it, and asyncio has yet to hear; raised here it ends all channels
-                self._client.refuse()
-        return True
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The channel is gone. If its SSH connection is too, however politely the server closed that, something may
-        be missing: the client gets a reset rather than a clean end.
-        """
-        self._on_end()
-        self._link.congestion.forget(self.relieve)
-        if exc is not None or self._link.is_closing():
-            self._client.refuse()
-        else:
-            self._client.transport.close()
-
-    def pause_writing(self) -> None:
-        """The database is slow: the client is no longer read."""
-        self._stalled = True
-        self._client.transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        """The database has taken most of it."""
-        self._stalled = False
-        self.relieve()
+    def open(self, target: Address, origin: Address) -> None:
+        """Asks the server to connect to the target."""
+        kind = String(b"direct-tcpip") + UInt32(self.number) + UInt32(self._window) + UInt32(LARGEST_DATA)
+        where = String(target[0]) + UInt32(target[1]) + String(origin[0]) + UInt32(origin[1])
+        self._connection.send_packet(_OPEN, kind + where)
 
     @property
-    def room(self) -> int:
-        """Bytes that may be read from the client at once."""
-        return _CONGESTED_READ if self._link.congestion.is_on else len(_RECEIVED)
+    def is_open(self) -> bool:
+        """Whether data may be sent, as far as the window lets it."""
+        return self._theirs is not None and not self._has_closed and not self._has_sent_eof
 
-    def send(self, data: bytes) -> None:
-        """Passes a client's bytes on; stops reading the client where the SSH connection is congested."""
-        if self.channel.is_closing():
-            return
-        self._count(sent=len(data))
-        self.channel.write(data)
-        if self._link.congestion.holds(self.relieve):
-            self._client.transport.pause_reading()
-
-    def relieve(self) -> None:
-        """The SSH connection is no longer congested."""
-        if not self._stalled and not self._client.transport.is_closing():
-            self._client.transport.resume_reading()
+    def send(self, slot: Slot, size: int) -> None:
+        """Sends the first bytes of a slot's data: no more than `may_send_bytes` and `largest_data`."""
+        self.may_send_bytes -= size
+        assert self._theirs is not None
+        self._packets.send_data(self._theirs, slot, size)
 
     def end_sending(self) -> None:
-        """Passes the client's end of data on."""
-        if not self.channel.is_closing():
-            self.channel.write_eof()
+        """Sends no more."""
+        if self.is_open:
+            self._has_sent_eof = True
+            self._send(_EOF)
 
-    def client_lost(self, exc: Exception | None) -> None:
-        """The client is gone: after a reset what it sent may be dropped, after a clean end not."""
-        if exc is not None:
-            self.channel.abort()
-        else:
-            self.channel.close()
+    def close(self) -> None:
+        """Is done with it. What its end has not been told it will not hear."""
+        self.end = _NOBODY
+        self._pieces.clear()
+        if self._theirs is not None and not self._has_closed:
+            self._has_closed = True
+            self._send(_CLOSE)
 
+    def taken(self, size: int) -> None:
+        """So many received bytes wait here no longer."""
+        self._taken += size
+        if self._taken * 2 >= self._full_window and not self._has_closed and self._theirs is not None:
+            growth = self._taken + self._growth()
+            self._window += growth
+            self._taken = 0
+            self._packets.send_adjust(self._theirs, growth)
 
-async def open_channel(
-    link: Link, factory: Callable[[], asyncssh.SSHTCPSession[bytes]], target: Address, origin: Address, limit: float
-) -> asyncssh.SSHTCPSession[bytes]:
-    """Opens a channel within `limit` seconds. Raises TimeoutError and others of OPEN_ERRORS.
+    def _growth(self) -> int:
+        """How much wider the window gets: twice as wide while the server has to wait for us most of the time."""
+        now = asyncio.get_running_loop().time()
+        elapsed, self._adjusted_at = now - self._adjusted_at, now
+        growth = min(self._full_window, LARGEST_WINDOW - self._full_window)
+        if elapsed > 2 * self._link.round_trip_seconds() or not self._link.widen(growth):
+            return 0
+        self._full_window += growth
+        self._grown += growth
+        return growth
 
-    The opening itself is never cancelled: asyncssh then forgets a channel that the server opens later, and with it a
-    connection to the database (asyncssh issue 823). A late success is closed when it comes.
-    """
-    async with asyncio.timeout(limit):
-        await link.openings.room()
-        opening: Opening = asyncio.ensure_future(
-            link.connection.create_connection(factory, *target, *origin, window=window(link.uses))
-        )
-        opening.add_done_callback(link.openings.ended)
+    def _send(self, kind: int, *arguments: bytes) -> None:
+        assert self._theirs is not None
+        self._connection.send_packet(kind, UInt32(self._theirs), *arguments)
+
+    # --- as Receiver ----------------------------------------------------------------------------------------------
+
+    def receive(self, data: memoryview) -> bool:
+        """As Receiver."""
+        if len(data) > self._window or self._has_got_eof:
+            return False
+        self._window -= len(data)
+        if self.end is not _NOBODY:
+            self._pieces.append(data)
+        return True
+
+    def widen(self, growth: int) -> bool:
+        """As Receiver."""
+        if self.may_send_bytes + growth > 0xFFFFFFFF:
+            return False
+        self.may_send_bytes += growth
+        self._is_relieved = True
+        return True
+
+    def deliver(self) -> None:
+        """As Receiver."""
+        if self._is_relieved:
+            self._is_relieved = False
+            self._tell(self.end.may_send)
+        if self._pieces:
+            pieces, self._pieces = self._pieces, []
+            self._tell(lambda: self.end.received(pieces))
+
+    def _tell(self, call: Callable[[], None]) -> None:
+        """A bug in what its end does ends this channel, and not the connection with all channels."""
         try:
-            _, session = await asyncio.shield(opening)
-        except BaseException:
-            link.openings.abandon(opening)
-            opening.add_done_callback(_close_late)
-            raise
-    return session
+            call()
+        except Exception:
+            _LOG.exception("serving a channel failed")
+            end = self.end
+            self.close()
+            end.closed(whole=False)
+
+    # --- what asyncssh brings -------------------------------------------------------------------------------------
+
+    def process_open_confirmation(self, send_chan: int, send_window: int, send_pktsize: int, _packet: SSHPacket) -> None:
+        """The server has opened it."""
+        if self._theirs is not None:
+            raise asyncssh.ProtocolError("channel not being opened")
+        self._theirs = send_chan
+        self.may_send_bytes, self.largest_data = send_window, min(send_pktsize, LARGEST_DATA)
+        self._link.enter()
+        self._tell(lambda: self.end.opened(self))
+
+    def process_open_failure(self, code: int, reason: str, lang: str) -> None:
+        """The server does not open it."""
+        if self._theirs is not None:
+            raise asyncssh.ProtocolError("channel not being opened")
+        self._forget()
+        error = asyncssh.ChannelOpenError(code, reason, lang)
+        self._tell(lambda: self.end.failed(error))
+
+    def process_connection_close(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """The connection is gone."""
+        self._forget()
+        if self._theirs is not None:
+            self._tell(lambda: self.end.closed(whole=False))
+        else:
+            error = asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, "SSH connection closed")
+            self._tell(lambda: self.end.failed(error))
+
+    def process_packet(self, pkttype: int, pktid: int, packet: SSHPacket) -> bool:  # noqa: ARG002
+        """A packet that took asyncssh's way. Raises asyncssh.ProtocolError where the server may not send it."""
+        if self._theirs is None:
+            raise asyncssh.ProtocolError("channel not open")
+        handler = self._handlers.get(pkttype)
+        if handler is None:
+            return False
+        handler(self, packet)
+        return True
+
+    def log_received_packet(self, *_: object, **__: object) -> None:
+        """Is not logged."""
+
+    def log_sent_packet(self, *_: object, **__: object) -> None:
+        """Is not logged."""
+
+    def _data(self, packet: SSHPacket) -> None:
+        data = packet.get_string()
+        packet.check_end()
+        if not self.receive(memoryview(data)):
+            raise asyncssh.ProtocolError("window exceeded")
+        self.deliver()
+
+    def _adjust(self, packet: SSHPacket) -> None:
+        growth = packet.get_uint32()
+        packet.check_end()
+        if not self.widen(growth):
+            raise asyncssh.ProtocolError("window too wide")
+        self.deliver()
+
+    def _eof(self, packet: SSHPacket) -> None:
+        packet.check_end()
+        self._has_got_eof = True
+        self._tell(self.end.ended_sending)
+
+    def _close(self, packet: SSHPacket) -> None:
+        packet.check_end()
+        if not self._has_closed:
+            self._has_closed = True
+            self._send(_CLOSE)
+        self._forget()
+        # politely closed with the connection on its way out: something may be missing all the same
+        self._tell(lambda: self.end.closed(whole=not self._link.is_closing()))
+
+    def _request(self, packet: SSHPacket) -> None:
+        packet.get_string()
+        if packet.get_boolean() and not self._has_closed:
+            self._send(_FAILURE)
+
+    def _unasked(self, packet: SSHPacket) -> None:  # noqa: ARG002
+        raise asyncssh.ProtocolError("unexpected channel response")
+
+    _handlers = {  # noqa: RUF012
+        _ADJUST: _adjust,
+        _DATA: _data,
+        _EOF: _eof,
+        _CLOSE: _close,
+        _REQUEST: _request,
+        _SUCCESS: _unasked,
+        _FAILURE: _unasked,
+    }
+
+    def _forget(self) -> None:
+        self._packets.channels.pop(self.number, None)
+        self._connection.remove_channel(self.number)
+        self._link.grown -= self._grown
+        if self._theirs is not None:
+            self._link.leave()
 
 
-def window(channels: int) -> int:
-    """The window of one more channel."""
-    return max(SMALLEST_WINDOW, min(LARGEST_WINDOW, _WINDOWS // max(channels, 1)))
+class _Nobody:
+    """Has a channel that nobody waits for: not yet, or not any more."""
+
+    def opened(self, channel: Channel) -> None:
+        """As End."""
+
+    def failed(self, error: Exception) -> None:
+        """As End."""
+
+    def received(self, pieces: list[memoryview]) -> None:
+        """As End."""
+
+    def ended_sending(self) -> None:
+        """As End."""
+
+    def may_send(self) -> None:
+        """As End."""
+
+    def closed(self, *, whole: bool) -> None:
+        """As End."""
 
 
-def _close_late(opening: Opening) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result()[0].abort()
+_NOBODY = _Nobody()
 
 
-def reset(transport: asyncio.Transport) -> None:
-    """Ends a TCP connection with a reset; closing alone would look like a clean end."""
-    connection = transport.get_extra_info("socket")
-    if connection is not None and not transport.is_closing():
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport.abort()
+def first_window(channels: int) -> int:
+    """The window of one more channel at first."""
+    return max(SMALLEST_WINDOW, min(FIRST_WINDOW, _FIRST_WINDOWS // max(channels, 1)))
+
+
+class Opening(_Nobody):
+    """A channel that is being opened, for an end, within a time. The opening itself can't be taken back: what the
+    server opens later is closed when it comes.
+    """
+
+    def __init__(self, link: Link, end: End, target: Address, origin: Address, limit_seconds: float) -> None:
+        self._link, self._end = link, end
+        self._target, self._origin = target, origin
+        self._channel: Channel | None = None
+        self._is_over = False
+        link.enter()
+        self._timer = asyncio.get_running_loop().call_later(limit_seconds, self._late)
+        link.openings.ask(self)
+
+    def start(self) -> None:
+        """There is room for it."""
+        try:
+            self._channel = Channel(self._link, self)
+        except asyncssh.Error as error:
+            self.failed(error)
+        else:
+            self._channel.open(self._target, self._origin)
+
+    def give_up(self) -> None:
+        """Its end does not wait any more."""
+        if not self._is_over:
+            self._is_over = True
+            self._timer.cancel()
+            self._link.openings.give_up(self, started=self._channel is not None)
+            self._link.leave()
+
+    def _late(self) -> None:
+        self.give_up()
+        self._end.failed(TimeoutError())
+
+    def opened(self, channel: Channel) -> None:
+        """As End."""
+        assert self._channel is not None
+        self._link.openings.ended(self)
+        if self._is_over:
+            self._channel.close()
+            return
+        self._finish()
+        self._channel.end = self._end
+        self._end.opened(self._channel)
+
+    def failed(self, error: Exception) -> None:
+        """As End."""
+        self._link.openings.ended(self)
+        if not self._is_over:
+            self._finish()
+            self._end.failed(error)
+
+    def _finish(self) -> None:
+        self._is_over = True
+        self._timer.cancel()
+        self._link.leave()

@@ -52,6 +52,8 @@ class Connector:
         self._login = Login(config, state)
         self.link: Link | None = None
         self.up = asyncio.Event()
+        self.on_up: Callable[[], None] = lambda: None
+        """Called when there is a connection for new channels."""
         self.down_since: float | None = asyncio.get_running_loop().time()
         """The loop's time; None while there is a connection."""
         self._attempts = 0
@@ -102,6 +104,8 @@ class Connector:
         link.end.on_end = lambda: self._lose(link)
         if link.lost.is_set():
             self._lose(link)
+        else:
+            self.on_up()
 
     def _lose(self, link: Link) -> None:
         """Notes the connection's end at once, whatever the attempts to make another are waiting for."""

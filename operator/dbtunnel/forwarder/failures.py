@@ -9,7 +9,7 @@ import asyncssh
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.reasons import Reason
 from dbtunnel.domain.diagnosis import printable
-from dbtunnel.forwarder.transport import Greeting
+from dbtunnel.forwarder.greeting import Greeting
 
 _TURNED_AWAY = (b"exceeded maxstartups", b"not allowed at this time", b"too many connections", b"connection refused by")
 """What SSH servers say before their version line when they turn a client away; in lower case."""

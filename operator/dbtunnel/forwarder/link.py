@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import asyncssh
 
+from dbtunnel.forwarder.packets import Packets
 from dbtunnel.forwarder.transport import Congestion
 
 OPENING_AT_ONCE = 128
@@ -14,7 +16,15 @@ OPENING_AT_ONCE = 128
 ABANDONED_AT_MOST = 384
 """Openings that nobody waits for any more and that do not hold up others. Each is still a socket of the bastion's."""
 
-Opening = asyncio.Future[tuple[asyncssh.SSHTCPChannel[bytes], asyncssh.SSHTCPSession[bytes]]]
+WIDEST_BYTES = 64 * 1024 * 1024
+"""By how much the windows of a connection's channels may grow together, for long ways."""
+
+
+class Opening(Protocol):
+    """A channel to be opened."""
+
+    def start(self) -> None:
+        """There is room for it."""
 
 
 class End:
@@ -40,25 +50,40 @@ class Openings:
     """
 
     def __init__(self) -> None:
-        self._room = asyncio.Semaphore(OPENING_AT_ONCE)
+        self._room = OPENING_AT_ONCE
+        self._waiting: dict[Opening, None] = {}
         self._abandoned: set[Opening] = set()
 
-    async def room(self) -> None:
-        """Waits until one more may be opened."""
-        await self._room.acquire()
+    def ask(self, opening: Opening) -> None:
+        """Starts it, now or when there is room."""
+        if self._room:
+            self._room -= 1
+            opening.start()
+        else:
+            self._waiting[opening] = None
 
     def ended(self, opening: Opening) -> None:
         """The server has answered."""
         if opening in self._abandoned:
             self._abandoned.discard(opening)
         else:
-            self._room.release()
+            self._make_room()
 
-    def abandon(self, opening: Opening) -> None:
+    def give_up(self, opening: Opening, *, started: bool) -> None:
         """Nobody waits for it any more."""
-        if not opening.done() and len(self._abandoned) < ABANDONED_AT_MOST:
+        if not started:
+            self._waiting.pop(opening, None)
+        elif len(self._abandoned) < ABANDONED_AT_MOST:
             self._abandoned.add(opening)
-            self._room.release()
+            self._make_room()
+
+    def _make_room(self) -> None:
+        self._room += 1
+        if self._waiting:
+            self._room -= 1
+            first = next(iter(self._waiting))
+            del self._waiting[first]
+            first.start()
 
 
 @dataclass(eq=False)
@@ -70,11 +95,16 @@ class Link:
     """Whether the connection is gone or about to go: channels that end now end with it."""
     congestion: Congestion
     end: End
+    packets: Packets
+    round_trip_seconds: Callable[[], float] = field(default=lambda: 0.0)
+    """The time to the server and back."""
     openings: Openings = field(default_factory=Openings)
     on_unused: Callable[[], None] = field(default=lambda: None)
     """Called whenever the last channel has ended."""
     uses: int = 0
     """Channels that are open or being opened."""
+    grown: int = 0
+    """By how much the windows of its channels have grown."""
 
     @property
     def lost(self) -> asyncio.Event:
@@ -90,6 +120,13 @@ class Link:
         self.uses -= 1
         if not self.uses:
             self.on_unused()
+
+    def widen(self, growth: int) -> bool:
+        """Lets a channel's window grow by so much; False where too much would wait here."""
+        if not growth or self.grown + growth > WIDEST_BYTES:
+            return False
+        self.grown += growth
+        return True
 
     def close(self) -> None:
         """Ends it with all its channels."""

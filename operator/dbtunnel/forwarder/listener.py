@@ -1,24 +1,30 @@
 """The one listening socket of the process: SSH connections come and go behind it, clients wait for them."""
 
 import asyncio
-import functools
 import logging
+import os
 import resource
 import socket
 import sys
 
+from dbtunnel.api.engines import ENGINES, WireProtocol
 from dbtunnel.api.forwarder import ForwarderConfig
-from dbtunnel.forwarder.channel import OPEN_ERRORS, Client, Session, open_channel
+from dbtunnel.forwarder.client import Client
 from dbtunnel.forwarder.connection import Connector
-from dbtunnel.forwarder.failures import Failure, channel_failure
-from dbtunnel.forwarder.link import Link
+from dbtunnel.forwarder.failures import channel_failure
 from dbtunnel.forwarder.logs import event
 from dbtunnel.forwarder.metrics import BYTES, CLIENTS_OPEN, CLIENTS_PARKED, CLIENTS_REFUSED, CLIENTS_TOTAL, Metrics
 from dbtunnel.forwarder.probes import Prober
+from dbtunnel.forwarder.watch import READ, watcher
 
 _LOG = logging.getLogger(__name__)
 
 _BACKLOG = 1024
+
+_ACCEPTED_AT_ONCE = 64
+
+_REST_SECONDS = 1.0
+"""How long to wait where the system has no room for one more client."""
 
 _SPARE_DESCRIPTORS = 64
 """Kept for the SSH connections, the admin port and files: without them a flood of clients would end the probes."""
@@ -32,117 +38,145 @@ class Listener:
 
     def __init__(self, config: ForwarderConfig, connector: Connector, prober: Prober, metrics: Metrics) -> None:
         self._config, self._connector, self._prober, self._metrics = config, connector, prober, metrics
-        self._server: asyncio.Server | None = None
-        self._serving: dict[Client, asyncio.Task[None]] = {}
-        self._parked = 0
+        self._target = config.database_host, config.database_port
+        self._speaks_first = ENGINES[config.engine].protocol is WireProtocol.MYSQL
+        self._loop, self._watcher = asyncio.get_running_loop(), watcher()
+        self._bound: socket.socket | None = None
+        self._clients: set[Client] = set()
+        self._parked: dict[Client, asyncio.TimerHandle] = {}
         self._most_clients = _descriptors() - _SPARE_DESCRIPTORS
         self.empty = asyncio.Event()
         self.empty.set()
+        connector.on_up = self._serve_parked
 
-    async def start(self, bound: socket.socket) -> None:
+    def start(self, bound: socket.socket) -> None:
         """Takes clients from a listening socket."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Client(self._taken, self._gone), sock=bound, backlog=_BACKLOG)
+        bound.setblocking(False)
+        self._bound = bound
+        self._watcher.watch(bound.fileno(), READ, self._knocked)
 
     @property
     def clients(self) -> int:
         """How many there are, those that wait counted too."""
-        return len(self._serving)
+        return len(self._clients)
 
     def refuse_new(self) -> None:
         """Takes no further clients."""
-        if self._server:
-            self._server.close()
+        if self._bound:
+            self._watcher.forget(self._bound.fileno())
+            self._bound.close()
+            self._bound = None
 
     def cut(self) -> None:
         """Ends all clients' connections."""
-        for client in list(self._serving):
+        for client in list(self._clients):
             client.refuse()
 
-    def _taken(self, client: Client) -> None:
+    # --- clients come and go --------------------------------------------------------------------------------------
+
+    def _knocked(self, events: int) -> None:  # noqa: ARG002
+        for _ in range(_ACCEPTED_AT_ONCE):
+            if self._bound is None:
+                return
+            try:
+                connected, address = self._bound.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # no descriptors or no memory now
+                self._rest(error)
+                return
+            connected.setblocking(False)
+            self._take(connected, address[:2])
+
+    def _rest(self, error: OSError) -> None:
+        event(_LOG, "no client can be taken", level=logging.ERROR, seen=os.strerror(error.errno or 0))
+        if self._bound:
+            self._watcher.change(self._bound.fileno(), 0)
+            self._loop.call_later(_REST_SECONDS, self._go_on)
+
+    def _go_on(self) -> None:
+        if self._bound:
+            self._watcher.change(self._bound.fileno(), READ)
+
+    def _take(self, connected: socket.socket, address: tuple[str, int]) -> None:
         self._metrics.add(CLIENTS_TOTAL)
-        if len(self._serving) >= self._most_clients:
+        client = Client(connected, address, self)
+        self._clients.add(client)
+        if len(self._clients) > self._most_clients:
             self._refuse(client, "TooManyClients")
             return
         self.empty.clear()
-        task = asyncio.ensure_future(self._serve(client))
-        self._serving[client] = task
-        task.add_done_callback(functools.partial(_end_of_serving, client))
+        if self._speaks_first:
+            client.ask()
 
-    def _gone(self, client: Client) -> None:
-        task = self._serving.pop(client, None)
-        if task is None:
-            return
-        task.cancel()  # it may still be parked; a channel that is being opened is closed when it comes
-        if not self._serving:
+    def gone(self, client: Client) -> None:
+        """As Host."""
+        self._clients.discard(client)
+        self._unpark(client)
+        if client.was_joined:
+            self._metrics.add(CLIENTS_OPEN, -1)
+        if not self._clients:
             self.empty.set()
 
-    async def _serve(self, client: Client) -> None:
-        """Waits for an SSH connection and opens a channel; again where the connection went away meanwhile."""
-        deadline = asyncio.get_running_loop().time() + self._config.seconds.parking_max
-        joined = False
-        while not (joined or client.is_gone):
-            link = self._connector.link or await self._park(client, deadline)
-            if link is None:
-                self._refuse(client, "Parking")
-                return
-            try:
-                joined = await self._join(client, link)
-            except Failure as failure:
-                self._prober.failed(link, failure)
-                self._refuse(client, failure.reason)
-                return
+    # --- and get their channels -----------------------------------------------------------------------------------
 
-    async def _park(self, client: Client, deadline: float) -> Link | None:
-        """The SSH connection, once there is one; None where too many wait or the time is up."""
-        if self._parked >= self._config.parking_max_clients:
-            return None
-        self._parked += 1
-        self._metrics.add(CLIENTS_PARKED)
-        client.park(parked=True)
-        try:
-            async with asyncio.timeout_at(deadline):
-                while self._connector.link is None:
-                    await self._connector.up.wait()
-        except TimeoutError:
-            return None
-        finally:
-            client.park(parked=False)
-            self._parked -= 1
-            self._metrics.add(CLIENTS_PARKED, -1)
-        return self._connector.link
+    def wants_channel(self, client: Client) -> None:
+        """As Host."""
+        link = self._connector.link
+        if link is None or link.is_closing():
+            self._park(client)
+        else:
+            client.open_channel(link, self._target, self._config.seconds.connect_timeout)
 
-    async def _join(self, client: Client, link: Link) -> bool:
-        """Opens a channel for the client; False where the SSH connection went away. Raises Failure."""
-        limit = self._config.seconds.connect_timeout
-        target = (self._config.database_host, self._config.database_port)
-        peer = client.transport.get_extra_info("peername") or ("", 0)
-        link.enter()
-        try:
-            await open_channel(link, lambda: self._session(client, link), target, peer[:2], limit)
-        except OPEN_ERRORS as error:
-            if link.lost.is_set():
-                return False
-            raise channel_failure(error, limit) from None
-        finally:
-            link.leave()
-        return True
+    def has_no_channel(self, client: Client, error: Exception) -> None:
+        """As Host."""
+        link = client.link
+        assert link is not None
+        if link.lost.is_set() or link.is_closing():
+            self.wants_channel(client)
+            return
+        failure = channel_failure(error, self._config.seconds.connect_timeout)
+        self._prober.failed(link, failure)
+        self._refuse(client, failure.reason)
 
-    def _session(self, client: Client, link: Link) -> Session:
-        link.enter()
+    def joined(self, client: Client) -> None:  # noqa: ARG002
+        """As Host."""
         self._metrics.add(CLIENTS_OPEN)
 
-        def ended() -> None:
-            self._metrics.add(CLIENTS_OPEN, -1)
-            link.leave()
+    def saw(self, client: Client, first: bytes) -> None:
+        """As Host."""
+        if client.link:
+            self._prober.saw(client.link, first)
 
-        return Session(client, link, self._count, lambda first: self._prober.saw(link, first), ended)
-
-    def _count(self, *, sent: int = 0, received: int = 0) -> None:
+    def moved(self, *, sent: int = 0, received: int = 0) -> None:
+        """As Host."""
         if sent:
             self._metrics.add(BYTES, sent, "sent")
         if received:
             self._metrics.add(BYTES, received, "received")
+
+    # --- while there is no SSH connection -------------------------------------------------------------------------
+
+    def _park(self, client: Client) -> None:
+        deadline = (client.asked_at or 0) + self._config.seconds.parking_max
+        if len(self._parked) >= self._config.parking_max_clients or deadline <= self._loop.time():
+            self._refuse(client, "Parking")
+            return
+        self._parked[client] = self._loop.call_at(deadline, self._refuse, client, "Parking")
+        self._metrics.add(CLIENTS_PARKED)
+        client.park(parked=True)
+
+    def _unpark(self, client: Client) -> None:
+        timer = self._parked.pop(client, None)
+        if timer:
+            timer.cancel()
+            self._metrics.add(CLIENTS_PARKED, -1)
+
+    def _serve_parked(self) -> None:
+        for client in list(self._parked):
+            self._unpark(client)
+            client.park(parked=False)
+            self.wants_channel(client)
 
     def _refuse(self, client: Client, reason: str) -> None:
         self._metrics.add(CLIENTS_REFUSED, label=reason)
@@ -158,6 +192,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         bound = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # what it accepts inherits these
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for option, value in _KEEPALIVE:
         bound.setsockopt(socket.IPPROTO_TCP, option, value)
     return bound
@@ -168,10 +203,3 @@ def _descriptors() -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return most if most != resource.RLIM_INFINITY else sys.maxsize
-
-
-def _end_of_serving(client: Client, task: "asyncio.Task[None]") -> None:
-    """A bug is told, and its client does not wait for ever."""
-    if not task.cancelled() and task.exception():
-        _LOG.error("serving a client failed", exc_info=task.exception())
-        client.refuse()

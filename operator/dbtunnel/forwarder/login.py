@@ -18,6 +18,7 @@ from dbtunnel.forwarder.host_keys import KnownHostsError, Trust, kinds_left, kin
 from dbtunnel.forwarder.keys import Key, KeyFiles, KeyProblemError, MountedFile, parse_key
 from dbtunnel.forwarder.link import End, Link
 from dbtunnel.forwarder.loop import in_daemon_thread
+from dbtunnel.forwarder.packets import Packets
 from dbtunnel.forwarder.state import State
 from dbtunnel.forwarder.transport import Dialer
 
@@ -143,7 +144,7 @@ class Login:
                     known_hosts=watcher.trust.for_asyncssh(),
                     **self._options(),
                 )
-            link = Link(connection, dialer.is_closing, dialer.congestion, watcher.end)
+            link = link_over(connection, dialer, watcher.end)
             self._accepted(link, watcher.key)
             done = True
         except asyncssh.HostKeyNotVerifiable as error:
@@ -206,6 +207,13 @@ class Login:
         self._state.set(hop=hop, public_key=key.public.model_copy(update={"accepted": True}))
         self._state.succeeded(ConditionType.TRANSPORT_READY)
         self._state.succeeded(ConditionType.AUTHENTICATED)
+
+
+def link_over(connection: asyncssh.SSHClientConnection, dialer: Dialer, end: End) -> Link:
+    """A connection that is ready for channels."""
+    packets = Packets(connection, dialer.wire, dialer.congestion)
+    round_trip_seconds = dialer.wire.round_trip_seconds if dialer.wire else lambda: 0.0
+    return Link(connection, dialer.is_closing, dialer.congestion, end, packets, round_trip_seconds)
 
 
 async def _parsed_in_time(files: KeyFiles) -> Key | KeyProblemError:

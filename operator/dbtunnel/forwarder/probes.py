@@ -10,7 +10,6 @@ import contextlib
 import random
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import cast
 
 import asyncssh
 from cryptography import x509
@@ -19,12 +18,13 @@ from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.engines import ENGINES, QuietProbe, WireProtocol
 from dbtunnel.api.forwarder import DatabaseFact, ForwarderConfig, LayerStatus, ProbeMode
 from dbtunnel.api.reasons import Reason
-from dbtunnel.forwarder.channel import OPEN_ERRORS, open_channel
+from dbtunnel.forwarder.channel import Channel, Opening
 from dbtunnel.forwarder.connection import Connector, wait_for
 from dbtunnel.forwarder.evidence import SSL_REQUEST, judge
 from dbtunnel.forwarder.failures import Failure, channel_failure
 from dbtunnel.forwarder.link import Link
 from dbtunnel.forwarder.metrics import PROBES, Metrics
+from dbtunnel.forwarder.packets import SLOTS
 from dbtunnel.forwarder.state import NOT_REACHED, State
 
 _FIRST_RETRY_SECONDS = 2.0
@@ -130,33 +130,56 @@ class Prober:
         self._state.succeeded(ConditionType.DATABASE_REACHABLE)
 
 
-class _Stream(asyncssh.SSHTCPSession[bytes]):
+class _Stream:
     """A channel that is read as it comes."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self._channel = cast("asyncssh.SSHTCPChannel[bytes]", None)
+    def __init__(self) -> None:
+        self._channel: asyncio.Future[Channel] = asyncio.get_running_loop().create_future()
         self._received: asyncio.Queue[bytes] = asyncio.Queue()
 
-    def connection_made(self, chan: asyncssh.SSHTCPChannel[bytes]) -> None:
-        self._channel = chan
-        self._link.enter()
+    async def open(self, link: Link, config: ForwarderConfig) -> None:
+        """Returns once it is open. Raises what the opening failed with."""
+        target = config.database_host, config.database_port
+        opening = Opening(link, self, target, _ORIGIN, config.seconds.connect_timeout)
+        try:
+            await self._channel
+        finally:
+            opening.give_up()
 
-    def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:  # noqa: ARG002
-        self._received.put_nowait(data)
+    def opened(self, channel: Channel) -> None:
+        """As End."""
+        if not self._channel.done():
+            self._channel.set_result(channel)
 
-    def eof_received(self) -> bool:
+    def failed(self, error: Exception) -> None:
+        """As End."""
+        if not self._channel.done():
+            self._channel.set_exception(error)
+
+    def received(self, pieces: list[memoryview]) -> None:
+        """As End."""
+        for piece in pieces:
+            self._received.put_nowait(bytes(piece))
+        self._channel.result().taken(sum(map(len, pieces)))
+
+    def ended_sending(self) -> None:
+        """As End."""
         self._received.put_nowait(b"")
-        return False
+        self._channel.result().end_sending()
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+    def may_send(self) -> None:
+        """As End."""
+
+    def closed(self, *, whole: bool) -> None:  # noqa: ARG002
+        """As End."""
         self._received.put_nowait(b"")
-        self._link.leave()
 
     def write(self, data: bytes) -> None:
         """Sends; what comes too late for the other end is dropped, and its end is read next."""
-        if not self._channel.is_closing():
-            self._channel.write(data)
+        channel, slot = self._channel.result(), SLOTS[0]
+        if channel.is_open and len(data) <= channel.may_send_bytes:
+            slot.data[: len(data)] = data
+            channel.send(slot, len(data))
 
     async def read(self) -> bytes:
         """The next bytes; none at the end."""
@@ -164,7 +187,7 @@ class _Stream(asyncssh.SSHTCPSession[bytes]):
 
     def close(self) -> None:
         """Ends it once all is sent."""
-        self._channel.close()
+        self._channel.result().close()
 
 
 async def probe_postgresql(link: Link, config: ForwarderConfig) -> DatabaseFact | None:
@@ -173,10 +196,10 @@ async def probe_postgresql(link: Link, config: ForwarderConfig) -> DatabaseFact 
     Returns None where the SSH connection went away meanwhile. Raises Failure.
     """
     limit = config.seconds.connect_timeout
-    target = (config.database_host, config.database_port)
+    stream = _Stream()
     try:
-        stream = cast(_Stream, await open_channel(link, lambda: _Stream(link), target, _ORIGIN, limit))
-    except OPEN_ERRORS as error:
+        await stream.open(link, config)
+    except (TimeoutError, asyncssh.Error) as error:
         if link.lost.is_set():
             return None
         raise channel_failure(error, limit) from None

@@ -1,41 +1,48 @@
-"""The TCP connection under SSH, our own, so that what a server says before its version line is not lost.
-
-sshd says there why it turns a client away (RFC 4253, section 4.2, allows such lines); asyncssh drops them.
-"""
+"""The TCP connection under SSH: a socket of our own, given to asyncssh as its transport."""
 
 import asyncio
-import re
+import contextlib
+import socket
+import struct
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import asyncssh
 
-_KEPT_BYTES = 16384
-"""How much of the greeting is kept."""
-
-_VERSION = re.compile(rb"^SSH-[^\n]*\n", re.MULTILINE)
-
-_KEXINIT = b"\x14"
-
-_BEFORE_LISTS = 4 + 1 + 1 + 16
-"""Bytes of SSH_MSG_KEXINIT before its lists: length, padding length, message number, cookie."""
+from dbtunnel.forwarder.greeting import Greeting
+from dbtunnel.forwarder.watch import READ, WRITE, watcher
 
 _ADDRESS_DELAY_SECONDS = 0.25
 """RFC 8305: when to try the next address while the first does not answer."""
 
-HIGH_WATER = 1024 * 1024
-"""Bytes that may wait for the SSH connection before clients are no longer read."""
+HIGH_WATER, _LOW_WATER = 512 * 1024, 128 * 1024
+"""Bytes that may wait for the SSH connection before clients are no longer read, and until they are again."""
+
+_READ_BYTES = 320 * 1024
+"""Room for what is received at once, and the longest packet that asyncssh takes besides."""
+
+_WRITE_BYTES = 1024 * 1024
+"""Room for what waits: HIGH_WATER and what one client may add at once. It grows for asyncssh's own packets alone."""
+
+_SMALL_BYTES = 16 * 1024
+"""A shorter read is no part of a stream, and its sender may be waiting for the acknowledgement."""
+
+_QUICKACK = getattr(socket, "TCP_QUICKACK", None)  # Linux alone has it
+
+_TCP_INFO_BYTES, _RTT_OFFSET = 104, 68
+"""tcp_info of linux/tcp.h: its size in the oldest kernels, and where tcpi_rtt is, in microseconds."""
 
 
 class Congestion:
-    """Clients that are not read, since their SSH connection has more to send than it can.
+    """Clients that are not read, since their SSH connection cannot take more now.
 
     asyncssh holds no writer back for it: 100 uploading clients and a stopped server grew its buffer to 196 MiB.
     """
 
     def __init__(self) -> None:
         self.is_on = False
-        """Whether more waits than should."""
+        """Whether nothing more should be given to the connection."""
+        self._causes: set[str] = set()
         self._held: set[Callable[[], None]] = set()
 
     def holds(self, relieve: Callable[[], None]) -> bool:
@@ -48,82 +55,182 @@ class Congestion:
         """The client is gone."""
         self._held.discard(relieve)
 
-    def begin(self) -> None:
-        """More than HIGH_WATER waits."""
+    def begin(self, cause: str) -> None:
+        """There is a cause to hold clients back."""
         self.is_on = True
+        self._causes.add(cause)
 
-    def end(self) -> None:
-        """Most of it has gone."""
-        self.is_on = False
-        held, self._held = self._held, set()
-        for relieve in held:
-            relieve()
+    def end(self, cause: str) -> None:
+        """That cause is over."""
+        if cause not in self._causes:
+            return
+        self._causes.discard(cause)
+        self.is_on = bool(self._causes)
+        if not self.is_on:
+            held, self._held = self._held, set()
+            for relieve in held:
+                relieve()
 
 
-class Greeting(asyncio.Protocol):
-    """Stands before asyncssh's protocol: keeps the greeting, and tells when the connection is congested."""
+class Wire(asyncio.Transport):
+    """The socket. What is read goes to `consume`; what is written leaves at the end of the pass, in one piece."""
 
-    def __init__(self, inner: asyncio.Protocol, congestion: Congestion) -> None:
-        self._inner = inner
-        self._congestion = congestion
-        self.heard = b""
-        """What the server first said, as far as it is in the clear."""
+    def __init__(self, connected: socket.socket, protocol: Greeting, congestion: Congestion) -> None:
+        super().__init__()
+        self._socket, self._fd = connected, connected.fileno()
+        self._protocol, self._congestion = protocol, congestion
+        self._loop, self._watcher = asyncio.get_running_loop(), watcher()
+        self.received = memoryview(bytearray(_READ_BYTES))
+        """What has come begins at its start."""
+        self._filled = 0
+        self.consume: Callable[[int], int] = self._pass_on
+        """Takes the first bytes of `received`, so many, and returns how many it has left at the start."""
+        self._waiting = memoryview(bytearray(_WRITE_BYTES))
+        self._start = self._end = 0
+        self._events = READ
+        self._ends_pass = False
+        self._is_small = False
+        self._is_closing = False
+
+    def begin(self) -> None:
+        """Reads from now on."""
+        self._protocol.connection_made(self)
+        self._watcher.watch(self._fd, READ, self._happened)
+
+    # --- what is received -----------------------------------------------------------------------------------------
+
+    def _happened(self, events: int) -> None:
+        if events & WRITE:
+            self._flush()
+        if events & ~WRITE and not self._is_closing:
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            count = self._socket.recv_into(self.received[self._filled :])
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lose(error)
+            return
+        if not count:
+            self._protocol.eof_received()
+            self._lose(None)
+            return
+        if count < _SMALL_BYTES and not self._is_small:
+            self._is_small = True
+            self._end_of_pass()
+        self._filled = self.consume(self._filled + count)
+
+    def _pass_on(self, filled: int) -> int:
+        self._protocol.data_received(bytes(self.received[:filled]))
+        return 0
+
+    def round_trip_seconds(self) -> float:
+        """The kernel's measure of the way to the server and back; 0 where it does not tell."""
+        if not hasattr(socket, "TCP_INFO") or self._is_closing:
+            return 0
+        with contextlib.suppress(OSError):
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+            return cast(int, struct.unpack_from("=I", info, _RTT_OFFSET)[0]) / 1e6
+        return 0
+
+    # --- what is sent ---------------------------------------------------------------------------------------------
+
+    def room(self, size: int) -> memoryview:
+        """Where to put the next bytes to be sent, at once."""
+        if self._end + size > len(self._waiting):
+            self._make_room(size)
+        start, self._end = self._end, self._end + size
+        if not self._ends_pass:
+            self._end_of_pass()
+        if self._end - self._start > HIGH_WATER:
+            self._congestion.begin("output")
+        return self._waiting[start : self._end]
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """As asyncssh asks for it."""
+        if not self._is_closing:
+            self.room(len(data))[:] = data
+
+    def _make_room(self, size: int) -> None:
+        rest = bytes(self._waiting[self._start : self._end])
+        if len(rest) + size > len(self._waiting):
+            self._waiting = memoryview(bytearray(2 * (len(rest) + size)))
+        self._waiting[: len(rest)] = rest
+        self._start, self._end = 0, len(rest)
+
+    def _end_of_pass(self) -> None:
+        if not self._ends_pass:
+            self._ends_pass = True
+            self._watcher.at_end_of_pass(self._pass_ends)
+
+    def _pass_ends(self) -> None:
+        self._ends_pass = False
+        if self._is_closing:
+            return
+        if self._end:
+            self._flush()  # which acknowledges, too
+        elif self._is_small and _QUICKACK is not None:
+            # the server's socket may be under Nagle's algorithm, and waits for it; the option does not last
+            self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+        self._is_small = False
+
+    def _flush(self) -> None:
+        try:
+            self._start += self._socket.send(self._waiting[self._start : self._end])
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError as error:
+            self._lose(error)
+            return
+        left = self._end - self._start
+        if not left:
+            self._start = self._end = 0
+        events = READ | WRITE if left else READ
+        if events != self._events:
+            self._events = events
+            self._watcher.change(self._fd, events)
+        if left <= _LOW_WATER:
+            self._congestion.end("output")
+
+    # --- its end --------------------------------------------------------------------------------------------------
+
+    def _lose(self, error: Exception | None) -> None:
+        if self._is_closing:
+            return
+        self._is_closing = True
+        self._watcher.forget(self._fd)
+        self._socket.close()
+        self._loop.call_soon(self._protocol.connection_lost, error)
+
+    def is_closing(self) -> bool:
+        """Whether it is gone or about to go."""
+        return self._is_closing
+
+    def close(self) -> None:
+        """Ends it; what waits is lost, as with abort: SSH says its goodbye before."""
+        self._lose(None)
+
+    def abort(self) -> None:
+        """Ends it at once."""
+        self._lose(None)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """socket, sockname, peername."""
+        asked = {"sockname": self._socket.getsockname, "peername": self._socket.getpeername}
+        if name == "socket":
+            return self._socket
+        with contextlib.suppress(OSError):
+            return asked[name]() if name in asked else default
+        return default
+
+
+class _Carrier(asyncio.Protocol):
+    """Holds a connection that asyncio has made, unread, until its socket is taken over."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection is there."""
-        cast(asyncio.Transport, transport).set_write_buffer_limits(high=HIGH_WATER)
-        self._inner.connection_made(transport)
-
-    def data_received(self, data: bytes) -> None:
-        """Bytes up to the end of the server's first packet; those after it go to asyncssh directly."""
-        self.heard = (self.heard + data)[:_KEPT_BYTES]
-        if self.host_key_algorithms() or len(self.heard) == _KEPT_BYTES:
-            self.data_received = self._inner.data_received  # type: ignore[method-assign]
-        self._inner.data_received(data)
-
-    def eof_received(self) -> bool | None:
-        """The server sends no more."""
-        return self._inner.eof_received()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
-        self._inner.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """More than HIGH_WATER waits."""
-        self._congestion.begin()
-        self._inner.pause_writing()
-
-    def resume_writing(self) -> None:
-        """Most of it has gone."""
-        self._inner.resume_writing()
-        self._congestion.end()
-
-    @property
-    def has_version(self) -> bool:
-        """Whether the server has said its version."""
-        return _VERSION.search(self.heard) is not None
-
-    def text_before_version(self) -> bytes:
-        """What the server said instead of, or before, its version line."""
-        return _VERSION.split(self.heard)[0].strip()
-
-    def host_key_algorithms(self) -> frozenset[str]:
-        """What the server offers in its SSH_MSG_KEXINIT (RFC 4253, section 7.1); none while it is not there."""
-        version = _VERSION.search(self.heard)
-        packet = self.heard[version.end() :] if version else b""
-        length = int.from_bytes(packet[:4], "big")
-        if not packet or len(packet) < 4 + length or packet[5:6] != _KEXINIT:
-            return frozenset()
-        _, lists = _name_list(packet[_BEFORE_LISTS:])
-        names, _ = _name_list(lists)
-        return frozenset(names.decode("ascii", "replace").split(","))
-
-
-def _name_list(data: bytes) -> tuple[bytes, bytes]:
-    """A name-list (RFC 4251, section 5) and what follows it."""
-    end = 4 + int.from_bytes(data[:4], "big")
-    return data[4:end], data[end:]
+        cast(asyncio.Transport, transport).pause_reading()
 
 
 class Dialer:
@@ -131,7 +238,7 @@ class Dialer:
 
     def __init__(self) -> None:
         self.greeting: Greeting | None = None
-        self.transport: asyncio.Transport | None = None
+        self.wire: Wire | None = None
         self.congestion = Congestion()
 
     async def create_connection(
@@ -139,15 +246,15 @@ class Dialer:
     ) -> tuple[asyncio.BaseTransport, asyncssh.SSHClientConnection]:
         """As asyncssh asks for it. Raises OSError."""
         inner = factory()
-        loop = asyncio.get_running_loop()
-        transport, protocol = await loop.create_connection(
-            lambda: Greeting(cast(asyncio.Protocol, inner), self.congestion),
-            host,
-            port,
-            happy_eyeballs_delay=_ADDRESS_DELAY_SECONDS,
+        carrier, _ = await asyncio.get_running_loop().create_connection(
+            _Carrier, host, port, happy_eyeballs_delay=_ADDRESS_DELAY_SECONDS
         )
-        self.greeting, self.transport = protocol, transport
-        return transport, inner
+        connected: socket.socket = carrier.get_extra_info("socket").dup()
+        carrier.abort()  # its own descriptor alone
+        self.greeting = Greeting(cast(asyncio.Protocol, inner))
+        self.wire = Wire(connected, self.greeting, self.congestion)
+        self.wire.begin()
+        return self.wire, inner
 
     @property
     def host_key_algorithms(self) -> frozenset[str]:
@@ -156,9 +263,9 @@ class Dialer:
 
     def is_closing(self) -> bool:
         """Whether the connection is gone or about to go."""
-        return self.transport is None or self.transport.is_closing()
+        return self.wire is None or self.wire.is_closing()
 
     def abort(self) -> None:
         """Ends the connection at once."""
-        if self.transport:
-            self.transport.abort()
+        if self.wire:
+            self.wire.abort()

@@ -1,0 +1,329 @@
+"""A client's TCP connection, joined with its channel: bytes, ends and resets are passed on both ways."""
+
+import asyncio
+import socket
+import struct
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from typing import Protocol
+
+from dbtunnel.forwarder.channel import Address, Channel, Opening
+from dbtunnel.forwarder.link import Link
+from dbtunnel.forwarder.packets import LARGEST_DATA, SLOTS
+from dbtunnel.forwarder.watch import READ, WRITE, watcher
+
+EARLY_LIMIT = 16 * 1024
+"""Bytes that a client may send before its channel is open: a thousand may be parked."""
+
+SNIFFED_BYTES = 512
+"""How much of a server's first answer is looked at."""
+
+_PIECES_AT_ONCE = 16
+"""Pieces of what waits for a slow client that are sent at once."""
+
+_SLOT_VIEWS = [slot.data for slot in SLOTS]
+
+_FAILURE = 8
+"""epoll's EPOLLERR, which it tells of in any case: watching for it alone is watching for nothing else."""
+
+_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER: closing sends a reset."""
+
+
+class Host(Protocol):
+    """Who took the client."""
+
+    def wants_channel(self, client: "Client") -> None:
+        """It has something to say, and no channel yet."""
+
+    def has_no_channel(self, client: "Client", error: Exception) -> None:
+        """Its channel was not opened."""
+
+    def joined(self, client: "Client") -> None:
+        """Its channel is open."""
+
+    def saw(self, client: "Client", first: bytes) -> None:
+        """What the database first said to it."""
+
+    def moved(self, *, sent: int = 0, received: int = 0) -> None:
+        """So many bytes went to the database, or came from it."""
+
+    def gone(self, client: "Client") -> None:
+        """It is no more."""
+
+
+class Client:
+    """One client. Before its channel is open, what it sends is kept."""
+
+    def __init__(self, connected: socket.socket, address: Address, host: Host) -> None:
+        self._socket, self._fd = connected, connected.fileno()
+        self.address = address
+        self._host, self._watcher = host, watcher()
+        self.link: Link | None = None
+        """The SSH connection that its channel is on, or is being opened on."""
+        self._channel: Channel | None = None
+        self._opening: Opening | None = None
+        self._early = bytearray()
+        self._waiting: deque[memoryview] = deque()
+        self.sent = self.received_bytes = 0
+        self.is_gone = self.was_joined = self._is_parked = False
+        self._client_ended = self._database_ended = self._channel_ended = False
+        self._is_held = self._is_bulk = False
+        self.asked_at: float | None = None
+        """When it first wanted a channel, by the loop's time."""
+        self._events = READ
+        self._watcher.watch(self._fd, READ, self._happened)
+
+    # --- before the channel ---------------------------------------------------------------------------------------
+
+    def open_channel(self, link: Link, target: Address, limit_seconds: float) -> None:
+        """Asks for its channel; the host hears where there is none."""
+        self.link = link
+        self._opening = Opening(link, self, target, self.address, limit_seconds)
+
+    def park(self, *, parked: bool) -> None:
+        """While it is parked its end of sending counts as its leaving, since no client of a database says all that it
+        has to say before the database has answered. Else those who gave up in an outage would all be served after it.
+        """
+        self._is_parked = parked
+        if parked and self._client_ended:
+            self.refuse()
+
+    def _read_early(self) -> None:
+        try:
+            data = self._socket.recv(EARLY_LIMIT - len(self._early))
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._leave()
+            return
+        self._early += data
+        if not data:
+            self._client_ended = True
+            if self._is_parked:
+                self.refuse()
+            elif not self._early:  # it has left without a word, and the database need not know
+                self._leave()
+            if self.is_gone:
+                return
+        self._is_held = not data or len(self._early) == EARLY_LIMIT
+        self._watch()
+        self.ask()
+
+    def ask(self) -> None:
+        """Asks its host for a channel, once."""
+        if self.asked_at is None:
+            self.asked_at = asyncio.get_running_loop().time()
+            self._host.wants_channel(self)
+
+    def opened(self, channel: Channel) -> None:
+        """As End."""
+        self._opening, self._channel = None, channel
+        self.was_joined = True
+        self._host.joined(self)
+        self._resume()
+
+    def failed(self, error: Exception) -> None:
+        """As End."""
+        self._opening = None
+        if not self.is_gone:
+            self._host.has_no_channel(self, error)
+
+    # --- from the client ------------------------------------------------------------------------------------------
+
+    def _happened(self, events: int) -> None:
+        if events & WRITE and self._waiting:
+            self._write()
+        if not events & ~WRITE or self.is_gone:
+            return
+        if not self._events & READ:
+            self._failed_unread()
+        elif self._channel is None:
+            self._read_early()
+        else:
+            self._read(self._channel)
+
+    def _failed_unread(self) -> None:
+        """A reset, or both ends of the connection: of the latter epoll would tell again and again."""
+        if self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._leave()
+        else:
+            self._events = 0
+            self._watcher.change(self._fd, 0)
+
+    def _read(self, channel: Channel) -> None:
+        assert self.link is not None
+        room = channel.may_send_bytes
+        if not room or self.link.congestion.holds(self._resume):
+            self._is_held = True
+            self._watch()
+            return
+        largest = channel.largest_data
+        try:
+            if self._is_bulk and largest == LARGEST_DATA and room >= LARGEST_DATA:
+                count = self._socket.recvmsg_into(_SLOT_VIEWS[: room // LARGEST_DATA])[0]
+            else:
+                count = self._socket.recv_into(SLOTS[0].data, min(largest, room))
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._leave()
+            return
+        if not count:
+            self._end_reading()
+            return
+        self._is_bulk = count >= largest
+        self._pass_on(channel, count, largest)
+
+    def _pass_on(self, channel: Channel, count: int, largest: int) -> None:
+        self.sent += count
+        self._host.moved(sent=count)
+        for slot in SLOTS:
+            size = min(count, largest)
+            channel.send(slot, size)
+            count -= size
+            if not count:
+                return
+
+    def _end_reading(self) -> None:
+        self._client_ended = True
+        self._watch()
+        if self._channel:
+            self._channel.end_sending()
+        self._end_if_done()
+
+    def may_send(self) -> None:
+        """As End."""
+        if self._is_held and not self.is_gone:
+            self._resume()
+
+    def _resume(self) -> None:
+        """Reads the client again, after what it said early."""
+        channel = self._channel
+        if self.is_gone or channel is None:
+            return
+        self._send_early(channel)
+        self._is_held = bool(self._early)
+        if self._client_ended and not self._early:
+            channel.end_sending()
+        self._watch()
+
+    def _send_early(self, channel: Channel) -> None:
+        while self._early and channel.may_send_bytes:
+            size = min(len(self._early), channel.largest_data, channel.may_send_bytes)
+            SLOTS[0].data[:size] = self._early[:size]
+            del self._early[:size]
+            self._pass_on(channel, size, size)
+
+    # --- to the client --------------------------------------------------------------------------------------------
+
+    def received(self, pieces: list[memoryview]) -> None:
+        """As End."""
+        size = sum(map(len, pieces))
+        self._host.moved(received=size)
+        if not self.received_bytes:
+            self._host.saw(self, bytes(pieces[0][:SNIFFED_BYTES]))
+        self.received_bytes += size
+        sent = 0 if self._waiting else self._write_now(pieces)
+        if sent == size or self.is_gone:
+            return
+        for piece in _after(pieces, sent):
+            self._waiting.append(memoryview(bytes(piece)))
+        self._watch()
+
+    def _write_now(self, pieces: list[memoryview]) -> int:
+        try:
+            sent = self._socket.send(pieces[0]) if len(pieces) == 1 else self._socket.sendmsg(pieces)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError:
+            self._leave()
+            return 0
+        if self._channel:
+            self._channel.taken(sent)
+        return sent
+
+    def _write(self) -> None:
+        pieces = list(islice(self._waiting, _PIECES_AT_ONCE))
+        sent = self._write_now(pieces)
+        if self.is_gone:
+            return
+        for _ in pieces:
+            self._waiting.popleft()
+        self._waiting.extendleft(reversed(list(_after(pieces, sent))))
+        if not self._waiting:
+            self._all_is_written()
+            if not self.is_gone:
+                self._watch()
+
+    def ended_sending(self) -> None:
+        """As End."""
+        self._database_ended = True
+        if not self._waiting:
+            self._all_is_written()
+
+    def closed(self, *, whole: bool) -> None:
+        """As End. Where something may be missing the client gets a reset rather than a clean end."""
+        self._channel = None
+        self._channel_ended = True
+        if not whole:
+            self.refuse()
+        elif not self._waiting:
+            self._leave()
+
+    def _all_is_written(self) -> None:
+        if self._channel_ended:
+            self._leave()
+        elif self._database_ended:
+            try:
+                self._socket.shutdown(socket.SHUT_WR)
+            except OSError:  # it has reset the connection
+                self._leave()
+                return
+            self._end_if_done()
+
+    # --- its end --------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Has its socket watched for what can be done with it now."""
+        events = WRITE if self._waiting else 0
+        if not self._is_held and not self._client_ended:
+            events |= READ
+        if events != self._events or not events:
+            self._events = events
+            # for nothing: its failure is heard of all the same
+            self._watcher.change(self._fd, events or _FAILURE)
+
+    def _end_if_done(self) -> None:
+        if self._client_ended and self._database_ended and not self._waiting:
+            self._leave()
+
+    def refuse(self) -> None:
+        """Ends the connection with a reset, which no client takes for a clean end."""
+        if not self.is_gone:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self._leave()
+
+    def _leave(self) -> None:
+        if self.is_gone:
+            return
+        self.is_gone = True
+        self._watcher.forget(self._fd)
+        self._socket.close()
+        self._waiting.clear()
+        if self._opening:
+            self._opening.give_up()
+        if self._channel:
+            self._channel.close()
+        if self.link:
+            self.link.congestion.forget(self._resume)
+        self._host.gone(self)
+
+
+def _after(pieces: list[memoryview], sent: int) -> Iterator[memoryview]:
+    """What is left of pieces of which the first bytes, so many, are gone."""
+    for piece in pieces:
+        if sent < len(piece):
+            yield piece[sent:]
+        sent = max(sent - len(piece), 0)
