@@ -41,12 +41,16 @@ test-cluster: $(INSTALLED) ## The whole way on a real Kubernetes (CLUSTER=kind, 
 	@$(IN)python -m tests.support.prepare cluster
 	$(IN)pytest tests/cluster $(ARGS)
 
+.PHONY: bench
+bench: $(INSTALLED) ## Speed and memory beside `ssh -N -L` (ROUNDS=n, ROWS=name,name, QUICK=1)
+	@$(IN)python -m bench run $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ROWS),--rows $(ROWS)) $(if $(QUICK),--quick) $(ARGS)
+
 .PHONY: lint
 lint: $(INSTALLED) ## Format, style, types, layers
 	$(IN)ruff format --check .
 	$(IN)ruff check .
 	$(IN)mypy
-	$(IN)mypy tests
+	$(IN)mypy tests bench
 	$(IN)lint-imports
 
 .PHONY: generate

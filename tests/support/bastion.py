@@ -83,15 +83,17 @@ class Bastion:
         port: int | None = None,
         hosts: Mapping[str, str] | None = None,
         config: Iterable[str] = HARDENED,
+        prefix: Iterable[str] = (),
         survives: bool = False,
     ) -> None:
         """`hosts` maps the private names that only the bastion resolves to their addresses.
 
         `config`: lines of sshd_config that go before those that every bastion has; sshd takes a keyword's first value.
+        `prefix`: a command that runs it.
         """
         ensure_packages(PACKAGES)
         self.directory, self.host, self.port = directory, host, port or free_port(host)
-        self.config = tuple(config)
+        self.config, self._prefix = tuple(config), tuple(prefix)
         self._survives = survives
         self._process: Process | None = None
         directory.mkdir(parents=True, exist_ok=True)
@@ -176,7 +178,7 @@ class Bastion:
         script = " && ".join([*mounts, f"exec {back}{_sshd()} -D -e -f {MOUNT_POINT}/sshd_config"])
         become = [] if _is_root() else ["--map-root-user"]
         namespaces = [*become, "--mount", "--pid", "--fork", "--kill-child"]
-        return ["unshare", *namespaces, "sh", "-c", script, str(self.directory.absolute())]
+        return [*self._prefix, "unshare", *namespaces, "sh", "-c", script, str(self.directory.absolute())]
 
     # --- what an administrator changes ----------------------------------------------------------------------------
 

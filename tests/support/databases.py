@@ -170,7 +170,7 @@ class PostgresServer(_Server):
             *self.settings,
         ]
         arguments = [word for option in options for word in ("-c", option)]
-        return self._as_user(_postgres("postgres"), "-D", f"{self._place}/data", *arguments)
+        return self._as_user(postgres_program("postgres"), "-D", f"{self._place}/data", *arguments)
 
     def _initialize(self, tls_required: bool) -> None:
         password = self.directory / "password"
@@ -178,7 +178,7 @@ class PostgresServer(_Server):
         self._own(password)
         options = ["--no-sync", "-A", self.authentication, "-E", "UTF8", "--locale=C"]
         owner = ["-D", f"{self._place}/data", "-U", USER, "--pwfile", f"{self._place}/password"]
-        run(self._as_user(_postgres("initdb"), *owner, *options))
+        run(self._as_user(postgres_program("initdb"), *owner, *options))
         kind = "hostssl" if tls_required else "host"
         (self.directory / "data/pg_hba.conf").write_text(f"{kind} all all all {self.authentication}\n")
         self._execute("postgres", f"create database {DATABASE}")
@@ -186,7 +186,7 @@ class PostgresServer(_Server):
 
     def _execute(self, database: str, statements: str) -> None:
         """Runs statements, one a line, with no server."""
-        single = [_postgres("postgres"), "--single", "-c", "exit_on_error=on", "-D", f"{self._place}/data"]
+        single = [postgres_program("postgres"), "--single", "-c", "exit_on_error=on", "-D", f"{self._place}/data"]
         run(self._as_user(*single, database), input=statements + "\n")
 
     def _tls_settings(self) -> list[str]:
@@ -278,7 +278,7 @@ class MariaDBServer(_Server):
         return True
 
 
-def _postgres(program: str) -> str:
+def postgres_program(program: str) -> str:
     """A PostgreSQL program; Debian keeps them beside the version."""
     found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"))
     return str(found[-1]) if found else program

@@ -6,6 +6,7 @@ Within a test the same would happen in silence, and a build of minutes would loo
 import sys
 from collections.abc import Callable, Mapping
 
+from bench.programs import PACKAGES as BENCH_PACKAGES
 from tests.support.bastion import PACKAGES as BASTION_PACKAGES
 from tests.support.binaries import BinaryError, binary
 from tests.support.cluster import ClusterError, cluster_of
@@ -21,8 +22,8 @@ def prepare_unit() -> None:
 
 
 def prepare_forwarder() -> None:
-    """A real sshd and real databases."""
-    ensure_packages({**BASTION_PACKAGES, **PostgresServer.packages, **MariaDBServer.packages})
+    """A real sshd, real databases, and a compiler for the benchmark's programs."""
+    ensure_packages({**BASTION_PACKAGES, **PostgresServer.packages, **MariaDBServer.packages, **BENCH_PACKAGES})
 
 
 def prepare_cluster() -> None:

@@ -9,7 +9,7 @@ from tests.support.generated import ROOT
 LONGEST_FUNCTION, USUAL_FUNCTION, LONGEST_FILE = 50, 30, 400
 """Lines; nine functions of ten keep to the second."""
 
-SOURCES = sorted((ROOT / "operator").rglob("*.py"))
+SOURCES = sorted([*(ROOT / "operator").rglob("*.py"), *(ROOT / "bench").rglob("*.py")])
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 
