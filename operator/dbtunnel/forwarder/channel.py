@@ -6,6 +6,7 @@ while keys are exchanged, and cost several calls a packet.
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -17,9 +18,12 @@ from dbtunnel.forwarder.packets import LARGEST_DATA, Slot
 
 _LOG = logging.getLogger(__name__)
 
-SMALLEST_WINDOW, FIRST_WINDOW, LARGEST_WINDOW = 128 * 1024, 512 * 1024, 32 * 1024 * 1024
-"""Bytes that the server may send before it is told that they have been taken: with very many channels, at first, and
-on a long way, when its round trip is what limits."""
+SMALLEST_WINDOW, FIRST_WINDOW, STREAM_WINDOW, LARGEST_WINDOW = 2**17, 2**19, 2**21, 2**25
+"""Bytes that the server may send before it is told that they have been taken: with very many channels, at first, for
+one that turns out to be a stream, and on a long way, where the round trip is what limits."""
+
+_STREAM_ADJUSTMENTS = 16
+"""How often a stream has had half its window adjusted when it is known to be one."""
 
 _FIRST_WINDOWS = 16 * 1024 * 1024
 """What the first windows of a connection's channels are cut from: all of it waits here where no client reads."""
@@ -70,7 +74,7 @@ class Channel(SSHPacketHandler):
         self._window = self._full_window = self.first_window
         """Bytes that the server may still send, and that it may after it has been told so."""
         self._taken = self._grown = 0
-        self._adjusted_at = 0.0
+        self._adjusted_at, self._adjusted = 0.0, 0
         self.may_send_bytes = 0
         """What the server takes now (its window)."""
         self.largest_data = 0
@@ -120,11 +124,15 @@ class Channel(SSHPacketHandler):
             self._packets.send_adjust(self._theirs, growth)
 
     def _growth(self) -> int:
-        """How much wider the window gets: twice as wide while the server has to wait for us most of the time."""
-        now = asyncio.get_running_loop().time()
+        """How much wider the window gets: twice as wide for a stream, and where the server has to wait for us."""
+        now = time.monotonic()
         elapsed, self._adjusted_at = now - self._adjusted_at, now
+        self._adjusted += 1
+        is_stream = self._full_window < STREAM_WINDOW and self._adjusted % _STREAM_ADJUSTMENTS == 0
+        if not is_stream and elapsed > 2 * self._link.round_trip_seconds():
+            return 0
         growth = min(self._full_window, LARGEST_WINDOW - self._full_window)
-        if elapsed > 2 * self._link.round_trip_seconds() or not self._link.widen(growth):
+        if not self._link.widen(growth):
             return 0
         self._full_window += growth
         self._grown += growth

@@ -24,9 +24,6 @@ _READ_BYTES = 320 * 1024
 _WRITE_BYTES = 1024 * 1024
 """Room for what waits: HIGH_WATER and what one client may add at once. It grows for asyncssh's own packets alone."""
 
-_SMALL_BYTES = 16 * 1024
-"""A shorter read is no part of a stream, and its sender may be waiting for the acknowledgement."""
-
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)  # Linux alone has it
 
 _TCP_INFO_BYTES, _RTT_OFFSET = 104, 68
@@ -89,7 +86,7 @@ class Wire(asyncio.Transport):
         self._start = self._end = 0
         self._events = READ
         self._ends_pass = False
-        self._is_small = False
+        self._is_unacknowledged = False
         self._is_closing = False
 
     def begin(self) -> None:
@@ -117,8 +114,8 @@ class Wire(asyncio.Transport):
             self._protocol.eof_received()
             self._lose(None)
             return
-        if count < _SMALL_BYTES and not self._is_small:
-            self._is_small = True
+        self._is_unacknowledged = True
+        if not self._ends_pass:
             self._end_of_pass()
         self._filled = self.consume(self._filled + count)
 
@@ -161,9 +158,8 @@ class Wire(asyncio.Transport):
         self._start, self._end = 0, len(rest)
 
     def _end_of_pass(self) -> None:
-        if not self._ends_pass:
-            self._ends_pass = True
-            self._watcher.at_end_of_pass(self._pass_ends)
+        self._ends_pass = True
+        self._watcher.at_end_of_pass(self._pass_ends)
 
     def _pass_ends(self) -> None:
         self._ends_pass = False
@@ -171,10 +167,10 @@ class Wire(asyncio.Transport):
             return
         if self._end:
             self._flush()  # which acknowledges, too
-        elif self._is_small and _QUICKACK is not None:
+        elif self._is_unacknowledged and _QUICKACK is not None:
             # the server's socket may be under Nagle's algorithm, and waits for it; the option does not last
             self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
-        self._is_small = False
+        self._is_unacknowledged = False
 
     def _flush(self) -> None:
         try:
