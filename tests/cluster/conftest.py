@@ -1,5 +1,6 @@
-"""What all cluster tests share: one cluster, and a namespace of its own for each test."""
+"""What all cluster tests share: one cluster for each process of the run, and a namespace of its own for each test."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -17,7 +18,7 @@ from tests.support.tunnels import apply, make_namespace, tunnel_manifest, wait_f
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A running cluster, for the whole test run."""
-    cluster = start_cluster("test")
+    cluster = start_cluster(f"test{os.environ.get('PYTEST_XDIST_WORKER', '')}")
     yield cluster
     cluster.stop()
 

@@ -28,7 +28,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 HOLD = """\
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
 from tests.support.cluster import start_cluster
 start_cluster({name!r})
 print("held", flush=True)
