@@ -12,9 +12,9 @@ class Kind(StrEnum):
     GAUGE = "gauge"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Metric:
-    """A metric, and what it tells."""
+    """A metric, and what it tells. It is itself alone, so that finding its value costs little."""
 
     name: str
     kind: Kind
