@@ -61,8 +61,8 @@ _ADJUST_LENGTH = 1 + 9 + 6
 LARGEST_DATA = 32768
 """Bytes of data in a packet; sshd takes no more."""
 
-_PADDING = urandom(32)
-"""Random bytes (RFC 4253, section 6); within AES-GCM nothing depends on them."""
+_PADDINGS = tuple(urandom(size) for size in range(20))
+"""Random bytes (RFC 4253, section 6), by their number; within AES-GCM nothing depends on them."""
 
 _SLOTS = 8
 
@@ -193,7 +193,7 @@ class Packets:
             return
         packet = slot.packet
         _HEAD.pack_into(packet, 0, length, length - 10 - size, _DATA, number, size)
-        packet[_BEFORE_DATA + size : 4 + length] = _PADDING[: length - 10 - size]
+        packet[_BEFORE_DATA + size : 4 + length] = _PADDINGS[length - 10 - size]
         self._seal(outgoing, packet, length)
 
     def send_adjust(self, number: int, growth: int) -> None:
@@ -202,7 +202,7 @@ class Packets:
         if outgoing is None or not self._may_send(_ADJUST_LENGTH):
             self._connection.send_packet(_ADJUST, number.to_bytes(4, "big"), growth.to_bytes(4, "big"))
             return
-        packet = _HEAD.pack(_ADJUST_LENGTH, 6, _ADJUST, number, growth) + _PADDING[:6]
+        packet = _HEAD.pack(_ADJUST_LENGTH, 6, _ADJUST, number, growth) + _PADDINGS[6]
         self._seal(outgoing, memoryview(packet), _ADJUST_LENGTH)
 
     def _seal(self, box: _Box, packet: memoryview, length: int) -> None:
@@ -236,9 +236,9 @@ class Packets:
         connection._keepalive_count = 0
         at = place = 0
         touched: dict[Receiver, None] = {}
+        if not self._is_between_packets():
+            return self._leave_to_asyncssh(at, filled)
         while filled - at > 4:
-            if not self._is_between_packets():
-                return self._leave_to_asyncssh(at, filled)
             length = int.from_bytes(received[at : at + 4], "big")
             end = at + 4 + length + _TAG
             if length > connection._max_recv_pktlen:
@@ -252,6 +252,8 @@ class Packets:
             if receiver is None:
                 deliver(touched)
                 self._give_to_asyncssh(received[at:end], plain)
+                if not self._is_between_packets():
+                    return self._leave_to_asyncssh(end, filled)
             elif length > _SMALL:
                 touched[receiver] = None
                 place = (place + 1) % _SLOTS

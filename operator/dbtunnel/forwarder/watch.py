@@ -95,7 +95,10 @@ class HotSelector(selectors.DefaultSelector):
         for fd, events in self._epoll.poll(_milliseconds(timeout), _EVENTS_AT_ONCE):
             handler = self._handlers.get(fd)
             if handler is not None:
-                _guarded(handler, events)
+                try:
+                    handler(events)
+                except Exception:  # a bug; the loop and the other sockets go on
+                    _LOG.exception("serving a socket failed")
             elif key := self.get_map().get(fd):
                 others.append((key, _as_selectors(events) & key.events))
         self._end_pass()
@@ -105,7 +108,10 @@ class HotSelector(selectors.DefaultSelector):
         while self._ending:
             calls, self._ending = self._ending, []
             for call in calls:
-                _guarded(call)
+                try:
+                    call()
+                except Exception:
+                    _LOG.exception("serving a socket failed")
 
     def close(self) -> None:
         """Ends it."""
@@ -123,13 +129,6 @@ def _milliseconds(timeout: float | None) -> float:
 def _as_selectors(events: int) -> int:
     """epoll's events as those of `selectors`, which takes a failure for both."""
     return (events & ~WRITE and selectors.EVENT_READ) | (events & ~READ and selectors.EVENT_WRITE)
-
-
-def _guarded(call: Callable[..., None], *arguments: int) -> None:
-    try:
-        call(*arguments)
-    except Exception:  # a bug; the loop and the other sockets go on
-        _LOG.exception("serving a socket failed")
 
 
 class LoopWatcher:
