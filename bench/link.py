@@ -15,8 +15,6 @@ NEAR, FAR = "198.18.0.1", "198.18.0.2"
 """The ends' addresses (RFC 2544: networks for tests)."""
 
 _INTERFACE = "bench"
-_MTU = 65000  # no packet is cut, so that the program that delays them is not what limits
-
 _BUFFERS = 64 * 1024 * 1024
 """Bytes that TCP may have on its way: the window of the SSH channel is to be the limit, as on a tuned server."""
 
@@ -53,7 +51,7 @@ def _has_interface(enter: tuple[str, ...]) -> bool:
 def _configure(enter: tuple[str, ...], address: str) -> None:
     run([*enter, "ip", "link", "set", "lo", "up"])
     run([*enter, "ip", "address", "add", f"{address}/30", "dev", _INTERFACE])
-    run([*enter, "ip", "link", "set", _INTERFACE, "mtu", str(_MTU), "up"])
+    run([*enter, "ip", "link", "set", _INTERFACE, "up"])
     for name, first in (("tcp_rmem", 131072), ("tcp_wmem", 16384)):
         path = f"/proc/sys/net/ipv4/{name}"
         run([*enter, "sh", "-c", f"echo 4096 {first} {_BUFFERS} > {path}"])
