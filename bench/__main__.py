@@ -65,13 +65,16 @@ def _run(arguments: argparse.Namespace) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     rounds = arguments.rounds or (_QUICK_ROUNDS if arguments.quick else _ROUNDS)
     sizes = QUICK if arguments.quick else FULL
+    document = {"machine": machine(), "rounds": rounds, "quick": arguments.quick}
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
         Path(directory).chmod(0o755)  # servers run as other users
         loads = loads_of(arguments.rows)
         results = measure(Path(directory), loads, sizes, rounds, say_with_time(), arguments.contenders)
-    document = {"machine": machine(), "rounds": rounds, "results": results}
+    document |= {"results": results.values, "failures": results.failures}
     files = write(document, arguments.output)
     print(f"\n{markdown(document)}\nwritten: {', '.join(map(str, files))}")
+    if results.failures:
+        raise ProcessError("\n".join(["failed:", *results.failures]))
 
 
 def _insert(arguments: argparse.Namespace) -> None:

@@ -101,7 +101,11 @@ class Lane:
 
 def finished(waiting: "subprocess.Popen[str]") -> str:
     """What a measurement has printed at its end. Raises ProcessError."""
-    printed, errors = waiting.communicate(timeout=_LONGEST_SECONDS)
+    try:
+        printed, errors = waiting.communicate(timeout=_LONGEST_SECONDS)
+    except subprocess.TimeoutExpired:
+        waiting.kill()
+        raise
     if waiting.returncode:
         raise ProcessError(f"{' '.join(map(str, waiting.args))}\n{errors}")  # type: ignore[arg-type]
     return printed

@@ -1,5 +1,6 @@
 """What a run was made on."""
 
+import os
 import platform
 import re
 import subprocess
@@ -20,6 +21,7 @@ def machine() -> dict[str, str]:
         "date": datetime.now(UTC).date().isoformat(),
         "processor": f"{processors[0] if processors else platform.machine()} ({len(processors)})",
         "kernel": platform.release(),
+        "load before": f"{os.getloadavg()[0]:.1f}",
         "OpenSSH": _openssh(),
         "asyncssh": version("asyncssh"),
         "Python": platform.python_version(),

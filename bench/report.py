@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from bench.contenders import CONTENDERS, OURS, RELAY, SSH, SSH_GCM
@@ -13,7 +14,8 @@ BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 """Between these lines a document has the tables."""
 
 Document = Mapping[str, Any]
-"""`machine`: what it was measured on, by name; `rounds`; `results`: values by row and contender, one a round."""
+"""`machine`: what it was measured on, by name; `rounds`; `quick`: whether they were short; `results`: values by row and
+contender, one a round; `failures`."""
 
 _RATIOS_TO = (SSH, SSH_GCM, RELAY)
 _WORDS = {True: "met", False: "missed", None: ""}
@@ -24,7 +26,7 @@ def markdown(document: Document) -> str:
     machine = "; ".join(f"{name} {value}" for name, value in document["machine"].items())
     return "\n".join(
         [
-            f"{machine}. Medians of {document['rounds']} rounds.",
+            fill(f"{machine}. Medians of {document['rounds']} {'short ' if document['quick'] else ''}rounds.", 120),
             "",
             *_table(_medians(document["results"])),
             "",
@@ -93,7 +95,7 @@ def _ratio(values: Sequence[float]) -> str:
 
 def _aim(row: Row, aim: Aim) -> str:
     bound = f"{'≥' if row.higher_is_better else '≤'} {aim.bound:g}"
-    return f"{bound} of {CONTENDERS[aim.against].title}" if aim.against else f"{bound} {row.unit}"
+    return f"{bound} times {CONTENDERS[aim.against].title}" if aim.against else f"{bound} {row.unit}"
 
 
 def _verdict(row: Row, samples: Mapping[str, Sequence[float]]) -> str:

@@ -1,18 +1,37 @@
-"""The benchmark runs: once, as small as it can be, and says nothing of speed."""
+"""The benchmark runs: once, as small as it can be, which says nothing of speed."""
 
 from pathlib import Path
+
+import pytest
 
 from bench.contenders import OURS, SSH
 from bench.loads import TINY
 from bench.measure import measure
 from bench.rows import LOADS, ROWS
+from bench.sites import SITES
 
 
-def test_every_row_gets_a_value_of_each_who_is_compared(tmp_path: Path) -> None:
+def test_every_row_gets_a_value_of_each_who_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SITES, "100ms", SITES["20ms"])  # the same but for the time that it takes
     told: list[str] = []
     results = measure(tmp_path, LOADS, TINY, 1, told.append, (OURS, SSH))
 
-    assert sorted(results) == sorted(row.name for row in ROWS)
-    for name, samples in results.items():
+    assert results.failures == []
+    assert sorted(results.values) == sorted(row.name for row in ROWS)
+    for name, samples in results.values.items():
         assert {contender: len(values) for contender, values in samples.items()} == {OURS: 1, SSH: 1}, name
     assert len(told) == len(ROWS)
+
+
+def test_what_fails_is_told_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot(directory: Path) -> None:
+        raise OSError("no such device")
+
+    monkeypatch.setitem(SITES, "peer", cannot)
+    told: list[str] = []
+    loads = [load for load in LOADS if load.rows in {("down-20ms",), ("idle",)}]
+    results = measure(tmp_path, loads, TINY, 1, told.append, (SSH,))
+
+    assert results.failures == ["peer: no such device"]
+    assert list(results.values) == ["down-20ms"]
+    assert told[0] == "peer failed: no such device"
