@@ -7,7 +7,7 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from dbtunnel.api.base import ApiModel, Port
 from dbtunnel.api.engines import Engine
@@ -34,6 +34,12 @@ MOUNTED_FILE_LIMIT = 64 * 1024
 """Bytes: the most that a key, passphrase or known_hosts file may have."""
 
 
+class _Document(ApiModel):
+    """Read by programs alone: pydantic need not search the source for docstrings, which takes most of the start."""
+
+    model_config = ConfigDict(use_attribute_docstrings=False)
+
+
 _WORD = "^[!-~]*$"
 """A word of printable ASCII: a status is shown to people, and whoever can make pods can pose as a forwarder."""
 
@@ -58,7 +64,7 @@ class ProbeMode(StrEnum):
     """Not at all; DatabaseReachable stays Unknown with the reason NotProbed."""
 
 
-class HostKeyRule(ApiModel):
+class HostKeyRule(_Document):
     """How the SSH server's host key is verified. All empty: nothing is sent, and what the server shows is reported."""
 
     fingerprints: tuple[str, ...] = ()
@@ -68,7 +74,7 @@ class HostKeyRule(ApiModel):
     alias: str | None = None
 
 
-class ForwarderHop(ApiModel):
+class ForwarderHop(_Document):
     """The SSH server that the forwarder connects to."""
 
     host: str
@@ -78,7 +84,7 @@ class ForwarderHop(ApiModel):
     algorithms: Algorithms = Algorithms.DEFAULT
 
 
-class ForwarderKey(ApiModel):
+class ForwarderKey(_Document):
     """Names of the files in the key directory."""
 
     secret: str
@@ -87,7 +93,7 @@ class ForwarderKey(ApiModel):
     passphrase_key: str
 
 
-class Seconds(ApiModel):
+class Seconds(_Document):
     """Every duration, in seconds."""
 
     connect_timeout: Annotated[int, Field(ge=1)] = 10
@@ -98,7 +104,7 @@ class Seconds(ApiModel):
     probe_interval: Annotated[int, Field(ge=1)] = 60
 
 
-class ForwarderConfig(ApiModel):
+class ForwarderConfig(_Document):
     """All that a forwarder is told. A change rolls the pods, so nothing is here that it does not need."""
 
     namespace: str
@@ -134,7 +140,7 @@ class LayerStatus(StrEnum):
     UNKNOWN = "Unknown"
 
 
-class LayerFact(ApiModel):
+class LayerFact(_Document):
     """One layer as a forwarder sees it. Layers after the first that is False are Unknown."""
 
     status: LayerStatus = LayerStatus.UNKNOWN
@@ -144,14 +150,14 @@ class LayerFact(ApiModel):
     """What was observed, already bounded and printable; a remote server may have written it."""
 
 
-class HostKeyFact(ApiModel):
+class HostKeyFact(_Document):
     """A host key that the server showed."""
 
     algorithm: Annotated[str, Field(max_length=64, pattern=_WORD)]
     fingerprint: Annotated[str, Field(max_length=64, pattern=_WORD)]
 
 
-class PublicKeyFact(ApiModel):
+class PublicKeyFact(_Document):
     """A key that the forwarder has, never its private half."""
 
     key: Annotated[str, Field(max_length=4096, pattern="^[!-~]+ [!-~]+$")]
@@ -161,7 +167,7 @@ class PublicKeyFact(ApiModel):
     """Whether the bastion accepted it at the last attempt; None while that is not known."""
 
 
-class HopFact(ApiModel):
+class HopFact(_Document):
     """What is known of the SSH server."""
 
     host_keys: Annotated[tuple[HostKeyFact, ...], Field(max_length=8)] = ()
@@ -170,7 +176,7 @@ class HopFact(ApiModel):
     mac: Annotated[str | None, Field(max_length=64, pattern=_WORD)] = None
 
 
-class DatabaseFact(ApiModel):
+class DatabaseFact(_Document):
     """What a probe or real traffic showed of the database."""
 
     protocol: Annotated[str | None, Field(max_length=64)] = None
@@ -180,7 +186,7 @@ class DatabaseFact(ApiModel):
     """RFC 3339, UTC."""
 
 
-class ForwarderStatus(ApiModel):
+class ForwarderStatus(_Document):
     """The document at /status: the layered facts of one forwarder."""
 
     sequence: int

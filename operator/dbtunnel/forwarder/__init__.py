@@ -2,9 +2,12 @@
 
 import ctypes.util
 import os
+import sys
 
 # asyncssh looks for two optional C libraries as it is imported. The search runs ldconfig and a compiler, fails where no
 # directory is writable, and takes a third of the time to start; what the libraries would add is not offered.
+# Nor are X.509 certificates of hosts and users, whose module takes long to import.
+sys.modules["asyncssh.crypto.x509"] = None  # type: ignore[assignment]
 _find_library, ctypes.util.find_library = ctypes.util.find_library, lambda name: None  # noqa: ARG005
 try:
     import asyncssh  # noqa: F401

@@ -12,7 +12,6 @@ import ssl
 from collections.abc import Awaitable, Callable
 
 import asyncssh
-from cryptography import x509
 
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.engines import ENGINES, QuietProbe, WireProtocol
@@ -263,6 +262,8 @@ def _any_tls() -> ssl.SSLContext:
 
 
 def _not_after(certificate: bytes) -> str | None:
+    from cryptography import x509  # noqa: PLC0415 - not at the start, which it would make longer
+
     try:
         end = x509.load_der_x509_certificate(certificate).not_valid_after_utc
     except (ValueError, x509.InvalidVersion):
