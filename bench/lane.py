@@ -48,9 +48,14 @@ class Lane:
         self.stop()
         waiting = self.begin("first")  # before the process, so that its own start is not counted
         begun = time.monotonic()
-        if self._contender.start:
-            self._process = self._contender.start(self.site, self._directory, self._port)
-        return float(finished(waiting)) - begun
+        try:
+            if self._contender.start:
+                self._process = self._contender.start(self.site, self._directory, self._port)
+            return float(finished(waiting)) - begun
+        except ProcessError as error:
+            waiting.kill()
+            log = self._process.log_end(1000) if self._process else ""
+            raise ProcessError(f"{self._contender.title} does not forward: {error}\n{log}") from None
 
     def ensure_started(self) -> None:
         """Starts it where it does not run."""

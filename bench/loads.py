@@ -30,7 +30,7 @@ class Sizes:
     """Of each measurement but those by pgbench."""
     pgbench: tuple[str, ...] = ("-T", "2")
     """How long pgbench goes on."""
-    paced: tuple[str, ...] = ("-T", "3")
+    paced: tuple[str, ...] = ("-T", "2")
     """How long it goes on at a moderate rate."""
     pings: int = 3000
     far_skip: float = 1.5
@@ -97,7 +97,7 @@ def ping(lane: Lane, sizes: Sizes) -> Figures:
 
 def ping_beside_bulk(lane: Lane, sizes: Sizes) -> Figures:
     """The same while another client receives as much as comes."""
-    neighbour = lane.begin("down", 1, 0, 2 * sizes.seconds)
+    neighbour = lane.begin("down", 1, 0, 1.25 * sizes.seconds)
     times = lane.load("ping", _LARGEST_PING_COUNT, sizes.seconds)
     finished(neighbour)
     return {"ping-p99-bulk": percentile(times, 99)}

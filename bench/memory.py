@@ -55,6 +55,7 @@ def uploads_to_a_frozen_bastion(lane: Lane, sizes: Sizes) -> Figures:
             client.sendall(b"U")
         lane.site.bastion.pause()
         stack.callback(lane.site.bastion.resume)
+        stack.callback(lane.stop)  # before that: all that was sent would pass
         _send_all_that_is_taken(clients, sizes.quiet)
         return {"uploads": settled(lane, sizes.quiet)}
 

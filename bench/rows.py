@@ -82,8 +82,8 @@ LOADS: Sequence[Load] = (
     Load(loads.select_1, "database", ("select-1",)),
     Load(loads.select_8, "database", ("select-8",)),
     Load(loads.select_32, "database", ("select-32",)),
-    Load(loads.bulk_20ms, "20ms", ("down-20ms",), most_rounds=3),
-    Load(loads.bulk_100ms, "100ms", ("down-100ms",), most_rounds=3),
+    Load(loads.bulk_20ms, "20ms", ("down-20ms",), most_rounds=2),
+    Load(loads.bulk_100ms, "100ms", ("down-100ms",), most_rounds=2),
 )
 """Those at one site stand together: it is opened once."""
 
