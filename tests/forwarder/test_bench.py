@@ -4,23 +4,29 @@ from pathlib import Path
 
 import pytest
 
-from bench.contenders import OURS, SSH
+from bench.contenders import CONTENDERS, OURS, SSH
 from bench.loads import TINY
 from bench.measure import measure
-from bench.rows import LOADS, ROWS
+from bench.rows import LOADS, ROWS, loads_of
 from bench.sites import SITES
 
 
-def test_every_row_gets_a_value_of_each_who_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_row_gets_a_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SITES, "100ms", SITES["20ms"])  # the same but for the time that it takes
     told: list[str] = []
-    results = measure(tmp_path, LOADS, TINY, 1, told.append, (OURS, SSH))
+    results = measure(tmp_path, LOADS, TINY, 1, told.append, (OURS,))
 
     assert results.failures == []
     assert sorted(results.values) == sorted(row.name for row in ROWS)
-    for name, samples in results.values.items():
-        assert {contender: len(values) for contender, values in samples.items()} == {OURS: 1, SSH: 1}, name
+    assert all(list(samples) == [OURS] and len(samples[OURS]) == 1 for samples in results.values.values())
     assert len(told) == len(ROWS)
+
+
+def test_everybody_who_is_compared_gets_a_value_of_each_round(tmp_path: Path) -> None:
+    results = measure(tmp_path, loads_of(["ping-p50"]), TINY, 2, lambda line: None)
+
+    assert results.failures == []
+    assert {name: len(values) for name, values in results.values["ping-p50"].items()} == dict.fromkeys(CONTENDERS, 2)
 
 
 def test_what_fails_is_told_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
