@@ -163,7 +163,9 @@ def test_explain_is_documentation(crd_installed: Cluster) -> None:
 
     for word in ("keySecretRef", "hostKey", "knownHostsRef", "keepalive", "connectTimeoutSeconds"):
         assert word in printed
+    assert "Without `keySecretRef`" in " ".join(printed.split()), "what to write at least, and what happens without"
     assert "ssh-keygen -lf" in field
+    assert "Default: 22." in crd_installed.kubectl("explain", "databasetunnel.spec.tunnel.port")
 
 
 def test_forwarders_satisfy_restricted_pod_security_and_have_no_token(installed: Cluster, shop: str) -> None:

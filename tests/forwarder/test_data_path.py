@@ -364,3 +364,21 @@ def test_a_reset_is_passed_on_to_the_server(start_forwarder: StartForwarder, sta
     reset(client)
     assert ended.wait(5)
     wait_until(lambda: is_idle(forwarder), "the channel to be closed")
+
+
+def test_a_client_that_leaves_without_a_word_costs_the_database_nothing(
+    start_forwarder: StartForwarder, postgres: PostgresServer
+) -> None:
+    """Health checks and port scans connect and leave; PostgreSQL's clients speak first."""
+    forwarder = start_forwarder(postgres.port, probe_mode="Disabled")
+    forwarder.wait_for("authentication", "Succeeded")
+    before = postgres.log_text().count("connection received")
+    for _ in range(20):
+        with connect(forwarder) as client:
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(1) == b""
+    with connect(forwarder) as client:
+        client.sendall(b"\0\0\0\x08\x04\xd2\x16\x2f")
+        assert client.recv(1) in (b"N", b"S")
+    wait_until(lambda: postgres.log_text().count("connection received") > before, "the one that spoke")
+    assert postgres.log_text().count("connection received") == before + 1

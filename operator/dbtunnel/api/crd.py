@@ -1,5 +1,6 @@
 """The CustomResourceDefinition, made from the models. What is in `crds/` and in the chart is this module's output."""
 
+import json
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, cast
@@ -71,7 +72,7 @@ def _structural(node: Any, definitions: Mapping[str, Schema]) -> Any:
         return [_structural(item, definitions) for item in node]
     if not isinstance(node, dict):
         return node
-    node = _resolved(node, definitions)
+    node = _with_default_told(_resolved(node, definitions))
     return {
         key: _named(value, definitions) if key == "properties" else _cleaned(key, value, definitions)
         for key, value in node.items()
@@ -89,12 +90,30 @@ def _resolved(node: Schema, definitions: Mapping[str, Schema]) -> Schema:
     while True:
         if "$ref" in node:
             reference = node["$ref"].removeprefix("#/$defs/")
-            node = definitions[reference] | {key: value for key, value in node.items() if key != "$ref"}
+            target = definitions[reference]
+            node = target | {key: value for key, value in node.items() if key != "$ref"} | _told_of_both(target, node)
         elif {"type": "null"} in node.get("anyOf", ()):
             (choice,) = [choice for choice in node["anyOf"] if choice != {"type": "null"}]
             node = choice | {key: value for key, value in node.items() if key != "anyOf"}
         else:
             return node
+
+
+def _told_of_both(target: Schema, field: Schema) -> Schema:
+    """What an object is, and what it is for where it stands: `kubectl explain` shows one description of a field."""
+    if "properties" not in target or "description" not in field or "description" not in target:
+        return {}
+    is_repeated = target["description"].startswith(field["description"].rstrip("."))
+    text = target["description"] if is_repeated else f"{field['description']} {target['description']}"
+    return {"description": text}
+
+
+def _with_default_told(node: Schema) -> Schema:
+    """`kubectl explain` shows no defaults but those that the description tells."""
+    default = node.get("default")
+    if default is None or isinstance(default, dict) or "description" not in node:
+        return node
+    return node | {"description": f"{node['description']} Default: {json.dumps(default).strip(chr(34))}."}
 
 
 def _cleaned(key: str, value: Any, definitions: Mapping[str, Schema]) -> Any:

@@ -128,7 +128,10 @@ class Keepalive(ApiModel):
 
 
 class Tunnel(ApiModel):
-    """The SSH server (bastion) through which the database is reached."""
+    """The SSH server (bastion) through which the database is reached. Only `host` is needed. Without `keySecretRef` the
+    operator makes a key, whose public half the server's administrator authorizes. Without a source in `hostKey` nothing
+    is sent to the server, and the condition TransportReady shows the host keys that it offers, to be compared and
+    pinned. Whatever is missing, status.conditions says what to do."""
 
     host: Host
     """Name or address of the SSH server, as the cluster resolves it."""

@@ -182,7 +182,9 @@ class Channel(SSHPacketHandler):
 
     # --- what asyncssh brings -------------------------------------------------------------------------------------
 
-    def process_open_confirmation(self, send_chan: int, send_window: int, send_pktsize: int, _packet: SSHPacket) -> None:
+    def process_open_confirmation(
+        self, send_chan: int, send_window: int, send_pktsize: int, _packet: SSHPacket
+    ) -> None:
         """The server has opened it."""
         if self._theirs is not None:
             raise asyncssh.ProtocolError("channel not being opened")
