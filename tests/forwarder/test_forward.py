@@ -42,7 +42,7 @@ def test_postgresql(forwarder: Forwarder) -> None:
     status = forwarder.wait(lambda status: status.database.status == "True", "the probe")
     assert status.public_key is not None
     assert status.public_key.accepted
-    assert status.hop.cipher == "aes128-gcm@openssh.com"
+    assert status.hops[0].cipher == "aes128-gcm@openssh.com"
     assert status.database_fact.tls_offered is False
 
 

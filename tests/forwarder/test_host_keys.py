@@ -41,7 +41,7 @@ def check_refused(forwarder: Forwarder, bastion: Bastion, reason: str, seen: str
 
 
 def shown(forwarder: Forwarder) -> dict[str, str]:
-    return {key.algorithm: key.fingerprint for key in forwarder.status().hop.host_keys}
+    return {key.algorithm: key.fingerprint for key in forwarder.status().hops[0].host_keys}
 
 
 # --- nothing pinned ---------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ async def test_the_generated_line_permits_the_forwarding_and_nothing_else(
 ) -> None:
     # an administrator who took nothing of our advice but this
     bastion.set_config("AllowStreamLocalForwarding no")
-    bastion.authorize(authorized_keys_line(client_key.public, "shop/orders", "orders.internal", postgres.port))
+    bastion.authorize(authorized_keys_line(client_key.public, "shop/orders", ("orders.internal", postgres.port)))
     async with await connect(bastion, client_key) as connection:
         assert await refusal(connection, "orders.internal", postgres.port) is None
         for host, port in (("orders.internal", mariadb.port), ("127.0.0.1", postgres.port), ("localhost", 22)):
@@ -88,7 +88,7 @@ async def test_the_generated_line_permits_the_forwarding_and_nothing_else(
 
 
 async def test_a_source_address_in_the_generated_line_is_respected(bastion: Bastion, client_key: KeyPair) -> None:
-    line = authorized_keys_line(client_key.public, "shop/orders", "orders.internal", 5432, ["198.51.100.9"])
+    line = authorized_keys_line(client_key.public, "shop/orders", ("orders.internal", 5432), sources=["198.51.100.9"])
     bastion.authorize(line)
     with pytest.raises(asyncssh.PermissionDenied):
         await connect(bastion, client_key)

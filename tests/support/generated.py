@@ -38,7 +38,7 @@ def conditions_page() -> str:
         lines += ["| reason | what is the case | Stalled | retried |", "| --- | --- | --- | --- |"]
         lines += [_row(reason, info) for reason, info in REASONS.items() if info.type is kind]
         lines += ["", "What the message says:", ""]
-        lines += [f"- `{reason}`: {info.message}" for reason, info in REASONS.items() if info.type is kind]
+        lines += [line for reason, info in REASONS.items() if info.type is kind for line in _messages(reason, info)]
     lines += ["", "## Summary conditions", ""]
     lines += [
         f"- `{kind}`: {_docstring_of(ConditionType, kind.name)}" for kind in ConditionType if kind not in CAUSAL_ORDER
@@ -92,6 +92,12 @@ def _row(reason: Reason, info: ReasonInfo) -> str:
     stalled = {None: "never", 0: "at once"}.get(info.grace_seconds, f"after {info.grace_seconds} s")
     retried = f"every {info.retry_seconds} s or slower" if info.retry_seconds else "with backoff"
     return f"| `{reason}` | {info.meaning} | {stalled} | {retried} |"
+
+
+def _messages(reason: Reason, info: ReasonInfo) -> Iterator[str]:
+    yield f"- `{reason}`: {info.message}"
+    if info.behind:
+        yield f"- `{reason}`, behind a jump host: {info.behind}"
 
 
 def _engine_row(engine: Engine, info: EngineInfo) -> str:

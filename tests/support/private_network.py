@@ -118,7 +118,7 @@ class PrivateNetwork:
         """The Secret with a new key that the bastion accepts for this database alone."""
         pair = key_pair()
         comment = f"{namespace}/{database.name}"
-        self.authorize(authorized_keys_line(pair.public, comment, database.host, database.port))
+        self.authorize(authorized_keys_line(pair.public, comment, (database.host, database.port)))
         return secret(namespace, f"{database.name}-ssh", {"ssh-privatekey": pair.private})
 
 

@@ -6,11 +6,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from dbtunnel.api.conditions import LAYERS, ConditionType
-from dbtunnel.api.forwarder import ForwarderStatus, LayerFact, LayerStatus, PublicKeyFact
+from dbtunnel.api.forwarder import ForwarderStatus, HopFact, LayerFact, LayerStatus, PublicKeyFact
 from dbtunnel.api.reasons import Reason
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.domain.children import Manifest, build_deployment, current_revision
 from dbtunnel.domain.forwarding import forwarder_config
+from dbtunnel.domain.hops import jumps_of
 from dbtunnel.domain.observed import Observation, Pod, Report
 from dbtunnel.domain.settings import Installation
 
@@ -85,9 +86,11 @@ def working(of: DatabaseTunnel, uid: str = "pod-1", **facts: Any) -> ForwarderSt
     """What a forwarder reports when all is well."""
     true = LayerFact(status=LayerStatus.TRUE, reason=Reason.SUCCEEDED)
     layers: dict[str, Any] = dict.fromkeys(FIELDS.values(), true)
-    config_hash = forwarder_config(of, INSTALLATION.defaults).digest()
-    known = {"sequence": 7, "pod_uid": uid, "config_hash": config_hash, "public_key": PUBLIC_KEY, **layers}
-    return ForwarderStatus(**{**known, **facts})
+    config = forwarder_config(of, INSTALLATION.defaults)
+    used = {0, *jumps_of(config)}
+    hops = tuple(HopFact(active=number in used) for number in range(len(config.hops)))
+    known = {"sequence": 7, "pod_uid": uid, "config_hash": config.digest(), "public_key": PUBLIC_KEY, "hops": hops}
+    return ForwarderStatus(**{**known, **layers, **facts})
 
 
 def failing(
@@ -96,6 +99,8 @@ def failing(
     """What a forwarder reports when a layer fails: those before it work, those after it are not reached."""
     layers = {FIELDS[later]: LayerFact() for later in LAYERS[LAYERS.index(layer) :]}
     layers[FIELDS[layer]] = LayerFact(status=LayerStatus.FALSE, reason=reason, seen=seen)
+    if layer is not ConditionType.DATABASE_REACHABLE:
+        facts = {"hops": (), **facts}
     return working(of, **{**layers, **facts})
 
 

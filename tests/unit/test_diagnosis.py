@@ -13,19 +13,19 @@ from hypothesis import strategies as st
 
 from dbtunnel.api.conditions import CAUSAL_ORDER, ConditionType
 from dbtunnel.api.engines import Engine
-from dbtunnel.api.forwarder import ForwarderConfig, HostKeyFact
+from dbtunnel.api.forwarder import ForwarderConfig, HopFact, HostKeyFact
 from dbtunnel.api.reasons import REASONS, SUPPLY_GRACE, Reason
 from dbtunnel.domain.diagnosis import (
     MESSAGE_LIMIT,
     SEEN_LIMIT,
     Subject,
     explain,
-    hop_name,
     key_line,
-    pin_yaml,
+    pin_patch,
     printable,
 )
 from dbtunnel.domain.forwarding import forwarder_config
+from dbtunnel.domain.hops import hop_name
 from dbtunnel.domain.settings import Defaults
 from tests.support.values import PUBLIC_KEY, tunnel
 
@@ -42,7 +42,7 @@ def config(**changes: Any) -> ForwarderConfig:
     return forwarder_config(tunnel(changes), Defaults())
 
 
-SUBJECT = Subject(config(), ("203.0.113.1", "203.0.113.2"), PUBLIC_KEY, HOST_KEYS)
+SUBJECT = Subject(config(), ("203.0.113.1", "203.0.113.2"), PUBLIC_KEY, (HopFact(host_keys=HOST_KEYS),))
 BARE = Subject(config())
 """Before anything is known of either end."""
 
@@ -54,7 +54,7 @@ BARE = Subject(config())
 @pytest.mark.parametrize("reason", REASONS)
 def test_every_reason_makes_a_whole_sentence(reason: Reason, subject: Subject) -> None:
     message = explain(reason, "what was seen", subject)
-    without_pin = message.replace(pin_yaml(subject.host_keys), "")
+    without_pin = message.replace(pin_patch(subject.config, 0, subject.hop(0).host_keys), "")
     assert not set("{}") & set(without_pin), "a brace that was not filled in"
     assert "None" not in message
     assert message.isprintable()

@@ -16,7 +16,8 @@ from dbtunnel.api.forwarder import PublicKeyFact
 from dbtunnel.api.reasons import SLOW, Reason
 from dbtunnel.api.resource import KIND
 from dbtunnel.cli.manifests import parse_tunnel
-from dbtunnel.controller import forwarders, leader, operator, pace, queue
+from dbtunnel.controller import forwarders, leader, operator, queue
+from dbtunnel.controller import pace as operator_pace
 from dbtunnel.controller.reconcile import SETTLE_SECONDS, _outline
 from dbtunnel.controller.rollouts import _LONGEST_SECONDS
 from dbtunnel.controller.settings import SETTINGS
@@ -24,7 +25,7 @@ from dbtunnel.domain.children import build_deployment
 from dbtunnel.domain.diagnosis import Subject, explain
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.settings import Defaults
-from dbtunnel.forwarder import channel, connection
+from dbtunnel.forwarder import channel, pace
 from dbtunnel.forwarder.app import _PROBE_END_SECONDS
 from dbtunnel.forwarder.link import ABANDONED_AT_MOST, OPENING_AT_ONCE
 from dbtunnel.forwarder.login import _PARSE_SECONDS
@@ -158,9 +159,9 @@ def _numbers() -> Iterator[str]:
     yield f"{_size(channel.EARLY_LIMIT)} from a client"
     yield f"more than {_size(HIGH_WATER)} waits for the SSH connection"
     yield f"At most {OPENING_AT_ONCE} are being opened at a time; up to {ABANDONED_AT_MOST} more"
-    yield f"{connection.FIRST_BACKOFF_SECONDS} s, doubled up to {connection.LONGEST_BACKOFF_SECONDS:.0f} s"
-    yield f"reset by a connection that stood for {connection.STABLE_SECONDS:.0f} s"
-    yield f"another file helps, so that {connection.pause_seconds(Reason.SECRET_NOT_FOUND, 0, 1):.0f} s pass"
+    yield f"{pace.FIRST_BACKOFF_SECONDS} s, doubled up to {pace.LONGEST_BACKOFF_SECONDS:.0f} s"
+    yield f"reset by a connection that stood for {pace.STABLE_SECONDS:.0f} s"
+    yield f"another file helps, so that {pace.pause_seconds(Reason.SECRET_NOT_FOUND, 0, 1):.0f} s pass"
     yield f"a probe under way still has {_PROBE_END_SECONDS} s"
     yield f"A key that is not decrypted after {_PARSE_SECONDS} s"
     yield f"holds its place for {_LONGEST_SECONDS} s"
@@ -178,8 +179,8 @@ def _numbers() -> Iterator[str]:
     yield f"spread over {operator.SPREAD_SECONDS} s"
     yield f"wait up to {SETTLE_SECONDS:.0f} s for more"
     yield f"as they are wait for {SETTLE_SECONDS:.0f} s**"
-    yield f"After {pace.BURST} writes at once"
-    yield f"at most every {pace.INTERVAL.seconds} s"
+    yield f"After {operator_pace.BURST} writes at once"
+    yield f"at most every {operator_pace.INTERVAL.seconds} s"
     yield f"are gathered for {operator.NEWS_SECONDS} s"
     yield f"at most {_size(forwarders.BODY_LIMIT)}"
     yield f"timeoutSeconds={forwarders.POLL_SECONDS}`"

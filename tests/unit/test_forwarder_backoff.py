@@ -9,12 +9,13 @@ import pytest
 from dbtunnel.api.reasons import Reason
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.settings import Defaults
-from dbtunnel.forwarder import connection
-from dbtunnel.forwarder.connection import FIRST_BACKOFF_SECONDS, STABLE_SECONDS, Connector, Sources
+from dbtunnel.forwarder import route
+from dbtunnel.forwarder.connection import Connector, Sources
 from dbtunnel.forwarder.failures import transport_failure
 from dbtunnel.forwarder.keys import KeyFiles
 from dbtunnel.forwarder.link import End, Link
 from dbtunnel.forwarder.metrics import Metrics
+from dbtunnel.forwarder.pace import FIRST_BACKOFF_SECONDS, STABLE_SECONDS
 from dbtunnel.forwarder.state import State
 from dbtunnel.forwarder.transport import Congestion
 from tests.support.values import tunnel
@@ -36,7 +37,12 @@ class Bastion:
         self.came_back = asyncio.Event()
         """Set by the attempt that follows the loss."""
 
-    async def connect(self, _: object) -> Link:
+    number = 0
+
+    async def learn_key(self, _: object) -> None:
+        pass
+
+    async def connect(self, *_: object) -> Link:
         self.attempts.append(now())
         if len(self.attempts) <= FAILURES:
             raise transport_failure(Reason.CONNECTION_REFUSED)
@@ -50,10 +56,10 @@ class Bastion:
 def pause_after_loss(monkeypatch: pytest.MonkeyPatch, stood: float) -> float:
     """Seconds from the loss of a connection that stood so long to the next attempt."""
     bastion = Bastion(stood)
-    monkeypatch.setattr(connection, "Login", lambda *_: bastion)
+    monkeypatch.setattr(route, "Login", lambda *_: bastion)
 
     async def main() -> None:
-        sources = Sources(lambda: cast(KeyFiles, "the key"))
+        sources = [Sources(lambda: cast(KeyFiles, "the key"))]
         connecting = asyncio.ensure_future(Connector(CONFIG, sources, State(CONFIG, "pod-1"), Metrics()).run())
         await bastion.came_back.wait()
         connecting.cancel()

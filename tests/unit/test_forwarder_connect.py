@@ -22,11 +22,11 @@ from dbtunnel.api.forwarder import (
 )
 from dbtunnel.api.reasons import Reason
 from dbtunnel.forwarder.algorithms import offered
-from dbtunnel.forwarder.connection import pause_seconds
 from dbtunnel.forwarder.failures import Failure, Progress, channel_failure, connect_failure
 from dbtunnel.forwarder.greeting import Greeting
 from dbtunnel.forwarder.host_keys import KnownHostsError, kinds_left, kinds_to_try, trust_of
 from dbtunnel.forwarder.keys import Key, MountedFile, parse_key, read_key_files
+from dbtunnel.forwarder.pace import pause_seconds
 from dbtunnel.forwarder.state import State
 from tests.support.keys import key_pair
 

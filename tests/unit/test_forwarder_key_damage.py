@@ -10,7 +10,7 @@ from dbtunnel.api.reasons import Reason
 from dbtunnel.forwarder import login
 from dbtunnel.forwarder.failures import Failure
 from dbtunnel.forwarder.keys import KeyFiles, KeyProblemError, MountedFile, parse_key
-from dbtunnel.forwarder.login import Login, Material
+from dbtunnel.forwarder.login import Keys, Login, Material
 from dbtunnel.forwarder.state import State
 from tests.support.keys import KeyPair, key_pair
 from tests.unit.test_forwarder_connect import CONFIG
@@ -70,7 +70,7 @@ async def test_a_key_that_takes_too_long_to_decrypt_is_given_up(monkeypatch: pyt
     content[rounds : rounds + 4] = (200).to_bytes(4, "big")
     slow = "\n".join([first, base64.b64encode(content).decode(), last, ""]).encode()
     state = State(CONFIG, "")
-    attempts = Login(CONFIG, state)
+    attempts = Login(CONFIG, 0, Keys(), state)
     for _ in range(2):
         with pytest.raises(Failure) as failure:
             await attempts.connect(Material(files(slow, b"x"), MountedFile()))

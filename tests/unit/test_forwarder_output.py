@@ -53,11 +53,11 @@ def test_a_forwarder_that_has_only_begun_knows_nothing() -> None:
 
 def test_every_change_grows_the_number_and_nothing_else_does() -> None:
     state = State(CONFIG, "pod-uid")
-    state.set(hop=HopFact(cipher="aes"))
+    state.set(hops=(HopFact(cipher="aes"),))
     assert state.status.sequence == 1
-    state.set(hop=HopFact(cipher="aes"))
+    state.set(hops=(HopFact(cipher="aes"),))
     assert state.status.sequence == 1
-    state.set(hop=HopFact(cipher="chacha"), draining=True)
+    state.set(hops=(HopFact(cipher="chacha"),), draining=True)
     assert state.status.sequence == 2
 
 

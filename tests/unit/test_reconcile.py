@@ -63,7 +63,9 @@ async def test_a_small_change_waits_for_others() -> None:
     world = await settled()
     for number, (seconds, again) in enumerate([(10, 3), (11, 2), (12.5, 0.5)]):
         hop = HopFact(cipher=f"cipher-{number}")
-        world.forwarders.known["pod-1"] = Report(working(ORDERS, hop=hop.model_copy(update={"server_version": "x"})))
+        world.forwarders.known["pod-1"] = Report(
+            working(ORDERS, hops=(hop.model_copy(update={"server_version": "x"}),))
+        )
         assert await world.reconcile(seconds) == again
         assert "status" not in world.cluster.done
     assert await world.reconcile(13) is None
@@ -74,7 +76,7 @@ async def test_a_small_change_waits_for_others() -> None:
 async def test_a_small_change_that_is_taken_back_is_not_written() -> None:
     world = await settled()
     before = world.forwarders.known["pod-1"]
-    world.forwarders.known["pod-1"] = Report(working(ORDERS, hop=HopFact(server_version="x")))
+    world.forwarders.known["pod-1"] = Report(working(ORDERS, hops=(HopFact(server_version="x"),)))
     await world.reconcile(10)
     world.forwarders.known["pod-1"] = before
     assert await world.reconcile(11) is None

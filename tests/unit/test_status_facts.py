@@ -89,7 +89,7 @@ def test_the_generation_that_was_read() -> None:
 
 
 def test_what_a_forwarder_learned_of_the_bastion() -> None:
-    assert bastion(decided(observed(ORDERS, working(ORDERS, hop=HOP))).status) == Hop(
+    assert bastion(decided(observed(ORDERS, working(ORDERS, hops=(HOP,)))).status) == Hop(
         role="Bastion",
         host="203.0.113.7",
         port=22,
@@ -106,13 +106,13 @@ def test_what_a_forwarder_learned_of_the_bastion() -> None:
 
 
 def test_what_was_known_of_the_bastion_stays_while_no_forwarder_knows_it() -> None:
-    known = decided(observed(ORDERS, working(ORDERS, hop=HOP))).status
+    known = decided(observed(ORDERS, working(ORDERS, hops=(HOP,)))).status
     hop = bastion(decided(Observation(), after(known)).status)
     assert hop == bastion(known).model_copy(update={"active": False, "replicas": 0})
 
 
 def test_another_bastion_is_not_told_with_what_was_known_of_the_one_before() -> None:
-    known = decided(observed(ORDERS, working(ORDERS, hop=HOP))).status
+    known = decided(observed(ORDERS, working(ORDERS, hops=(HOP,)))).status
     for change in ({"tunnel.host": "203.0.113.8"}, {"tunnel.port": 2222}):
         hop = bastion(decided(Observation(), after(known, change)).status)
         assert (hop.server_version, hop.host_key_fingerprints, hop.authorized_keys_line) == (None, None, None)
@@ -120,7 +120,7 @@ def test_another_bastion_is_not_told_with_what_was_known_of_the_one_before() -> 
 
 def test_a_forwarder_that_knows_the_bastion_is_asked_before_one_that_does_not() -> None:
     of = tunnel({"replicas": 2})
-    assert bastion(decided(observed(of, LOST, working(of, hop=HOP)), of).status).cipher == HOP.cipher
+    assert bastion(decided(observed(of, LOST, working(of, hops=(HOP,))), of).status).cipher == HOP.cipher
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------
@@ -207,9 +207,11 @@ FORGED: dict[str, Mapping[str, Any]] = {
     "a key of two lines": {"public_key": {"key": "ssh-rsa A\nssh-rsa B", "fingerprint": "x"}},
     "a key with a comment": {"public_key": {"key": "ssh-rsa A evil", "fingerprint": "x"}},
     "a fingerprint with an escape": {"public_key": {"key": "ssh-rsa A", "fingerprint": "\x1b[2J"}},
-    "a host key with an escape": {"hop": {"host_keys": [{"algorithm": "ssh-rsa\n", "fingerprint": "x"}]}},
-    "a host key that reads like a sentence": {"hop": {"host_keys": [{"algorithm": "rsa", "fingerprint": "is fine"}]}},
-    "a cipher with an escape": {"hop": {"cipher": "aes\x1b"}},
+    "a host key with an escape": {"hops": [{"host_keys": [{"algorithm": "ssh-rsa\n", "fingerprint": "x"}]}]},
+    "a host key that reads like a sentence": {
+        "hops": [{"host_keys": [{"algorithm": "rsa", "fingerprint": "is fine"}]}]
+    },
+    "a cipher with an escape": {"hops": [{"cipher": "aes\x1b"}]},
     "a reason of two words": {"transport": {"status": "False", "reason": "All good"}},
     "a reason with a line end": {"transport": {"status": "False", "reason": "Lost\n"}},
     "a date with an escape": {"database_fact": {"protocol": "MySQL", "certificate_not_after": "2027\x1b"}},
@@ -225,7 +227,7 @@ def test_a_document_that_would_forge_something_is_none(forgery: str) -> None:
 def test_a_documents_free_text_is_bounded_to_what_the_schema_takes() -> None:
     loud = "\U0001f600" * 200
     fact = DatabaseFact(protocol="MySQL", server_version=loud)
-    status = decided(observed(ORDERS, working(ORDERS, hop=HopFact(server_version=loud), database_fact=fact))).status
+    status = decided(observed(ORDERS, working(ORDERS, hops=(HopFact(server_version=loud),), database_fact=fact))).status
     assert DatabaseTunnelStatus.model_validate(status.document()) == status
     assert (bastion(status).server_version or "").isprintable()
     assert (bastion(status).server_version or "").isascii()

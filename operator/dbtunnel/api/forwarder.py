@@ -24,6 +24,12 @@ KEY_DIRECTORY = "/etc/dbtunnel/key"
 KNOWN_HOSTS_DIRECTORY = "/etc/dbtunnel/known-hosts"
 """Where the object of `hostKey.knownHostsRef` is mounted."""
 
+HOPS_DIRECTORY = "/etc/dbtunnel/hops"
+"""Where those of jump hosts and fallbacks are mounted: `NUMBER/key` and `NUMBER/known-hosts`, by the hop's number."""
+
+MOST_HOPS = 9
+"""The bastion, four fallbacks, four jump hosts."""
+
 ADMIN_PORT = 8080
 """TCP port of /livez, /readyz, /status and /metrics."""
 
@@ -74,16 +80,6 @@ class HostKeyRule(_Document):
     alias: str | None = None
 
 
-class ForwarderHop(_Document):
-    """The SSH server that the forwarder connects to."""
-
-    host: str
-    port: Port
-    user: str
-    host_key: HostKeyRule = HostKeyRule()
-    algorithms: Algorithms = Algorithms.DEFAULT
-
-
 class ForwarderKey(_Document):
     """Names of the files in the key directory."""
 
@@ -91,6 +87,18 @@ class ForwarderKey(_Document):
     """Name of the Secret, for messages."""
     key: str
     passphrase_key: str
+
+
+class ForwarderHop(_Document):
+    """An SSH server that the forwarder connects to."""
+
+    host: str
+    port: Port
+    user: str
+    host_key: HostKeyRule = HostKeyRule()
+    algorithms: Algorithms = Algorithms.DEFAULT
+    key: ForwarderKey | None = None
+    """The key of a jump host or fallback; None: the tunnel's."""
 
 
 class Seconds(_Document):
@@ -114,6 +122,10 @@ class ForwarderConfig(_Document):
     database_port: Port
     database_server_name: str
     bastion: ForwarderHop
+    fallbacks: tuple[ForwarderHop, ...] | None = None
+    """What takes the bastion's place, in this order."""
+    jump_hosts: tuple[ForwarderHop, ...] | None = None
+    """The way to the bastion and to each fallback, in this order."""
     key: ForwarderKey
     keepalive_count_max: Annotated[int, Field(ge=1)] = 3
     compression: bool = False
@@ -122,6 +134,11 @@ class ForwarderConfig(_Document):
     replicas: Annotated[int, Field(ge=1)] = 1
     """How many neighbours share the source address: slow retries are slower with more of them."""
     seconds: Seconds = Seconds()
+
+    @property
+    def hops(self) -> tuple[ForwarderHop, ...]:
+        """Every SSH server. A hop's number is its place here: 0 is the bastion."""
+        return (self.bastion, *(self.fallbacks or ()), *(self.jump_hosts or ()))
 
     def to_json(self) -> str:
         """The document for the environment; the same value always gives the same text."""
@@ -148,6 +165,8 @@ class LayerFact(_Document):
     """A `Reason`; a text here so that an older operator reads a newer forwarder."""
     seen: Annotated[str, Field(max_length=1024)] = ""
     """What was observed, already bounded and printable; a remote server may have written it."""
+    hop: Annotated[int, Field(ge=0, lt=MOST_HOPS)] = 0
+    """Number of the SSH server that this speaks of."""
 
 
 class HostKeyFact(_Document):
@@ -168,8 +187,14 @@ class PublicKeyFact(_Document):
 
 
 class HopFact(_Document):
-    """What is known of the SSH server."""
+    """What is known of an SSH server."""
 
+    active: bool = False
+    """Whether the connection for new clients goes through it."""
+    failure: LayerFact | None = None
+    """Why it, or what is behind it, could not be used at the last attempt; None where it could, or was not tried."""
+    public_key: PublicKeyFact | None = None
+    """Its key, where it has one of its own."""
     host_keys: Annotated[tuple[HostKeyFact, ...], Field(max_length=8)] = ()
     server_version: Annotated[str | None, Field(max_length=256)] = None
     cipher: Annotated[str | None, Field(max_length=64, pattern=_WORD)] = None
@@ -198,6 +223,8 @@ class ForwarderStatus(_Document):
     authentication: LayerFact = LayerFact()
     database: LayerFact = LayerFact()
     public_key: PublicKeyFact | None = None
-    hop: HopFact = HopFact()
+    """The tunnel's key."""
+    hops: Annotated[tuple[HopFact, ...], Field(max_length=MOST_HOPS)] = ()
+    """By number."""
     database_fact: DatabaseFact = DatabaseFact()
     draining: bool = False

@@ -1,9 +1,11 @@
 """Reasons of conditions: the one table from which messages, retry paces and documentation are made.
 
 A reason's `message` is a template; `dbtunnel.domain.diagnosis` fills it. What stands in braces:
-`{tunnel}` the tunnel's name, `{hop}` the SSH server concerned, `{seen}` what was observed (bounded and printable),
-`{user}`, `{database}` host:port, `{protocol}`, `{secret}`, `{key}`, `{passphrase_key}`, `{egress}` the declared egress
-addresses in brackets or nothing, `{line}` the `authorized_keys` line, `{pin}` YAML that pins the observed host keys.
+`{tunnel}` the tunnel's name, `{hop}` the SSH server concerned, `{path}` where it stands in the spec, `{before}` the
+jump host before it, `{target}` what the tunnel opens from it, `{seen}` what was observed (bounded and printable),
+`{user}`, `{database}` host:port, `{protocol}`, `{secret}`, `{key}`, `{key_path}` where that key's reference stands,
+`{passphrase_key}`, `{egress}` the declared egress addresses in brackets or nothing, `{line}` the line for
+`authorized_keys`, `{pin}` a patch that pins the observed host keys.
 """
 
 from dataclasses import dataclass
@@ -83,6 +85,8 @@ class ReasonInfo:
     """The template of the condition's message: what was seen at which hop, and what to do."""
     retry_seconds: int = 0
     """The least time between two attempts, before jitter. 0: the usual backoff."""
+    behind: str = ""
+    """The template for an SSH server to which a jump host opens the connection, where it is another."""
 
 
 _WORKLOAD = ConditionType.WORKLOAD_READY
@@ -165,8 +169,7 @@ REASONS: dict[Reason, ReasonInfo] = {
         _KEY,
         SUPPLY_GRACE,
         "The Secret exists and lacks the named key.",
-        "Secret {secret} has no key {key}; it has {seen}. Add the private key under that name,"
-        " or set spec.tunnel.keySecretRef.key.",
+        "Secret {secret} has no key {key}; it has {seen}. Add the private key under that name, or set {key_path}.key.",
     ),
     Reason.PRIVATE_KEY_INVALID: ReasonInfo(
         _KEY,
@@ -186,7 +189,7 @@ REASONS: dict[Reason, ReasonInfo] = {
         0,
         "The private key is encrypted and no passphrase is given.",
         "Secret {secret}, key {key}, is encrypted. Add its passphrase to the Secret under {passphrase_key}"
-        " (spec.tunnel.keySecretRef.passphraseKey), or store an unencrypted key.",
+        " ({key_path}.passphraseKey), or store an unencrypted key.",
     ),
     Reason.PASSPHRASE_WRONG: ReasonInfo(
         _KEY,
@@ -198,21 +201,24 @@ REASONS: dict[Reason, ReasonInfo] = {
     Reason.HOST_UNRESOLVABLE: ReasonInfo(
         _TRANSPORT,
         OUTAGE_GRACE,
-        "The SSH server's name has no address, as seen from the forwarder's pod.",
-        "{hop}: the name does not resolve in the cluster: {seen}. Check spec.tunnel.host, or give an address,"
+        "The SSH server's name has no address, as seen from the forwarder's pod or the jump host before it.",
+        "{hop}: the name does not resolve in the cluster: {seen}. Check {path}.host, or give an address,"
         " or add the name with spec.podTemplate.hostAliases.",
+        behind="{hop}: {before} cannot resolve the name: {seen}. Check {path}.host; it is looked up there.",
     ),
     Reason.NETWORK_UNREACHABLE: ReasonInfo(
         _TRANSPORT,
         OUTAGE_GRACE,
         "There is no route to the SSH server.",
         "{hop}: no route from the cluster: {seen}. Check the address, the cluster's egress and its NetworkPolicies.",
+        behind="{hop}: {before} has no route to it: {seen}. Check {path}.host, routes and firewalls between the two.",
     ),
     Reason.CONNECTION_REFUSED: ReasonInfo(
         _TRANSPORT,
         OUTAGE_GRACE,
         "The host answers and nothing listens on the port.",
-        "{hop}: connection refused. Start the SSH server, or set spec.tunnel.port to the port on which it listens.",
+        "{hop}: connection refused. Start the SSH server, or set {path}.port to the port on which it listens.",
+        behind="{hop}: it refuses the connection of {before}: {seen}. Start the SSH server, or correct {path}.port.",
     ),
     Reason.CONNECT_TIMEOUT: ReasonInfo(
         _TRANSPORT,
@@ -220,13 +226,13 @@ REASONS: dict[Reason, ReasonInfo] = {
         "Nothing answers: packets are dropped, or the server hangs.",
         "{hop}: no answer in time ({seen}). Most often a firewall drops the packets: allow TCP to this port from the"
         " cluster's egress addresses{egress}.",
+        behind="{hop}: no answer in time through {before} ({seen}). Allow TCP from there to this port (firewall).",
     ),
     Reason.NOT_AN_SSH_SERVER: ReasonInfo(
         _TRANSPORT,
         OUTAGE_GRACE,
         "Something answers on the port, and it does not speak SSH.",
-        "{hop}: what answers is not an SSH server: {seen}. Set spec.tunnel.host and spec.tunnel.port to the"
-        " SSH server's.",
+        "{hop}: what answers is not an SSH server: {seen}. Set {path}.host and {path}.port to the SSH server's.",
         SLOW,
     ),
     Reason.BASTION_REFUSING: ReasonInfo(
@@ -235,6 +241,8 @@ REASONS: dict[Reason, ReasonInfo] = {
         "sshd turns connections away before it authenticates: MaxStartups, PerSourcePenalties, a host firewall.",
         "{hop}: the SSH server turns new connections away: {seen}. Raise MaxStartups in its sshd_config, or exempt the"
         " cluster's egress addresses{egress} with PerSourcePenaltyExemptList.",
+        behind="{hop}: the SSH server turns new connections of {before} away: {seen}. Raise MaxStartups in its"
+        " sshd_config, or exempt that address with PerSourcePenaltyExemptList.",
         # at the usual pace: one that is turned away is not penalised, and what stands before a bastion that restarts
         # does the same, if only for a second
     ),
@@ -242,7 +250,7 @@ REASONS: dict[Reason, ReasonInfo] = {
         _TRANSPORT,
         0,
         "Client and server share no algorithm of one kind.",
-        "{hop}: no algorithm in common: {seen}. Update the SSH server, or set spec.tunnel.algorithms to Legacy.",
+        "{hop}: no algorithm in common: {seen}. Update the SSH server, or set {path}.algorithms to Legacy.",
         SLOW,
     ),
     Reason.HOST_KEY_UNKNOWN: ReasonInfo(
@@ -250,8 +258,7 @@ REASONS: dict[Reason, ReasonInfo] = {
         SUPPLY_GRACE,
         "No host key is pinned, so nothing was sent to the server. Its keys are shown.",
         "{hop}: no host key is pinned, so nothing was sent. The server shows {seen}. Compare with what its"
-        " administrator"
-        " says (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then pin it: {pin}",
+        " administrator says (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then pin it: {pin}",
         SLOW,
     ),
     Reason.HOST_KEY_MISMATCH: ReasonInfo(
@@ -266,16 +273,15 @@ REASONS: dict[Reason, ReasonInfo] = {
         _TRANSPORT,
         0,
         "The server shows a host key that known_hosts marks @revoked.",
-        "{hop}: the server shows a host key that is marked @revoked: {seen}. Have the server's"
-        " administrator replace the"
-        " key, then pin the new one.",
+        "{hop}: the server shows a host key that is marked @revoked: {seen}. Have the server's administrator replace"
+        " the key, then pin the new one.",
         SLOW,
     ),
     Reason.HOST_CERTIFICATE_INVALID: ReasonInfo(
         _TRANSPORT,
         0,
         "The server's host certificate is expired, for another name, or not signed by a pinned authority.",
-        "{hop}: the host certificate is not valid: {seen}. Have it renewed for this name (spec.tunnel.hostKey.alias"
+        "{hop}: the host certificate is not valid: {seen}. Have it renewed for this name ({path}.hostKey.alias"
         " overrides the name), or pin the authority with an @cert-authority line.",
         SLOW,
     ),
@@ -298,8 +304,8 @@ REASONS: dict[Reason, ReasonInfo] = {
         _AUTH,
         SUPPLY_GRACE,
         "The SSH server does not accept the key for this user.",
-        "{hop}: user {user}: the server does not accept the key. Add this line to the user's"
-        " authorized_keys there: {line}",
+        "{hop}: user {user}: the server does not accept the key. Add this line to the user's authorized_keys there:"
+        " {line}",
         SLOW,
     ),
     Reason.SECOND_FACTOR_REQUIRED: ReasonInfo(
@@ -329,9 +335,9 @@ REASONS: dict[Reason, ReasonInfo] = {
     Reason.FORWARDING_PROHIBITED: ReasonInfo(
         _DATABASE,
         0,
-        "The SSH server's policy forbids this forwarding.",
-        "{hop}: forwarding to {database} is prohibited: {seen}. In sshd_config set AllowTcpForwarding local and"
-        " PermitOpen any or {database}; in authorized_keys the key's line needs port-forwarding and this"
+        "The SSH server's policy forbids this forwarding. Of a jump host it is TransportReady that says so.",
+        "{hop}: forwarding to {target} is prohibited: {seen}. In sshd_config set AllowTcpForwarding local and"
+        " PermitOpen any or {target}; in authorized_keys the key's line needs port-forwarding and this"
         " permitopen: {line}",
     ),
     Reason.DATABASE_UNRESOLVABLE: ReasonInfo(

@@ -118,8 +118,48 @@ class HostKey(ApiModel):
         return self
 
 
+class HopHostKey(HostKey):
+    """How the host key of a jump host or fallback is verified, by one of three sources. With none, nothing is sent to
+    it, and its keys are shown for a person to compare and pin."""
+
+    known_hosts: Annotated[str, Field(min_length=1, max_length=8192)] | None = None
+    """Lines in OpenSSH's known_hosts format. Shorter than the bastion's, since all of them together are one variable of
+    the pod's environment; knownHostsRef has room for more."""
+
+
+class SshServer(ApiModel):
+    """An SSH server beside the bastion. Its host key is its own, whatever is pinned for the others."""
+
+    host: Host
+    """Name or address. The cluster resolves that of the first jump host, and of a fallback where there is no jump host;
+    the jump host before it resolves any other."""
+    port: Port = 22
+    """TCP port."""
+    user: User | None = None
+    """Login name. Default: tunnel.user."""
+    key_secret_ref: KeySecretRef | None = None
+    """The Secret with the private key. Default: the tunnel's key, the generated one too."""
+    host_key: HopHostKey = HopHostKey()
+    """How its host key is verified. Never the tunnel's."""
+    algorithms: Algorithms = Algorithms.DEFAULT
+    """Default offers current algorithms and nothing with SHA-1; Legacy adds what old SSH servers need."""
+
+
+_EACH_ONCE = Rule(
+    "self.all(one, self.exists_one(other, other.host == one.host && other.port == one.port))",
+    lambda servers: len({(server.host, server.port) for server in servers}) == len(servers),
+    "name each host and port once",
+)
+
+SshServers = Annotated[
+    tuple[SshServer, ...],
+    Field(max_length=4, json_schema_extra={"x-kubernetes-list-type": "atomic"}),
+    _EACH_ONCE,
+]
+
+
 class Keepalive(ApiModel):
-    """Keepalive of the SSH connection: a dead one is noticed after intervalSeconds x (countMax + 1)."""
+    """Keepalive of each SSH connection: a dead one is noticed after intervalSeconds x (countMax + 1)."""
 
     interval_seconds: Annotated[int, Field(ge=1, le=3600)] | None = None
     """Seconds between keepalive messages. Default: 15 unless the installer chose otherwise."""
@@ -134,7 +174,7 @@ class Tunnel(ApiModel):
     pinned. Whatever is missing, status.conditions says what to do."""
 
     host: Host
-    """Name or address of the SSH server, as the cluster resolves it."""
+    """Name or address of the SSH server, as the cluster resolves it; with jumpHosts, as the last of them does."""
     port: Port = 22
     """TCP port of the SSH server."""
     user: User = "dbtunnel"
@@ -148,10 +188,19 @@ class Tunnel(ApiModel):
     """How the SSH server's host key is verified."""
     algorithms: Algorithms = Algorithms.DEFAULT
     """Default offers current algorithms and nothing with SHA-1; Legacy adds what old SSH servers need."""
+    jump_hosts: SshServers | None = None
+    """SSH servers on the way to the bastion, as ssh's ProxyJump: the cluster connects to the first, each to the next,
+    the last to the bastion and to the fallbacks. Each is logged in to with its own user, key and host key."""
+    fallbacks: SshServers | None = None
+    """Other bastions, tried in order while those before them cannot be logged in to, whatever the reason: no answer, a
+    host key that is not pinned, a key that is not accepted. They are reached through the same jump hosts; there are no
+    others for them. New connections go back to the bastion once it lets us in again; running ones stay where they
+    are. A database that does not answer is no reason to leave a bastion."""
     connect_timeout_seconds: Annotated[int, Field(ge=1, le=300)] = 10
-    """Seconds for TCP, key exchange and authentication together, and for a channel to the database to open."""
+    """Seconds for TCP, key exchange and authentication together, for each SSH server, and for a channel to the database
+    to open."""
     keepalive: Keepalive = Keepalive()
-    """Keepalive of the SSH connection."""
+    """Keepalive of each SSH connection."""
     compression: bool = False
     """Whether zlib compression is offered. Helps on slow links only."""
 

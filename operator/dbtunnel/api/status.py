@@ -53,18 +53,18 @@ class Endpoint(ApiModel):
 
 
 class Hop(ApiModel):
-    """One SSH server of the way."""
+    """One SSH server of the tunnel."""
 
     role: Text = ""
-    """Bastion."""
+    """JumpHost, Bastion or Fallback."""
     host: Text = ""
     """As in the spec."""
     port: int = 22
     """TCP port."""
     active: bool | None = None
-    """Whether a forwarder is connected to it."""
+    """Whether a forwarder's new connections go through it."""
     replicas: int | None = None
-    """How many forwarders are connected to it."""
+    """How many forwarders' do."""
     host_key_fingerprints: Annotated[tuple[Text, ...], Field(max_length=8)] | None = None
     """Fingerprints of the host keys that it shows, with their algorithm."""
     server_version: Text | None = None
@@ -74,7 +74,8 @@ class Hop(ApiModel):
     mac: Text | None = None
     """MAC in use towards the server; an AEAD cipher has none of its own."""
     authorized_keys_line: Annotated[str, Field(max_length=8192)] | None = None
-    """What this server's administrator adds to the user's authorized_keys: permits exactly this tunnel's forwarding."""
+    """What this server's administrator adds to the user's authorized_keys. It permits exactly what the tunnel opens
+    from there: the database, or for a jump host what comes next."""
 
 
 class PublicKey(ApiModel):
@@ -129,9 +130,9 @@ class DatabaseTunnelStatus(ApiModel):
     hops: (
         Annotated[tuple[Hop, ...], Field(max_length=16, json_schema_extra=_list_map("role", "host", "port"))] | None
     ) = None
-    """The SSH servers of the way."""
-    public_keys: Annotated[tuple[PublicKey, ...], Field(max_length=4)] | None = None
-    """The tunnel's keys, for the SSH server's administrator."""
+    """The SSH servers: the bastion, the fallbacks in their order, the jump hosts in theirs."""
+    public_keys: Annotated[tuple[PublicKey, ...], Field(max_length=16)] | None = None
+    """The tunnel's keys, for the SSH servers' administrators; those of single SSH servers after them."""
     database: DatabaseStatus | None = None
     """What was seen of the database."""
     egress_addresses: Annotated[tuple[Text, ...], Field(max_length=32)] | None = None

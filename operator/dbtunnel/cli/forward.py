@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import os
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -57,6 +58,12 @@ def _add_pod_arguments(group: "argparse._ArgumentGroup") -> None:
         default=Path(wire.KNOWN_HOSTS_DIRECTORY),
         help="the mounted object of hostKey.knownHostsRef (default %(default)s)",
     )
+    group.add_argument(
+        "--hops-directory",
+        type=Path,
+        default=Path(wire.HOPS_DIRECTORY),
+        help="those of jump hosts and fallbacks (default %(default)s)",
+    )
 
 
 def _add_local_arguments(group: "argparse._ArgumentGroup") -> None:
@@ -68,6 +75,18 @@ def _add_local_arguments(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument(
         "--known-hosts", type=Path, metavar="FILE", help="host keys, in place of the object of hostKey.knownHostsRef"
+    )
+    group.add_argument(
+        "--hop-identity",
+        action="append",
+        metavar="HOST:PORT=KEY",
+        help="another private key for a jump host or fallback; may be repeated (default: that of -i)",
+    )
+    group.add_argument(
+        "--hop-known-hosts",
+        action="append",
+        metavar="HOST:PORT=FILE",
+        help="host keys of a jump host or fallback, in place of its knownHostsRef; may be repeated",
     )
 
 
@@ -94,7 +113,7 @@ def _prepared(arguments: argparse.Namespace) -> tuple[wire.ForwarderConfig, app.
         from dbtunnel.cli.local import local_tunnel  # noqa: PLC0415
 
         return local_tunnel(arguments)
-    for name in ("identity", "passphrase_file", "known_hosts"):
+    for name in ("identity", "passphrase_file", "known_hosts", "hop_identity", "hop_known_hosts"):
         if getattr(arguments, name) is not None:
             raise UnusableInputError(f"--{name.replace('_', '-')} needs -f MANIFEST")
     config = _config_from_environment()
@@ -102,16 +121,17 @@ def _prepared(arguments: argparse.Namespace) -> tuple[wire.ForwarderConfig, app.
         pod_uid=os.environ.get(wire.POD_UID_VARIABLE, ""),
         listen=arguments.listen or app.Address("", wire.DATABASE_PORT),
         admin_listen=arguments.admin_listen or app.Address("", wire.ADMIN_PORT),
-        sources=_mounted(config, arguments.key_directory, arguments.known_hosts_directory),
+        sources=list(_mounted(config, arguments)),
     )
 
 
-def _mounted(config: wire.ForwarderConfig, key_directory: Path, known_hosts_directory: Path) -> Sources:
-    read_key = partial(read_key_files, key_directory, config.key)
-    known_hosts = config.bastion.host_key.known_hosts_file
-    return (
-        Sources(read_key, partial(read_file, known_hosts_directory, known_hosts)) if known_hosts else Sources(read_key)
-    )
+def _mounted(config: wire.ForwarderConfig, arguments: argparse.Namespace) -> Iterator[Sources]:
+    for number, hop in enumerate(config.hops):
+        further = arguments.hops_directory / str(number)
+        keys = further / "key" if hop.key else arguments.key_directory
+        hosts = further / "known-hosts" if number else arguments.known_hosts_directory
+        read_key, name = partial(read_key_files, keys, hop.key or config.key), hop.host_key.known_hosts_file
+        yield Sources(read_key, partial(read_file, hosts, name)) if name else Sources(read_key)
 
 
 def _config_from_environment() -> wire.ForwarderConfig:

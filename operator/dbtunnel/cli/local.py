@@ -3,6 +3,7 @@
 import argparse
 import getpass
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from dbtunnel.api.reasons import Reason
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.cli import UnusableInputError
 from dbtunnel.cli.manifests import read_tunnel
+from dbtunnel.domain.authorized_keys import forward_target
 from dbtunnel.domain.forwarding import forwarder_config, service_port
+from dbtunnel.domain.hops import spec_path
 from dbtunnel.domain.settings import Defaults
 from dbtunnel.forwarder.app import Address, Surroundings
 from dbtunnel.forwarder.connection import Sources
@@ -34,36 +37,81 @@ def local_tunnel(arguments: argparse.Namespace) -> tuple[wire.ForwarderConfig, S
     tunnel = read_tunnel(arguments.filename, arguments.namespace)
     if arguments.identity is None:
         raise UnusableInputError("-i KEY is needed with -f: the file of the private key that the bastion accepts")
-    config = _config(tunnel, arguments.identity, arguments.known_hosts)
-    read_known_hosts = _known_hosts_source(config, arguments.known_hosts)
+    config, hosts = _config(tunnel, arguments)
+    key = _key_source(arguments.identity, arguments.passphrase_file)
+    sources = [
+        Sources(_hop_key(hop) or key, _known_hosts_source(config, number, hosts.get(number)))
+        for number, hop in enumerate(config.hops)
+    ]
     return config, Surroundings(
         pod_uid="",
         listen=arguments.listen or Address(_LOOPBACK, service_port(tunnel)),
         admin_listen=arguments.admin_listen or Address(_LOOPBACK, wire.ADMIN_PORT),
-        sources=Sources(_key_source(arguments.identity, arguments.passphrase_file), read_known_hosts),
+        sources=sources,
     )
 
 
-def _config(tunnel: DatabaseTunnel, identity: Path, known_hosts: Path | None) -> wire.ForwarderConfig:
-    """As a pod of this tunnel has it, but for what is a matter of the cluster."""
+def _config(tunnel: DatabaseTunnel, arguments: argparse.Namespace) -> tuple[wire.ForwarderConfig, dict[int, Path]]:
+    """As a pod of this tunnel has it, but for what is a matter of the cluster; and the known_hosts files by hop."""
     config = forwarder_config(tunnel, Defaults())
-    rule = config.bastion.host_key
-    if known_hosts is None and rule.known_hosts_file is not None:
-        raise UnusableInputError(
-            "spec.tunnel.hostKey.knownHostsRef: there is no cluster to read it from;"
-            " give its content with --known-hosts FILE"
-        )
-    if known_hosts is not None and (rule.fingerprints or rule.known_hosts is not None):
-        raise UnusableInputError("--known-hosts: spec.tunnel.hostKey pins the host key already; leave one of them out")
-    if known_hosts is not None:
-        rule = rule.model_copy(update={"known_hosts_file": known_hosts.name})
+    keys = _by_hop(config, "--hop-identity", arguments.hop_identity or ())
+    hosts = _by_hop(config, "--hop-known-hosts", arguments.hop_known_hosts or ())
+    if arguments.known_hosts is not None:
+        hosts[0] = arguments.known_hosts
+    hops = [_hop(config, number, keys.get(number), hosts.get(number)) for number in range(len(config.hops))]
+    further = iter(hops[1:])
     changes = {
-        "bastion": config.bastion.model_copy(update={"host_key": rule}),
-        "key": config.key.model_copy(update={"secret": str(identity), "key": identity.name}),
+        "bastion": hops[0],
+        "fallbacks": tuple(next(further) for _ in config.fallbacks or ()),
+        "jump_hosts": tuple(further),
+        "key": _key_file(config, arguments.identity),
         "replicas": 1,
         "seconds": config.seconds.model_copy(update={"drain_min": 0}),  # no endpoints that lag
     }
-    return config.model_copy(update=changes)
+    return config.model_copy(update=changes), hosts
+
+
+def _by_hop(config: wire.ForwarderConfig, option: str, given: Sequence[str]) -> dict[int, Path]:
+    """The files of an option HOST:PORT=FILE, by the number of the jump host or fallback. Raises UnusableInputError."""
+    known = {forward_target(hop.host, hop.port): number for number, hop in enumerate(config.hops) if number}
+    files = {}
+    for text in given:
+        target, _, path = text.partition("=")
+        if target not in known or not path:
+            targets = ", ".join(known) or "none"
+            raise UnusableInputError(
+                f"{option} {text}: write HOST:PORT=FILE of a jump host or fallback; there is {targets}"
+            )
+        files[known[target]] = Path(path)
+    return files
+
+
+def _hop(config: wire.ForwarderConfig, number: int, key: Path | None, known_hosts: Path | None) -> wire.ForwarderHop:
+    """A hop with files of this machine. Without a key of its own it takes that of -i."""
+    hop = config.hops[number]
+    rule = hop.host_key
+    if known_hosts is None and rule.known_hosts_file is not None:
+        raise UnusableInputError(
+            f"{spec_path(config, number)}.hostKey.knownHostsRef: there is no cluster to read it from;"
+            f" give its content with {_known_hosts_option(config, number)}"
+        )
+    if known_hosts is not None and (rule.fingerprints or rule.known_hosts is not None):
+        option = _known_hosts_option(config, number).split()[0]
+        raise UnusableInputError(
+            f"{option}: {spec_path(config, number)}.hostKey pins the host key already; leave one of them out"
+        )
+    if known_hosts is not None:
+        rule = rule.model_copy(update={"known_hosts_file": known_hosts.name})
+    return hop.model_copy(update={"host_key": rule, "key": _key_file(config, key) if key else None})
+
+
+def _known_hosts_option(config: wire.ForwarderConfig, number: int) -> str:
+    target = forward_target(config.hops[number].host, config.hops[number].port)
+    return f"--hop-known-hosts {target}=FILE" if number else "--known-hosts FILE"
+
+
+def _key_file(config: wire.ForwarderConfig, path: Path) -> wire.ForwarderKey:
+    return config.key.model_copy(update={"secret": str(path), "key": path.name})
 
 
 class _KeySource:
@@ -77,10 +125,14 @@ class _KeySource:
         return KeyFiles(key, self.passphrase, (self._identity.name,))
 
 
+def _hop_key(hop: wire.ForwarderHop) -> _KeySource | None:
+    return _key_source(Path(hop.key.secret), None) if hop.key else None
+
+
 def _key_source(identity: Path, passphrase_file: Path | None) -> _KeySource:
     passphrase = MountedFile()
     if passphrase_file is not None:
-        passphrase = _given(passphrase_file, "--passphrase-file")
+        passphrase = _given(passphrase_file, f"--passphrase-file {passphrase_file}")
     source = _KeySource(identity, passphrase)
     try:
         try:
@@ -104,16 +156,16 @@ def _typed(identity: Path) -> MountedFile:
     return MountedFile(typed.encode("utf-8", "surrogateescape"))
 
 
-def _known_hosts_source(config: wire.ForwarderConfig, known_hosts: Path | None) -> "partial[MountedFile]":
+def _known_hosts_source(config: wire.ForwarderConfig, number: int, known_hosts: Path | None) -> "partial[MountedFile]":
+    hop, option = config.hops[number], _known_hosts_option(config, number).replace("FILE", str(known_hosts))
     if known_hosts is None:
         file, read = MountedFile(), partial(MountedFile)
     else:
-        file, read = _given(known_hosts, "--known-hosts"), partial(read_file, known_hosts.parent, known_hosts.name)
-    bastion = config.bastion
+        file, read = _given(known_hosts, option), partial(read_file, known_hosts.parent, known_hosts.name)
     try:
-        trust_of(bastion.host_key, file, bastion.host, bastion.port)
+        trust_of(hop.host_key, file, hop.host, hop.port)
     except KnownHostsError as error:
-        where = "spec.tunnel.hostKey.knownHosts" if known_hosts is None else f"--known-hosts {known_hosts}"
+        where = option if known_hosts else f"{spec_path(config, number)}.hostKey.knownHosts"
         raise UnusableInputError(f"{where}: {error}. Write lines as `ssh-keyscan HOST` prints them") from None
     return read
 
@@ -122,5 +174,5 @@ def _given(path: Path, option: str) -> MountedFile:
     """A file that must be there. Raises UnusableInputError."""
     file = read_file(path.parent, path.name)
     if file.content is None:
-        raise UnusableInputError(f"{option} {path}: {file.problem or 'there is no such file'}")
+        raise UnusableInputError(f"{option}: {file.problem or 'there is no such file'}")
     return file

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -21,9 +21,11 @@ from dbtunnel.controller.queue import TunnelKey
 from dbtunnel.controller.rollouts import Rollouts
 from dbtunnel.controller.store import Store, version
 from dbtunnel.domain import names
+from dbtunnel.domain.authorized_keys import forward_target
 from dbtunnel.domain.children import Manifest, build_deployment, current_revision, desired_children
 from dbtunnel.domain.drift import controller_uid, desired_hash, merge_patch, signed
 from dbtunnel.domain.forwarding import forwarder_config
+from dbtunnel.domain.hops import Role
 from dbtunnel.domain.observed import Observation, Pod, Problem
 from dbtunnel.domain.settings import Installation
 from dbtunnel.domain.status import Decision, decide, needs_generated_key, rejected
@@ -230,8 +232,7 @@ class Reconciler:
         self._pace.written(key, now)
         await self._cluster.write_status(manifest, after)
         self._unsettled.pop(key, None)
-        news = transition(before, status)
-        if news:
+        for news in filter(None, (transition(before, status), detour(before, status))):
             await self._cluster.post_event(manifest, *news)
         return None
 
@@ -264,6 +265,25 @@ def transition(before: Mapping[str, Any], after: DatabaseTunnelStatus) -> tuple[
     is_normal = ready.status == "True" or ready.reason in (Reason.SUSPENDED, Reason.PROGRESSING)
     reason = ConditionType.READY if ready.status == "True" else ready.reason
     return "Normal" if is_normal else "Warning", reason, ready.message
+
+
+def detour(before: Mapping[str, Any], after: DatabaseTunnelStatus) -> tuple[str, str, str] | None:
+    """Type, reason and note of the Event that another fallback in use deserves, or none in use any more."""
+    earlier = _active(before.get("hops") or (), Role.FALLBACK)
+    hops = after.document().get("hops") or ()
+    now, bastion = _active(hops, Role.FALLBACK), _active(hops, Role.BASTION)
+    if now - earlier:
+        transport = _condition(after.conditions or (), ConditionType.TRANSPORT_READY)
+        return "Warning", "FallbackInUse", (transport.message if transport else "") or " ".join(sorted(now))
+    if earlier and bastion and not now:
+        return "Normal", "BastionInUse", f"New connections go through the bastion again: {' '.join(bastion)}."
+    return None
+
+
+def _active(hops: Iterable[Mapping[str, Any]], role: Role) -> set[str]:
+    return {
+        forward_target(one["host"], one["port"]) for one in hops if (one.get("role"), one.get("active")) == (role, True)
+    }
 
 
 def _outline(status: Mapping[str, Any]) -> set[tuple[object, ...]]:

@@ -6,15 +6,19 @@ _NO_LISTENING = 'permitlisten="localhost:1"'
 """Allows listening on a port that sshd cannot bind for a user; `permitlisten="none"` makes the whole line invalid."""
 
 
-def authorized_keys_line(public_key: str, comment: str, host: str, port: int, sources: Sequence[str] = ()) -> str:
-    """A line that permits this key to open `host:port` and nothing else: no command, terminal, listener or agent.
+Target = tuple[str, int]
+"""Host and port."""
+
+
+def authorized_keys_line(public_key: str, comment: str, *targets: Target, sources: Sequence[str] = ()) -> str:
+    """A line that permits this key to open `targets` and nothing else: no command, terminal, listener or agent.
 
     `sources` are addresses from which the key may be used; empty for any.
     """
     options = [
         "restrict",
         "port-forwarding",
-        f'permitopen="{forward_target(host, port)}"',
+        *(f'permitopen="{forward_target(*target)}"' for target in targets),
         _NO_LISTENING,
         'command="/bin/false"',
     ]

@@ -1,16 +1,17 @@
 """The objects that a tunnel consists of. Each builder takes values and returns a manifest."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
 from dbtunnel.api import forwarder as wire
 from dbtunnel.api.pods import PodTemplate
 from dbtunnel.api.resource import API_VERSION, KIND, DatabaseTunnel
-from dbtunnel.api.spec import AccessPolicy, KnownHostsRef, RefKind
+from dbtunnel.api.spec import AccessPolicy, RefKind
 from dbtunnel.domain import names
-from dbtunnel.domain.forwarding import drain_seconds, forwarder_config, replicas, service_port
+from dbtunnel.domain.forwarding import drain_seconds, forwarder_config, further_servers, replicas, service_port
 from dbtunnel.domain.settings import Installation
 
 Manifest = dict[str, Any]
@@ -129,7 +130,7 @@ def _pod_template(tunnel: DatabaseTunnel, installation: Installation) -> Manifes
     labels = {**(given.labels or {}), **names.child_labels(tunnel)}
     spec = {
         "containers": [_container(tunnel, installation)],
-        "volumes": _volumes(tunnel),
+        "volumes": [{"name": one.name, **one.source} for one in _mounted(tunnel)],
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         # uid and fsGroup are left to the image and to OpenShift
@@ -164,7 +165,7 @@ def _container(tunnel: DatabaseTunnel, installation: Installation) -> Manifest:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        "volumeMounts": _mounts(tunnel),
+        "volumeMounts": [{"name": one.name, "mountPath": one.path, "readOnly": True} for one in _mounted(tunnel)],
         "livenessProbe": _probe("/livez", period_seconds=10, failures=6),
         "readinessProbe": _probe("/readyz", period_seconds=1, failures=1),
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -180,26 +181,33 @@ def _probe(path: str, *, period_seconds: int, failures: int) -> Manifest:
     }
 
 
-def _volumes(tunnel: DatabaseTunnel) -> list[Manifest]:
-    secret = {"secretName": names.key_secret_name(tunnel), "optional": True, "defaultMode": _READABLE}
-    volumes: list[Manifest] = [{"name": "key", "secret": secret}]
-    reference = tunnel.spec.tunnel.host_key.known_hosts_ref
-    if reference:
-        volumes.append({"name": "known-hosts", **_known_hosts_source(reference)})
-    return volumes
+@dataclass(frozen=True)
+class _Mounted:
+    """An object whose files a forwarder reads; it need not be there yet."""
+
+    name: str
+    path: str
+    source: Manifest
 
 
-def _known_hosts_source(reference: KnownHostsRef) -> Manifest:
-    if reference.kind is RefKind.SECRET:
-        return {"secret": {"secretName": reference.name, "optional": True, "defaultMode": _READABLE}}
-    return {"configMap": {"name": reference.name, "optional": True, "defaultMode": _READABLE}}
+def _mounted(tunnel: DatabaseTunnel) -> Iterator[_Mounted]:
+    yield _Mounted("key", wire.KEY_DIRECTORY, _source(RefKind.SECRET, names.key_secret_name(tunnel)))
+    hosts = tunnel.spec.tunnel.host_key.known_hosts_ref
+    if hosts:
+        yield _Mounted("known-hosts", wire.KNOWN_HOSTS_DIRECTORY, _source(hosts.kind, hosts.name))
+    for number, server in enumerate(further_servers(tunnel), start=1):
+        directory = f"{wire.HOPS_DIRECTORY}/{number}"
+        key, hosts = server.key_secret_ref, server.host_key.known_hosts_ref
+        if key:
+            yield _Mounted(f"hop-{number}-key", f"{directory}/key", _source(RefKind.SECRET, key.name))
+        if hosts:
+            yield _Mounted(f"hop-{number}-known-hosts", f"{directory}/known-hosts", _source(hosts.kind, hosts.name))
 
 
-def _mounts(tunnel: DatabaseTunnel) -> list[Manifest]:
-    mounts = [{"name": "key", "mountPath": wire.KEY_DIRECTORY, "readOnly": True}]
-    if tunnel.spec.tunnel.host_key.known_hosts_ref:
-        mounts.append({"name": "known-hosts", "mountPath": wire.KNOWN_HOSTS_DIRECTORY, "readOnly": True})
-    return mounts
+def _source(kind: RefKind, name: str) -> Manifest:
+    if kind is RefKind.SECRET:
+        return {"secret": {"secretName": name, "optional": True, "defaultMode": _READABLE}}
+    return {"configMap": {"name": name, "optional": True, "defaultMode": _READABLE}}
 
 
 def _placement(tunnel: DatabaseTunnel, given: PodTemplate) -> Manifest:

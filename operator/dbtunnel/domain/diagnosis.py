@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dbtunnel.api.engines import ENGINES
-from dbtunnel.api.forwarder import ForwarderConfig, HostKeyFact, PublicKeyFact
-from dbtunnel.api.reasons import REASONS, Reason
+from dbtunnel.api.forwarder import ForwarderConfig, HopFact, HostKeyFact, PublicKeyFact
+from dbtunnel.api.reasons import REASONS, Reason, ReasonInfo
+from dbtunnel.domain import hops
 from dbtunnel.domain.authorized_keys import authorized_keys_line, forward_target
 
 MESSAGE_LIMIT = 8000
@@ -26,49 +27,69 @@ class Subject:
     config: ForwarderConfig
     egress_addresses: tuple[str, ...] = ()
     public_key: PublicKeyFact | None = None
-    host_keys: tuple[HostKeyFact, ...] = ()
+    """The tunnel's key."""
+    hops: tuple[HopFact, ...] = ()
+    """By number."""
+
+    def hop(self, number: int) -> HopFact:
+        """What is known of a hop."""
+        return self.hops[number] if number < len(self.hops) else HopFact()
 
 
-def explain(reason: str, seen: str, subject: Subject) -> str:
-    """The message of a condition with this reason."""
+def explain(reason: str, seen: str, subject: Subject, number: int = 0) -> str:
+    """The message of a condition with this reason, for the hop of this number."""
     config = subject.config
+    number = number if number < len(config.hops) else 0
     known = REASONS.get(Reason(reason)) if reason in set(Reason) else None
-    text = (known.message if known else _FALLBACK).format(
+    key, way = hops.key_of(config, number), hops.way_to(config, number)
+    path = hops.spec_path(config, number)
+    text = _template(known, is_behind=bool(way)).format(
         tunnel=config.name,
-        hop=hop_name(config),
+        hop=hops.hop_name(config, number),
+        path=path,
+        before=hops.hop_name(config, way[-1]) if way else "",
+        target=" ".join(forward_target(*target) for target in hops.targets_of(config, number)),
         seen=printable(seen) or "no details",
-        user=config.bastion.user,
+        user=config.hops[number].user,
         database=forward_target(config.database_host, config.database_port),
         protocol=f"the protocol of {ENGINES[config.engine].protocol}",
-        secret=config.key.secret,
-        key=config.key.key,
-        passphrase_key=config.key.passphrase_key,
+        secret=key.secret,
+        key=key.key,
+        key_path=f"{path if config.hops[number].key else 'spec.tunnel'}.keySecretRef",
+        passphrase_key=key.passphrase_key,
         egress=f" ({', '.join(subject.egress_addresses)})" if subject.egress_addresses else "",
-        line=key_line(subject) or "(shown in status.hops once the key is there)",
-        pin=pin_yaml(subject.host_keys),
+        line=key_line(subject, number) or "(shown in status.hops once the key is there)",
+        pin=pin_patch(config, number, subject.hop(number).host_keys),
     )
     return text[:MESSAGE_LIMIT]
 
 
-def hop_name(config: ForwarderConfig) -> str:
-    """How messages name the SSH server."""
-    return f"bastion {forward_target(config.bastion.host, config.bastion.port)}"
+def _template(known: ReasonInfo | None, *, is_behind: bool) -> str:
+    if known is None:
+        return _FALLBACK
+    return known.behind if is_behind and known.behind else known.message
 
 
-def key_line(subject: Subject) -> str | None:
-    """The `authorized_keys` line for the bastion; None while the key is not known."""
-    if subject.public_key is None:
-        return None
+def key_line(subject: Subject, number: int = 0) -> str | None:
+    """The `authorized_keys` line for a hop; None while its key is not known."""
     config = subject.config
+    key = subject.hop(number).public_key if config.hops[number].key else subject.public_key
+    if key is None:
+        return None
     comment = f"{config.namespace}/{config.name}"
-    target = config.database_host, config.database_port
-    return authorized_keys_line(subject.public_key.key, comment, *target, sources=subject.egress_addresses)
+    # one behind a jump host sees that one's address, which is not known here
+    sources = () if hops.way_to(config, number) else subject.egress_addresses
+    return authorized_keys_line(key.key, comment, *hops.targets_of(config, number), sources=sources)
 
 
-def pin_yaml(host_keys: Sequence[HostKeyFact]) -> str:
-    """YAML on one line, a valid merge patch as well, that pins the observed keys."""
-    fingerprints = [key.fingerprint for key in host_keys]
-    return json.dumps({"spec": {"tunnel": {"hostKey": {"fingerprints": fingerprints}}}})
+def pin_patch(config: ForwarderConfig, number: int, host_keys: Sequence[HostKeyFact]) -> str:
+    """A patch on one line that pins the observed keys. For the bastion a merge patch, which is YAML as well; it would
+    replace a list as a whole, so for others a JSON patch."""
+    pinned = {"fingerprints": [key.fingerprint for key in host_keys]}
+    if number == 0:
+        return json.dumps({"spec": {"tunnel": {"hostKey": pinned}}})
+    path = hops.spec_path(config, number).replace(".", "/").replace("[", "/").replace("]", "")
+    return json.dumps([{"op": "add", "path": f"/{path}/hostKey", "value": pinned}])
 
 
 def printable(text: str, limit: int = SEEN_LIMIT) -> str:

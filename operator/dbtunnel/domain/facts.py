@@ -3,15 +3,19 @@
 from collections.abc import Iterable, Sequence
 
 from dbtunnel.api.conditions import ConditionType
-from dbtunnel.api.forwarder import ForwarderStatus, LayerStatus
+from dbtunnel.api.forwarder import ForwarderStatus, HopFact, LayerStatus
 from dbtunnel.api.reasons import Reason
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.status import Condition, DatabaseStatus, DatabaseTunnelStatus, Endpoint, Hop, LastFailure, PublicKey
 from dbtunnel.domain import names
 from dbtunnel.domain.diagnosis import Subject, key_line, printable
 from dbtunnel.domain.forwarding import replicas, server_name, service_port
+from dbtunnel.domain.hops import role_of
 from dbtunnel.domain.observed import Observation
 from dbtunnel.domain.settings import Installation
+
+_MOST_KEYS = 16
+"""As many as the schema takes."""
 
 
 def build_status(
@@ -23,17 +27,17 @@ def build_status(
     installation: Installation,
 ) -> DatabaseTunnelStatus:
     """The whole status: the conditions as decided, and what forwarders report now, else what was known before."""
-    connected = [document for document in documents if document.authentication.status is LayerStatus.TRUE]
+    connected = sum(document.authentication.status is LayerStatus.TRUE for document in documents)
     return DatabaseTunnelStatus(
         observed_generation=tunnel.metadata.generation,
         conditions=conditions,
         endpoint=_endpoint(tunnel, seen),
-        hops=(_bastion(tunnel, documents, len(connected), subject),),
+        hops=tuple(_hop(tunnel, documents, number, subject) for number in range(len(subject.config.hops))),
         public_keys=_public_keys(tunnel, documents),
         database=_database(tunnel, documents),
         egress_addresses=installation.egress_addresses or None,
         replicas=0 if tunnel.spec.suspend else replicas(tunnel, installation.defaults),
-        ready_replicas=len(connected),
+        ready_replicas=connected,
         last_failure=_last_failure(tunnel, conditions),
     )
 
@@ -47,18 +51,27 @@ def _endpoint(tunnel: DatabaseTunnel, seen: Observation) -> Endpoint:
     )
 
 
-def _bastion(tunnel: DatabaseTunnel, documents: Sequence[ForwarderStatus], connected: int, subject: Subject) -> Hop:
-    """The SSH server: what forwarders report now, else what was known of it before."""
-    bastion = tunnel.spec.tunnel
-    facts = next(
-        (document.hop for document in documents if document.hop.server_version or document.hop.host_keys),
-        None,
-    )
-    known = next(
-        (hop for hop in tunnel.status.hops or () if (hop.host, hop.port) == (bastion.host, bastion.port)),
-        Hop(),
-    )
-    if facts:
+def hop_fact(documents: Sequence[ForwarderStatus], number: int) -> HopFact:
+    """What is known of a hop, from any forwarder that knows it."""
+    facts = [document.hops[number] for document in documents if number < len(document.hops)]
+    shown = next((fact for fact in facts if fact.server_version or fact.host_keys), HopFact())
+    host_keys = next((fact.host_keys for fact in facts if fact.host_keys), ())
+    public_key = next((fact.public_key for fact in facts if fact.public_key), None)
+    return shown.model_copy(update={"host_keys": host_keys, "public_key": public_key})
+
+
+def users_of(documents: Sequence[ForwarderStatus], number: int) -> list[ForwarderStatus]:
+    """The forwarders whose new connections go through a hop."""
+    return [document for document in documents if number < len(document.hops) and document.hops[number].active]
+
+
+def _hop(tunnel: DatabaseTunnel, documents: Sequence[ForwarderStatus], number: int, subject: Subject) -> Hop:
+    """An SSH server: what forwarders report now, else what was known of it before."""
+    server, role = subject.config.hops[number], role_of(subject.config, number)
+    facts, users = subject.hop(number), users_of(documents, number)
+    place = (role, server.host, server.port)
+    known = next((hop for hop in tunnel.status.hops or () if (hop.role, hop.host, hop.port) == place), Hop())
+    if facts.server_version or facts.host_keys:
         shown = tuple(f"{key.algorithm} {key.fingerprint}" for key in facts.host_keys)
         known = known.model_copy(
             update={
@@ -70,12 +83,12 @@ def _bastion(tunnel: DatabaseTunnel, documents: Sequence[ForwarderStatus], conne
         )
     return known.model_copy(
         update={
-            "role": "Bastion",
-            "host": bastion.host,
-            "port": bastion.port,
-            "active": connected > 0,
-            "replicas": connected,
-            "authorized_keys_line": key_line(subject) or known.authorized_keys_line,
+            "role": role.value,
+            "host": server.host,
+            "port": server.port,
+            "active": bool(users),
+            "replicas": len(users),
+            "authorized_keys_line": key_line(subject, number) or known.authorized_keys_line,
         }
     )
 
@@ -83,13 +96,15 @@ def _bastion(tunnel: DatabaseTunnel, documents: Sequence[ForwarderStatus], conne
 def _public_keys(tunnel: DatabaseTunnel, documents: Sequence[ForwarderStatus]) -> tuple[PublicKey, ...] | None:
     if not documents:
         return tunnel.status.public_keys
-    facts = {document.public_key.fingerprint: document.public_key for document in documents if document.public_key}
+    known = [document.public_key for document in documents]
+    known += [hop.public_key for document in documents for hop in document.hops]
+    facts = {key.fingerprint: key for key in known if key}
     comment = names.key_comment(tunnel)
     keys = [
         PublicKey(key=f"{fact.key} {comment}", fingerprint=fact.fingerprint, use="Current", accepted=fact.accepted)
         for fact in facts.values()
     ]
-    return tuple(keys[:4]) or None
+    return tuple(keys[:_MOST_KEYS]) or None
 
 
 def _database(tunnel: DatabaseTunnel, documents: Sequence[ForwarderStatus]) -> DatabaseStatus | None:

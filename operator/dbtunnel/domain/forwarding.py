@@ -1,11 +1,12 @@
 """What a forwarder is told, decided from the tunnel and the installer's defaults."""
 
+from collections.abc import Iterable
 from typing import TypeVar
 
 from dbtunnel.api.engines import ENGINES
 from dbtunnel.api.forwarder import ForwarderConfig, ForwarderHop, ForwarderKey, HostKeyRule, Seconds
 from dbtunnel.api.resource import DatabaseTunnel
-from dbtunnel.api.spec import HostKey, KeySecretRef
+from dbtunnel.api.spec import HostKey, KeySecretRef, SshServer
 from dbtunnel.domain.names import key_secret_name
 from dbtunnel.domain.settings import Defaults
 
@@ -30,7 +31,9 @@ def forwarder_config(tunnel: DatabaseTunnel, defaults: Defaults) -> ForwarderCon
             host_key=_host_key_rule(bastion.host_key),
             algorithms=bastion.algorithms,
         ),
-        key=ForwarderKey(secret=reference.name, key=reference.key, passphrase_key=reference.passphrase_key),
+        fallbacks=_further_hops(bastion.fallbacks, bastion.user),
+        jump_hosts=_further_hops(bastion.jump_hosts, bastion.user),
+        key=_key(reference),
         keepalive_count_max=_or(bastion.keepalive.count_max, defaults.keepalive_count_max),
         compression=bastion.compression,
         parking_max_clients=_or(spec.parking.max_clients, defaults.parking_max_clients),
@@ -77,6 +80,31 @@ def _seconds(tunnel: DatabaseTunnel, defaults: Defaults) -> Seconds:
         drain_max=most,
         probe_interval=_or(tunnel.spec.probe.interval_seconds, defaults.probe_interval_seconds),
     )
+
+
+def further_servers(tunnel: DatabaseTunnel) -> tuple[SshServer, ...]:
+    """The SSH servers beside the bastion, in the order of `ForwarderConfig.hops`: the first has the number 1."""
+    return (*(tunnel.spec.tunnel.fallbacks or ()), *(tunnel.spec.tunnel.jump_hosts or ()))
+
+
+def _further_hops(servers: Iterable[SshServer] | None, user: str) -> tuple[ForwarderHop, ...] | None:
+    """None for none, so that the text of the configuration stays what it is for most tunnels, and no pods roll."""
+    return tuple(_further_hop(server, user) for server in servers or ()) or None
+
+
+def _further_hop(server: SshServer, user: str) -> ForwarderHop:
+    return ForwarderHop(
+        host=server.host,
+        port=server.port,
+        user=server.user or user,
+        host_key=_host_key_rule(server.host_key),
+        algorithms=server.algorithms,
+        key=_key(server.key_secret_ref) if server.key_secret_ref else None,
+    )
+
+
+def _key(reference: KeySecretRef) -> ForwarderKey:
+    return ForwarderKey(secret=reference.name, key=reference.key, passphrase_key=reference.passphrase_key)
 
 
 def _host_key_rule(host_key: HostKey) -> HostKeyRule:

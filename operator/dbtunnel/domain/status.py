@@ -1,7 +1,7 @@
 """The status of a tunnel, decided from what was observed."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from dbtunnel.api.conditions import CAUSAL_ORDER, LAYERS, ConditionType
@@ -11,8 +11,9 @@ from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.status import Condition, DatabaseTunnelStatus
 from dbtunnel.domain.children import build_deployment, current_revision
 from dbtunnel.domain.diagnosis import Subject, explain, printable
-from dbtunnel.domain.facts import build_status
+from dbtunnel.domain.facts import build_status, hop_fact, users_of
 from dbtunnel.domain.forwarding import forwarder_config, replicas
+from dbtunnel.domain.hops import ends_of, hop_name
 from dbtunnel.domain.observed import Observation, Pod, Report, deployment_problem
 from dbtunnel.domain.settings import Installation
 
@@ -110,11 +111,12 @@ def _current_pods(tunnel: DatabaseTunnel, seen: Observation, installation: Insta
 
 
 def _subject(tunnel: DatabaseTunnel, documents: Sequence[ForwarderStatus], installation: Installation) -> Subject:
+    config = forwarder_config(tunnel, installation.defaults)
     return Subject(
-        config=forwarder_config(tunnel, installation.defaults),
+        config=config,
         egress_addresses=installation.egress_addresses,
         public_key=next((document.public_key for document in documents if document.public_key), None),
-        host_keys=next((document.hop.host_keys for document in documents if document.hop.host_keys), ()),
+        hops=tuple(hop_fact(documents, number) for number in range(len(config.hops))),
     )
 
 
@@ -170,7 +172,24 @@ def _layers(
         suspended = Verdict(UNKNOWN, Reason.SUSPENDED, explain(Reason.SUSPENDED, "", subject))
         return dict.fromkeys(LAYERS, suspended)
     facts = [_facts(document) for document in documents]
-    return {layer: _worst([fact[layer] for fact in facts], subject) for layer in LAYERS}
+    verdicts = {layer: _worst([fact[layer] for fact in facts], subject) for layer in LAYERS}
+    transport = verdicts[ConditionType.TRANSPORT_READY]
+    if transport.status is TRUE and (told := _detour(documents, subject)):
+        verdicts[ConditionType.TRANSPORT_READY] = replace(transport, message=told)
+    return verdicts
+
+
+def _detour(documents: Sequence[ForwarderStatus], subject: Subject) -> str:
+    """Which fallback is in use, and why; nothing where none is."""
+    for number in ends_of(subject.config)[1:]:
+        users = users_of(documents, number)
+        if not users:
+            continue
+        failure = next((document.hops[0].failure for document in users), None)
+        why = f" {explain(failure.reason, failure.seen, subject, failure.hop)}" if failure else ""
+        count = "" if len(documents) == 1 else f" ({len(users)} of {len(documents)} replicas)"
+        return f"New connections go through {hop_name(subject.config, number)}{count}, not through the bastion.{why}"
+    return ""
 
 
 def _facts(document: ForwarderStatus) -> dict[ConditionType, LayerFact]:
@@ -197,7 +216,7 @@ def _told(fact: LayerFact, count: int, total: int, subject: Subject) -> Verdict:
     if fact.status is TRUE:
         return Verdict(TRUE, Reason.SUCCEEDED, printable(fact.seen))
     without_details = "" if fact.status is FALSE else "Waits for the layer before it."
-    message = explain(fact.reason, fact.seen or without_details, subject)
+    message = explain(fact.reason, fact.seen or without_details, subject, fact.hop)
     return Verdict(fact.status, fact.reason, message if total == 1 else f"{message} ({count} of {total} replicas)")
 
 
@@ -228,7 +247,9 @@ def _ready(verdicts: Verdicts, is_served: bool) -> Verdict:
                 return verdict
     if not is_served:
         return Verdict(UNKNOWN, Reason.PROGRESSING, "The tunnel is up, and its Service does not lead to it yet.")
-    return Verdict(TRUE, Reason.SUCCEEDED, "The tunnel works.")
+    return Verdict(
+        TRUE, Reason.SUCCEEDED, f"The tunnel works. {verdicts[ConditionType.TRANSPORT_READY].message}".strip()
+    )
 
 
 def _failed_layer(conditions: Mapping[ConditionType, Condition]) -> Condition | None:

@@ -12,8 +12,9 @@ from typing import cast
 from urllib.parse import parse_qs
 
 from dbtunnel.api.forwarder import ForwarderConfig, LayerStatus
+from dbtunnel.domain.hops import hop_name
 from dbtunnel.forwarder.connection import Connector
-from dbtunnel.forwarder.metrics import LAYER, SSH_CONNECTS, Metrics
+from dbtunnel.forwarder.metrics import HOP_ACTIVE, LAYER, SSH_CONNECTS, Metrics
 from dbtunnel.forwarder.state import State
 
 _REQUEST_LIMIT = 8192
@@ -123,6 +124,8 @@ class Admin:
     def _metrics_text(self) -> str:
         for layer, fact in self._state.layers():
             self._metrics.set(LAYER, fact.status == LayerStatus.TRUE, layer)
+        for number, hop in enumerate(self._state.status.hops):
+            self._metrics.set(HOP_ACTIVE, hop.active, hop_name(self._config, number))
         return self._metrics.text()
 
     async def _status(self, query: str) -> _Answer:

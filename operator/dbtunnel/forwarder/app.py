@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dbtunnel.api.forwarder import ForwarderConfig
@@ -40,7 +41,8 @@ class Surroundings:
     pod_uid: str
     listen: Address
     admin_listen: Address
-    sources: Sources
+    sources: Sequence[Sources]
+    """By the hop's number."""
 
 
 class ListenError(Exception):

@@ -2,39 +2,31 @@
 
 import asyncio
 import logging
-import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.forwarder import ForwarderConfig
-from dbtunnel.api.reasons import REASONS, Reason
-from dbtunnel.forwarder.failures import Failure, transport_failure
+from dbtunnel.domain.hops import hop_name
+from dbtunnel.forwarder.failures import Failure
 from dbtunnel.forwarder.keys import KeyFiles, MountedFile
 from dbtunnel.forwarder.link import Link
-from dbtunnel.forwarder.login import Login, Material
+from dbtunnel.forwarder.login import Material, lost
 from dbtunnel.forwarder.logs import event
-from dbtunnel.forwarder.metrics import SSH_CONNECTS, SSH_FAILURES, SSH_UP, Metrics
+from dbtunnel.forwarder.metrics import SSH_CONNECTS, SSH_UP, Metrics
+from dbtunnel.forwarder.pace import STABLE_SECONDS
+from dbtunnel.forwarder.route import Materials, Route
 from dbtunnel.forwarder.state import State
 
 _LOG = logging.getLogger(__name__)
 
-FIRST_BACKOFF_SECONDS = 0.2
-LONGEST_BACKOFF_SECONDS = 30.0
-
-STABLE_SECONDS = 30.0
-"""A connection that stood this long resets the backoff."""
-
 _LOOK_SECONDS = 1.0
 """How often the mounted files are looked at."""
-
-_NEIGHBOUR_FACTOR = 0.5
-"""By how much each further replica slows the attempts that sshd penalises."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the key and known_hosts are read, again and again: both may come late and may change."""
+    """Where a hop's key and known_hosts are read, again and again: both may come late and may change."""
 
     read_key: Callable[[], KeyFiles]
     read_known_hosts: Callable[[], MountedFile] = MountedFile
@@ -47,30 +39,31 @@ class Sources:
 class Connector:
     """Keeps an SSH connection. `link` is the one for new channels; None while there is none."""
 
-    def __init__(self, config: ForwarderConfig, sources: Sources, state: State, metrics: Metrics) -> None:
+    def __init__(self, config: ForwarderConfig, sources: Sequence[Sources], state: State, metrics: Metrics) -> None:
+        """`sources`: by the hop's number."""
         self._config, self._sources, self._state, self._metrics = config, sources, state, metrics
-        self._login = Login(config, state)
+        self._route = Route(config, state, metrics)
         self.link: Link | None = None
         self.up = asyncio.Event()
         self.on_up: Callable[[], None] = lambda: None
         """Called when there is a connection for new channels."""
         self.down_since: float | None = asyncio.get_running_loop().time()
         """The loop's time; None while there is a connection."""
-        self._attempts = 0
         self._retiring: set[Link] = set()
 
     async def run(self) -> None:
         """Connects, again and again, until cancelled."""
         try:
             while True:
-                material = self._sources.look()
+                materials = self._look()
                 try:
-                    link = await self._login.connect(material)
+                    link: Link | None = await self._route.connect(materials, self._worst())
                 except Failure as failure:
-                    self._report(failure)
-                    await self._pause(failure.reason, material)
+                    self._state.failed(failure)
+                    await self._pause(self._route.wait_seconds(self._worst()), materials)
                 else:
-                    await self._hold(link, material)
+                    while link:
+                        link = await self._hold(link, materials)
         finally:
             links = {*self._retiring, *([self.link] if self.link else [])}
             self.link = None
@@ -78,18 +71,35 @@ class Connector:
             for link in links:
                 link.close()
 
+    def _look(self) -> Materials:
+        return [source.look() for source in self._sources]
+
+    def _worst(self) -> int | None:
+        """What a connection that stands is not given up for."""
+        return self.link.end.hop if self.link else None
+
     # --- the connection in use ------------------------------------------------------------------------------------
 
-    async def _hold(self, link: Link, material: Material) -> None:
-        """Uses a connection until it is lost, or until other files are there."""
+    async def _hold(self, link: Link, materials: Materials) -> Link | None:
+        """Uses a connection until it is lost, or other files are there, or a better one is had, which is returned."""
         began = asyncio.get_running_loop().time()
         self._use(link)
-        while not link.lost.is_set() and self._sources.look() == material:
-            await wait_for(link.lost, _LOOK_SECONDS)
+        await self._route.learn_keys(materials)
+        better = asyncio.ensure_future(self._route.better(link, materials))
+        try:
+            while not (link.lost.is_set() or better.done()) and self._look() == materials:
+                await wait_for(link.lost, _LOOK_SECONDS)
+        finally:
+            better.cancel()
         if asyncio.get_running_loop().time() - began >= STABLE_SECONDS:
-            self._attempts = 0
+            self._route.stood(link)
+        if better.done():
+            return better.result()
         if link.lost.is_set():
-            await self._pause(Reason.CONNECTION_LOST, material)
+            await self._pause(self._route.lost(link), materials)
+        else:
+            self._route.reset()
+        return None
 
     def _use(self, link: Link) -> None:
         """New channels go over `link`; those of an earlier connection stay where they are."""
@@ -100,7 +110,11 @@ class Connector:
         self.down_since = None
         self._metrics.add(SSH_CONNECTS)
         self._metrics.set(SSH_UP, 1)
-        event(_LOG, "connected", host=self._config.bastion.host, port=self._config.bastion.port)
+        self._state.uses(link.end.hop)
+        self._state.succeeded(ConditionType.TRANSPORT_READY)
+        self._state.succeeded(ConditionType.AUTHENTICATED)
+        hop = self._config.hops[link.end.hop]
+        event(_LOG, "connected", hop=hop_name(self._config, link.end.hop), host=hop.host, port=hop.port)
         link.end.on_end = lambda: self._lose(link)
         if link.lost.is_set():
             self._lose(link)
@@ -116,9 +130,10 @@ class Connector:
         self.up.clear()
         self.down_since = asyncio.get_running_loop().time()
         self._metrics.set(SSH_UP, 0)
-        event(_LOG, "connection lost", seen=link.end.reason)
+        self._state.uses(None)
+        event(_LOG, "connection lost", hop=hop_name(self._config, link.end.at), seen=link.end.reason)
         if self._state.works(ConditionType.AUTHENTICATED):  # else a newer attempt has more to tell
-            self._state.failed(transport_failure(Reason.CONNECTION_LOST, link.end.reason))
+            self._state.failed(lost(link))
 
     def _retire(self, link: Link) -> None:
         """It gets no more channels; the last one out closes it."""
@@ -127,32 +142,17 @@ class Connector:
         if not link.uses:
             link.close()
 
-    def _report(self, failure: Failure) -> None:
-        self._metrics.add(SSH_FAILURES, label=failure.reason)
-        self._state.failed(failure)
-
     # --- when to try again ----------------------------------------------------------------------------------------
 
-    async def _pause(self, reason: Reason, material: Material) -> None:
+    async def _pause(self, seconds: float, materials: Materials) -> None:
         """Waits before the next attempt; other files end the wait."""
-        seconds = pause_seconds(reason, self._attempts, self._config.replicas)
         deadline = asyncio.get_running_loop().time() + seconds
-        self._attempts += 1
+        await self._route.learn_keys(materials)
         while (remaining := deadline - asyncio.get_running_loop().time()) > 0:
             await asyncio.sleep(min(_LOOK_SECONDS, remaining))
-            if self._sources.look() != material:
-                self._attempts = 0
+            if self._look() != materials:
+                self._route.reset()
                 return
-
-
-def pause_seconds(reason: Reason, attempts: int, replicas: int) -> float:
-    """How long to wait after a failure, with jitter; `attempts` counts those before it since a stable connection."""
-    if REASONS[reason].type is ConditionType.KEY_READY:
-        return LONGEST_BACKOFF_SECONDS  # nothing but a change of the files helps
-    usual = min(FIRST_BACKOFF_SECONDS * 2 ** min(attempts, 16), LONGEST_BACKOFF_SECONDS)
-    slow = REASONS[reason].retry_seconds * (1 + _NEIGHBOUR_FACTOR * (replicas - 1))
-    # sshd penalises the source address, which neighbours share: never faster than the table says
-    return slow * random.uniform(1, 1.5) if slow else usual * random.uniform(0.5, 1)  # noqa: S311
 
 
 async def wait_for(happening: asyncio.Event, timeout_seconds: float) -> None:

@@ -46,6 +46,8 @@ class Failure(Exception):
     layer: ConditionType
     reason: Reason
     seen: str = ""
+    hop: int | None = None
+    """Number of the SSH server that this speaks of; None: the one at hand."""
 
 
 @dataclass
@@ -160,6 +162,24 @@ def _authentication_failure(error: BaseException, progress: Progress) -> Failure
         seen = f"authentication is not finished after {progress.limit_seconds:g} s"
         return transport_failure(Reason.CONNECT_TIMEOUT, seen)
     return transport_failure(Reason.CONNECTION_LOST, f"during authentication: {text}")
+
+
+_SEEN_FROM_A_JUMP_HOST = {
+    Reason.DATABASE_UNRESOLVABLE: Reason.HOST_UNRESOLVABLE,
+    Reason.DATABASE_UNREACHABLE: Reason.NETWORK_UNREACHABLE,
+    Reason.DATABASE_REFUSED: Reason.CONNECTION_REFUSED,
+    Reason.DATABASE_TIMEOUT: Reason.CONNECT_TIMEOUT,
+}
+"""What keeps a jump host from opening a connection is the same as what keeps a bastion."""
+
+
+def jump_failure(error: BaseException, jump_host: int, target: str, limit_seconds: float) -> Failure:
+    """Why a jump host opened no connection to what comes next. It is the jump host that prohibits it, else the next."""
+    failure = channel_failure(error, limit_seconds)
+    if failure.reason is Reason.FORWARDING_PROHIBITED:
+        seen = f"{printable(failure.seen, 200)}, to {target}"
+        return Failure(ConditionType.TRANSPORT_READY, failure.reason, seen, jump_host)
+    return transport_failure(_SEEN_FROM_A_JUMP_HOST[failure.reason], failure.seen)
 
 
 def channel_failure(error: BaseException, limit_seconds: float) -> Failure:

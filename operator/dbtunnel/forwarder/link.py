@@ -30,14 +30,18 @@ class Opening(Protocol):
 class End:
     """The end of a connection: it happens once, and its follower hears of it before anybody else."""
 
-    def __init__(self) -> None:
+    def __init__(self, hop: int = 0) -> None:
         self.happened = asyncio.Event()
         self.reason = ""
+        self.hop = hop
+        """Number of the SSH server that the connection leads to."""
+        self.at = hop
+        """Number of the one that was lost: a jump host takes along what goes through it."""
         self.on_end: Callable[[], None] = lambda: None
 
-    def happen(self, reason: str) -> None:
-        """The connection is gone."""
-        self.reason = reason
+    def happen(self, reason: str, at: int | None = None) -> None:
+        """The connection is gone, by that of another SSH server where one is given."""
+        self.reason, self.at = reason, self.hop if at is None else at
         self.happened.set()
         self.on_end()
 

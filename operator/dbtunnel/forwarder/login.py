@@ -1,7 +1,7 @@
-"""One attempt to make the SSH connection: TCP, key exchange, host key, authentication."""
+"""One attempt to log in to one SSH server: TCP, key exchange, host key, authentication."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +9,15 @@ import asyncssh
 from asyncssh.public_key import SSHLocalKeyPair
 
 from dbtunnel.api.conditions import ConditionType
-from dbtunnel.api.forwarder import Algorithms, ForwarderConfig, HopFact, HostKeyFact
+from dbtunnel.api.forwarder import Algorithms, ForwarderConfig, HostKeyFact
 from dbtunnel.api.reasons import Reason
+from dbtunnel.domain.authorized_keys import forward_target
 from dbtunnel.domain.diagnosis import printable
+from dbtunnel.domain.hops import jumps_of
 from dbtunnel.forwarder.algorithms import offered
-from dbtunnel.forwarder.failures import Failure, Progress, connect_failure, transport_failure
+from dbtunnel.forwarder.failures import Failure, Progress, connect_failure, jump_failure, transport_failure
 from dbtunnel.forwarder.host_keys import KnownHostsError, Trust, kinds_left, kinds_to_try, trust_of
+from dbtunnel.forwarder.jump import JumpDialer
 from dbtunnel.forwarder.keys import Key, KeyFiles, KeyProblemError, MountedFile, parse_key
 from dbtunnel.forwarder.link import End, Link
 from dbtunnel.forwarder.loop import in_daemon_thread
@@ -28,7 +31,7 @@ _PARSE_SECONDS = 60
 
 @dataclass(frozen=True)
 class Material:
-    """What stands in the mounted directories. A connection is made anew when it changes."""
+    """What stands in the mounted directories for a hop. A connection is made anew when it changes."""
 
     key: KeyFiles
     known_hosts: MountedFile
@@ -50,14 +53,20 @@ class _WitnessedKeyPair(SSHLocalKeyPair):
 class _Watcher(asyncssh.SSHClient):
     """asyncssh's view of us: judges host keys, gives the key, hears of the connection's end."""
 
-    def __init__(self, trust: Trust, key: Key, progress: Progress, *, legacy: bool) -> None:
+    def __init__(
+        self, hop: int, trust: Trust, key: Key, progress: Progress, carrier: Link | None, *, legacy: bool
+    ) -> None:
         self.trust, self.key, self.progress = trust, key, progress
+        self.carrier = carrier
+        """The connection to the jump host before, over which this one goes."""
         self._offers = [_WitnessedKeyPair(key.private, progress)]
         if legacy and key.private.get_algorithm() == "ssh-rsa":
             # an old server may name SHA-2 among what it can do and take SHA-1 alone
             self._offers.append(_WitnessedKeyPair(key.private, progress, [b"ssh-rsa"]))
         self.shown: asyncssh.SSHKey | None = None
-        self.end = End()
+        self.end = End(hop)
+        self.is_in = False
+        """Whether the login has succeeded."""
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:  # noqa: ARG002
         self.shown = key
@@ -71,52 +80,84 @@ class _Watcher(asyncssh.SSHClient):
         return self._offers.pop(0) if self._offers else None
 
     def connection_lost(self, exc: Exception | None) -> None:
+        before = self.carrier
+        if before and before.lost.is_set():
+            self.end.happen(before.end.reason, before.end.at)
+            return
         self.end.happen(str(exc) if exc else "the server closed it")
+        if before and self.is_in:
+            before.close()
 
 
-class Login:
-    """Makes connections, and tells the state how far each came."""
+class Keys:
+    """The parsed keys. Each is parsed once, in a thread, since decrypting takes its time."""
 
-    def __init__(self, config: ForwarderConfig, state: State) -> None:
-        self._config, self._state = config, state
-        self._parsed: tuple[KeyFiles, Key | KeyProblemError] | None = None
+    def __init__(self) -> None:
+        self._known: dict[KeyFiles, Key | KeyProblemError] = {}
 
-    async def connect(self, material: Material) -> Link:
-        """A connection that is verified and authenticated. Raises Failure."""
-        key = await self._key(material.key)
-        self._state.set(public_key=self._unless_known(key))
-        self._state.succeeded(ConditionType.KEY_READY)
-        bastion = self._config.bastion
-        rule, file = bastion.host_key, material.known_hosts
-        try:
-            trust = await in_daemon_thread(lambda: trust_of(rule, file, bastion.host, bastion.port))
-        except KnownHostsError as error:
-            raise transport_failure(Reason.KNOWN_HOSTS_INVALID, str(error)) from None
-        return await self._trusted(trust, key)
-
-    async def _key(self, files: KeyFiles) -> Key:
-        """The key; parsed once, in a thread, since decrypting takes its time."""
-        if self._parsed is None or self._parsed[0] != files:
-            self._parsed = files, await _parsed_in_time(files)
-        outcome = self._parsed[1]
+    async def parsed(self, files: KeyFiles) -> Key:
+        """The key. Raises Failure."""
+        if files not in self._known:
+            self._known[files] = await _parsed_in_time(files)
+        outcome = self._known[files]
         if isinstance(outcome, KeyProblemError):
-            self._state.set(public_key=None)
             raise Failure(ConditionType.KEY_READY, outcome.reason, outcome.seen)
         return outcome
 
-    def _unless_known(self, key: Key) -> Any:
-        known = self._state.status.public_key
-        return known if known and known.fingerprint == key.public.fingerprint else key.public
+    def keep(self, files: Collection[KeyFiles]) -> None:
+        """Forgets all others."""
+        self._known = {known: outcome for known, outcome in self._known.items() if known in files}
 
-    async def _trusted(self, trust: Trust, key: Key) -> Link:
+
+class Login:
+    """Logs in to one SSH server, and tells the state how far each attempt came."""
+
+    def __init__(self, config: ForwarderConfig, number: int, keys: Keys, state: State) -> None:
+        self.number = number
+        self._config, self._hop = config, config.hops[number]
+        self._is_jump_host = number in jumps_of(config)
+        self._keys, self._state = keys, state
+
+    async def connect(self, material: Material, carrier: Link | None = None) -> Link:
+        """A connection that is verified and authenticated; over that to the jump host before. Raises Failure."""
+        try:
+            key = await self.learn_key(material)
+            if not self._is_jump_host:
+                self._state.succeeded(ConditionType.KEY_READY)
+            return await self._trusted(await self._trust(material), key, carrier)
+        except Failure as failure:
+            if failure.hop is None:
+                failure.hop = self.number
+            raise
+
+    async def learn_key(self, material: Material) -> Key:
+        """The key, whose public half is shown from now on. Raises Failure."""
+        try:
+            key = await self._keys.parsed(material.key)
+        except Failure:
+            self._state.set_public_key(self.number, None)
+            raise
+        known = self._state.public_key(self.number)
+        if known is None or known.fingerprint != key.public.fingerprint:
+            self._state.set_public_key(self.number, key.public)
+        return key
+
+    async def _trust(self, material: Material) -> Trust:
+        hop, file = self._hop, material.known_hosts
+        try:
+            return await in_daemon_thread(lambda: trust_of(hop.host_key, file, hop.host, hop.port))
+        except KnownHostsError as error:
+            raise transport_failure(Reason.KNOWN_HOSTS_INVALID, str(error)) from None
+
+    async def _trusted(self, trust: Trust, key: Key, carrier: Link | None) -> Link:
         """Connects with other kinds of host key until a trusted one is shown; with none pinned, all are shown."""
-        legacy = self._config.bastion.algorithms is Algorithms.LEGACY
+        legacy = self._hop.algorithms is Algorithms.LEGACY
         kinds = kinds_to_try(trust, legacy=legacy)
         shown: list[asyncssh.SSHKey] = []
         for _ in range(len(kinds)):
             progress = Progress(limit_seconds=self._config.seconds.connect_timeout)
-            watcher = _Watcher(trust, key, progress, legacy=legacy)
-            dialer = Dialer()
+            watcher = _Watcher(self.number, trust, key, progress, carrier, legacy=legacy)
+            dialer = JumpDialer(carrier) if carrier else Dialer()
             try:
                 return await self._dial(dialer, watcher, [name for kind in kinds for name in kind])
             except Failure as failure:
@@ -136,8 +177,8 @@ class Login:
         try:
             async with asyncio.timeout(self._config.seconds.connect_timeout):
                 connection = await asyncssh.connect(
-                    self._config.bastion.host,
-                    self._config.bastion.port,
+                    self._hop.host,
+                    self._hop.port,
                     tunnel=dialer,
                     client_factory=lambda: watcher,
                     server_host_key_algs=kinds,
@@ -146,27 +187,37 @@ class Login:
                 )
             link = link_over(connection, dialer, watcher.end)
             self._accepted(link, watcher.key)
-            done = True
+            watcher.is_in = done = True
         except asyncssh.HostKeyNotVerifiable as error:
             raise _unverified(watcher, error) from None
         except Exception as error:  # a hostile server can make asyncssh raise anything
-            offer = dialer.host_key_algorithms
-            if offer and not offer & set(kinds):
-                seen = f"the server offers host keys of {', '.join(sorted(offer))}"
-                raise transport_failure(Reason.NO_COMMON_ALGORITHM, seen) from None
-            raise connect_failure(error, watcher.progress, dialer.greeting) from None
+            raise self._failure(error, dialer, watcher, kinds) from None
         finally:
             if not done:
                 dialer.abort()
         return link
 
+    def _failure(self, error: Exception, dialer: Dialer, watcher: _Watcher, kinds: list[str]) -> Failure:
+        before = watcher.carrier
+        if before and before.lost.is_set():
+            return lost(before)
+        if before and dialer.greeting is None:
+            target = forward_target(self._hop.host, self._hop.port)
+            return jump_failure(error, before.end.hop, target, watcher.progress.limit_seconds)
+        offer = dialer.host_key_algorithms
+        if offer and not offer & set(kinds):
+            seen = f"the server offers host keys of {', '.join(sorted(offer))}"
+            return transport_failure(Reason.NO_COMMON_ALGORITHM, seen)
+        return connect_failure(error, watcher.progress, dialer.greeting)
+
     def _options(self) -> dict[str, Any]:
         """asyncssh's options. Each source of keys, hosts and settings beside ours is shut."""
-        config = self._config
+        config, hop = self._config, self._hop
         return {
-            **offered(config.bastion.algorithms, compression=config.compression),
-            "username": config.bastion.user,
-            "host_key_alias": config.bastion.host_key.alias,
+            # what goes through a jump host is encrypted, and would not become smaller
+            **offered(hop.algorithms, compression=config.compression and not self._is_jump_host),
+            "username": hop.user,
+            "host_key_alias": hop.host_key.alias,
             "preferred_auth": "publickey",
             "client_keys": None,
             "agent_path": None,
@@ -185,7 +236,7 @@ class Login:
     def _untrusted(self, trust: Trust, shown: list[asyncssh.SSHKey]) -> Failure:
         """No key that the server has is pinned."""
         facts = tuple(map(_fact, shown))
-        self._state.set(hop=self._state.status.hop.model_copy(update={"host_keys": facts}))
+        self._state.set_hop(self.number, host_keys=facts)
         seen = ", ".join(f"{fact.algorithm} {fact.fingerprint}" for fact in facts)
         return transport_failure(Reason.HOST_KEY_UNKNOWN if trust.is_empty else Reason.HOST_KEY_MISMATCH, seen)
 
@@ -193,20 +244,19 @@ class Login:
         accepted = True if watcher.progress.key_accepted else None
         if failure.reason is Reason.KEY_REJECTED:
             accepted = False
-        self._state.set(public_key=watcher.key.public.model_copy(update={"accepted": accepted}))
+        self._state.set_public_key(self.number, watcher.key.public.model_copy(update={"accepted": accepted}))
 
     def _accepted(self, link: Link, key: Key) -> None:
         shown = link.connection.get_server_host_key()
         told = link.connection.get_extra_info
-        hop = HopFact(
+        self._state.set_hop(
+            self.number,
             host_keys=(_fact(shown),) if shown else (),
             server_version=printable(str(told("server_version", "")), 255) or None,
             cipher=told("send_cipher"),
             mac=told("send_mac") or None,
         )
-        self._state.set(hop=hop, public_key=key.public.model_copy(update={"accepted": True}))
-        self._state.succeeded(ConditionType.TRANSPORT_READY)
-        self._state.succeeded(ConditionType.AUTHENTICATED)
+        self._state.set_public_key(self.number, key.public.model_copy(update={"accepted": True}))
 
 
 def link_over(connection: asyncssh.SSHClientConnection, dialer: Dialer, end: End) -> Link:
@@ -225,6 +275,11 @@ async def _parsed_in_time(files: KeyFiles) -> Key | KeyProblemError:
     except TimeoutError:
         seen = f"it is not decrypted after {_PARSE_SECONDS} s: ssh-keygen -a made too many rounds"
         return KeyProblemError(Reason.PRIVATE_KEY_INVALID, seen)
+
+
+def lost(link: Link) -> Failure:
+    """The failure of a connection that was lost."""
+    return Failure(ConditionType.TRANSPORT_READY, Reason.CONNECTION_LOST, link.end.reason, link.end.at)
 
 
 def _unverified(watcher: _Watcher, error: Exception) -> Failure:

@@ -34,6 +34,9 @@ SSH_CONNECTS = Metric("dbtunnel_forwarder_ssh_connects_total", Kind.COUNTER, "SS
 SSH_FAILURES = Metric(
     "dbtunnel_forwarder_ssh_failures_total", Kind.COUNTER, "Attempts to connect that failed.", "reason"
 )
+HOP_ACTIVE = Metric(
+    "dbtunnel_forwarder_hop_active", Kind.GAUGE, "1 while new clients go through this SSH server, else 0.", "hop"
+)
 PROBES = Metric("dbtunnel_forwarder_probes_total", Kind.COUNTER, "Probes of the database.", "result")
 LAYER = Metric("dbtunnel_forwarder_layer_ready", Kind.GAUGE, "1 while the layer works, 0 while it does not.", "layer")
 
@@ -46,6 +49,7 @@ METRICS = (
     SSH_UP,
     SSH_CONNECTS,
     SSH_FAILURES,
+    HOP_ACTIVE,
     PROBES,
     LAYER,
 )

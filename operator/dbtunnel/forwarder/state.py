@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from dbtunnel.api.conditions import LAYERS, ConditionType
-from dbtunnel.api.forwarder import ForwarderConfig, ForwarderStatus, LayerFact, LayerStatus
+from dbtunnel.api.forwarder import ForwarderConfig, ForwarderStatus, HopFact, LayerFact, LayerStatus, PublicKeyFact
 from dbtunnel.api.reasons import Reason
 from dbtunnel.domain.diagnosis import Subject, explain, printable
+from dbtunnel.domain.hops import ends_of, hop_name, jumps_of
 from dbtunnel.forwarder.failures import Failure
 from dbtunnel.forwarder.logs import Budget, event
 
@@ -35,8 +36,11 @@ class State:
     """The current facts. Every change grows `sequence`."""
 
     def __init__(self, config: ForwarderConfig, pod_uid: str) -> None:
-        self.status = ForwarderStatus(sequence=0, pod_uid=pod_uid, config_hash=config.digest())
+        hops = (HopFact(),) * len(config.hops)
+        self.status = ForwarderStatus(sequence=0, pod_uid=pod_uid, config_hash=config.digest(), hops=hops)
         self._config = config
+        self._end = 0
+        """Number of the bastion or fallback that clients go through, or went last."""
         self._changed = asyncio.Event()
         self._budgets = {name: Budget(_LOGGED_A_MINUTE, 60) for name in _FIELDS.values()}
 
@@ -55,11 +59,49 @@ class State:
     def _log(self, layer: str, fact: LayerFact) -> None:
         if not self._budgets[layer].allows(time.monotonic()):
             return
-        message = fact.seen
-        if fact.status == LayerStatus.FALSE:
-            subject = Subject(self._config, (), self.status.public_key, self.status.hop.host_keys)
-            message = explain(fact.reason, fact.seen, subject)
+        message = self._explained(fact) if fact.status == LayerStatus.FALSE else fact.seen
         event(_LOG, "layer changed", layer=layer, status=fact.status, reason=fact.reason, message=message)
+
+    def _explained(self, fact: LayerFact) -> str:
+        return explain(
+            fact.reason, fact.seen, Subject(self._config, (), self.status.public_key, self.status.hops), fact.hop
+        )
+
+    # --- single SSH servers ---------------------------------------------------------------------------------------
+
+    def set_hop(self, number: int, **facts: Any) -> None:
+        """Replaces facts about a hop by name."""
+        hops = list(self.status.hops)
+        hops[number] = hops[number].model_copy(update=facts)
+        self.set(hops=tuple(hops))
+
+    def public_key(self, number: int) -> PublicKeyFact | None:
+        """The key for a hop, as far as it is known."""
+        return self.status.hops[number].public_key if self._config.hops[number].key else self.status.public_key
+
+    def set_public_key(self, number: int, key: PublicKeyFact | None) -> None:
+        """Tells of the key for a hop, its own or the tunnel's."""
+        if self._config.hops[number].key:
+            self.set_hop(number, public_key=key)
+        else:
+            self.set(public_key=key)
+
+    def uses(self, number: int | None) -> None:
+        """Clients go through this bastion or fallback from now on; None: through none."""
+        self._end = self._end if number is None else number
+        used = set() if number is None else {number, *jumps_of(self._config)}
+        hops = (fact.model_copy(update={"active": place in used}) for place, fact in enumerate(self.status.hops))
+        self.set(hops=tuple(hops))
+
+    def passed_over(self, number: int, failure: Failure | None) -> None:
+        """Why a bastion or fallback cannot be used, where others may do in its place; None where it can."""
+        known, fact = self.status.hops[number].failure, self._fact(failure) if failure else None
+        self.set_hop(number, failure=fact)
+        if fact and len(ends_of(self._config)) > 1 and (known is None or known.reason != fact.reason):
+            message = self._explained(fact)
+            event(_LOG, "passed over", hop=hop_name(self._config, number), reason=fact.reason, message=message)
+
+    # --- layers ---------------------------------------------------------------------------------------------------
 
     def succeeded(self, layer: ConditionType, seen: str = "") -> None:
         """A layer works. Does nothing while one before it does not: it was found over an earlier connection."""
@@ -76,11 +118,15 @@ class State:
         """A layer does not work: those before it do, those after it are not reached."""
         position = LAYERS.index(failure.layer)
         facts = {_FIELDS[layer]: NOT_REACHED for layer in LAYERS[position + 1 :]}
-        seen = printable(failure.seen, _SEEN_LIMIT)
-        facts[_FIELDS[failure.layer]] = LayerFact(status=LayerStatus.FALSE, reason=failure.reason, seen=seen)
+        facts[_FIELDS[failure.layer]] = self._fact(failure)
         for layer in _before(failure.layer):
             facts[_FIELDS[layer]] = LayerFact(status=LayerStatus.TRUE, reason=Reason.SUCCEEDED)
         self.set(**facts)
+
+    def _fact(self, failure: Failure) -> LayerFact:
+        seen = printable(failure.seen, _SEEN_LIMIT)
+        hop = self._end if failure.hop is None else failure.hop
+        return LayerFact(status=LayerStatus.FALSE, reason=failure.reason, seen=seen, hop=hop)
 
     def layers(self) -> Iterator[tuple[str, LayerFact]]:
         """Each layer's name in the document, and its fact."""

@@ -1,0 +1,62 @@
+"""When to try again what failed."""
+
+import asyncio
+import random
+
+from dbtunnel.api.conditions import ConditionType
+from dbtunnel.api.reasons import REASONS, Reason
+
+FIRST_BACKOFF_SECONDS = 0.2
+LONGEST_BACKOFF_SECONDS = 30.0
+
+STABLE_SECONDS = 30.0
+"""A connection that stood this long resets the backoff."""
+
+FIRST_RETURN_SECONDS = 10.0
+LONGEST_RETURN_SECONDS = 300.0
+"""How often a bastion is tried while a fallback serves in its place: nobody waits for it, and it is let alone."""
+
+_NEIGHBOUR_FACTOR = 0.5
+"""By how much each further replica slows the attempts that sshd penalises."""
+
+
+class Pace:
+    """When a server may be tried again. Times are the loop's."""
+
+    def __init__(self, replicas: int) -> None:
+        self._replicas = replicas
+        self.attempts = 0
+        """Failures since a connection to it was stable."""
+        self.not_before = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it may be tried."""
+        return asyncio.get_running_loop().time() >= self.not_before
+
+    def failed(self, reason: Reason) -> None:
+        """An attempt has failed, or a connection was lost."""
+        now = asyncio.get_running_loop().time()
+        self.not_before = now + pause_seconds(reason, self.attempts, self._replicas)
+        self.attempts += 1
+
+    def reset(self) -> None:
+        """A connection was stable, or something has changed: no reason to wait any more."""
+        self.attempts, self.not_before = 0, 0.0
+
+
+def pause_seconds(reason: Reason, attempts: int, replicas: int) -> float:
+    """How long to wait after a failure, with jitter; `attempts` counts those before it since a stable connection."""
+    if REASONS[reason].type is ConditionType.KEY_READY:
+        return LONGEST_BACKOFF_SECONDS  # nothing but a change of the files helps
+    usual = min(FIRST_BACKOFF_SECONDS * 2 ** min(attempts, 16), LONGEST_BACKOFF_SECONDS)
+    slow = REASONS[reason].retry_seconds * (1 + _NEIGHBOUR_FACTOR * (replicas - 1))
+    # sshd penalises the source address, which neighbours share: never faster than the table says
+    return slow * random.uniform(1, 1.5) if slow else usual * random.uniform(0.5, 1)  # noqa: S311
+
+
+def return_seconds(attempts: int) -> float:
+    """How long to leave a bastion alone while a fallback serves, with jitter; the loss and the first attempt after it,
+    which led to the fallback, do not count."""
+    usual: float = min(FIRST_RETURN_SECONDS * 2 ** min(max(attempts - 2, 0), 16), LONGEST_RETURN_SECONDS)
+    return usual * random.uniform(0.5, 1)  # noqa: S311
