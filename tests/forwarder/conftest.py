@@ -12,6 +12,8 @@ from tests.support.databases import MariaDBServer, PostgresServer
 from tests.support.forwarder import KEY, Forwarder, forwarder_config
 from tests.support.keys import KeyPair, key_pair
 
+StartBastion = Callable[..., Bastion]
+
 NAMES = ("orders.internal", "mysql.internal")
 """What the bastion resolves, and nobody else."""
 
@@ -33,6 +35,22 @@ def bastion(tmp_path: Path, client_key: KeyPair) -> Iterator[Bastion]:
     bastion.authorize(client_key.public)
     yield bastion.start()
     bastion.stop()
+
+
+@pytest.fixture
+def further_bastions(tmp_path: Path) -> Iterator[StartBastion]:
+    """Starts SSH servers beside the bastion, each with names of its own; they end with the test."""
+    running: list[Bastion] = []
+
+    def start(hosts: Mapping[str, str] | None = None, *lines: str) -> Bastion:
+        server = Bastion(tmp_path / f"server-{len(running)}", hosts=hosts)
+        server.authorize(*lines)
+        running.append(server)
+        return server.start()
+
+    yield start
+    for server in running:
+        server.stop()
 
 
 @pytest.fixture(scope="session")
@@ -69,13 +87,19 @@ StartForwarder = Callable[..., Forwarder]
 
 @pytest.fixture
 def start_forwarder(tmp_path: Path, bastion: Bastion, client_key: KeyPair) -> Iterator[StartForwarder]:
-    """Starts a forwarder to a database's port, its configuration changed as given; it ends with the test."""
+    """Starts a forwarder to a database's port, its configuration changed as given; it ends with the test.
+
+    `hop_files`: what is mounted for jump hosts and fallbacks, by the hop's number and `key` or `known-hosts`.
+    """
     running: list[Forwarder] = []
 
     def start(database_port: int, files: Mapping[str, str] | None = None, /, **changes: Any) -> Forwarder:
+        hop_files: Mapping[tuple[int, str], Mapping[str, str]] = changes.pop("hop_files", {})
         config = forwarder_config(bastion, database_port, **changes)
         secret = {KEY: client_key.private} if files is None else files
         forwarder = Forwarder(tmp_path / f"forwarder-{len(running)}", config, secret or None)
+        for place, content in hop_files.items():
+            forwarder.write_hop(*place, content)
         running.append(forwarder)
         return forwarder.start()
 

@@ -32,14 +32,19 @@ def seconds(**changes: int) -> Seconds:
     return Seconds(**{**usual, **changes})
 
 
+def hop_to(bastion: Bastion, **changes: Any) -> ForwarderHop:
+    """The way into a bastion, its keys pinned."""
+    usual = {
+        "host": bastion.host,
+        "port": bastion.port,
+        "user": USER,
+        "host_key": HostKeyRule(fingerprints=tuple(bastion.fingerprints.values())),
+    }
+    return ForwarderHop(**{**usual, **changes})
+
+
 def forwarder_config(bastion: Bastion, database_port: int, /, **changes: Any) -> ForwarderConfig:
     """A configuration that works: the bastion's keys pinned, short times."""
-    hop = ForwarderHop(
-        host=bastion.host,
-        port=bastion.port,
-        user=USER,
-        host_key=HostKeyRule(fingerprints=tuple(bastion.fingerprints.values())),
-    )
     usual: dict[str, Any] = {
         "namespace": "shop",
         "name": "orders",
@@ -47,7 +52,7 @@ def forwarder_config(bastion: Bastion, database_port: int, /, **changes: Any) ->
         "database_host": "orders.internal",
         "database_port": database_port,
         "database_server_name": "orders.internal",
-        "bastion": hop,
+        "bastion": hop_to(bastion),
         "key": ForwarderKey(secret="orders-ssh", key=KEY, passphrase_key=PASSPHRASE_KEY),
         "keepalive_count_max": 1,
         "seconds": seconds(),
@@ -97,6 +102,7 @@ class Forwarder:
             f"--admin-listen={address}:{self.admin_port}",
             f"--key-directory={self.directory / 'key'}",
             f"--known-hosts-directory={self.directory / 'known-hosts'}",
+            f"--hops-directory={self.directory / 'hops'}",
         ]
         variables = {CONFIG_VARIABLE: self.config.to_json(), "POD_UID": "pod-1", **(environment or {})}
         self._process = Process(command, self.log, env=variables, cwd=Path("/")).start()
@@ -117,6 +123,12 @@ class Forwarder:
     def write_known_hosts(self, text: str, name: str = "known_hosts") -> None:
         """The known_hosts object's content from now on."""
         write_key_directory(self.directory / "known-hosts", {name: text})
+
+    def write_hop(self, number: int, name: str, files: Mapping[str, str]) -> None:
+        """The content of a hop's own `key` or `known-hosts` from now on."""
+        directory = self.directory / "hops" / str(number) / name
+        directory.mkdir(parents=True, exist_ok=True)
+        write_key_directory(directory, dict(files))
 
     def get(self, path: str, timeout_seconds: float = 10) -> str:
         """What the admin port answers. Raises urllib.error.HTTPError."""

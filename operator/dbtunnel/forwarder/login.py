@@ -157,7 +157,7 @@ class Login:
         for _ in range(len(kinds)):
             progress = Progress(limit_seconds=self._config.seconds.connect_timeout)
             watcher = _Watcher(self.number, trust, key, progress, carrier, legacy=legacy)
-            dialer = JumpDialer(carrier) if carrier else Dialer()
+            dialer = JumpDialer(carrier, progress.limit_seconds) if carrier else Dialer()
             try:
                 return await self._dial(dialer, watcher, [name for kind in kinds for name in kind])
             except Failure as failure:

@@ -17,7 +17,7 @@ from asyncssh.encryption import Encryption, GCMEncryption
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from dbtunnel.forwarder.transport import Congestion, Wire
+from dbtunnel.forwarder.transport import AnyWire, Congestion
 
 ASYNCSSH = "2.24.1"
 """The version whose private attributes these are."""
@@ -139,7 +139,7 @@ class _Box(Encryption):
 class Packets:
     """The packets of one connection. `wire` is None where its transport is not a socket of ours."""
 
-    def __init__(self, connection: asyncssh.SSHClientConnection, wire: Wire | None, congestion: Congestion) -> None:
+    def __init__(self, connection: asyncssh.SSHClientConnection, wire: AnyWire | None, congestion: Congestion) -> None:
         self._connection: Any = connection
         self._wire, self._congestion = wire, congestion
         self.channels: dict[int, Receiver] = {}
@@ -338,7 +338,7 @@ def deliver(touched: dict[Receiver, None]) -> None:
     touched.clear()
 
 
-def why_not(connection: Any, wire: Wire | None) -> str:
+def why_not(connection: Any, wire: AnyWire | None) -> str:
     """What speaks against our own way for a connection's packets; empty where nothing does."""
     if wire is None:
         return "the connection has no socket of its own"

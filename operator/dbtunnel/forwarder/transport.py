@@ -5,7 +5,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import asyncssh
 
@@ -18,7 +18,7 @@ _ADDRESS_DELAY_SECONDS = 0.25
 HIGH_WATER, _LOW_WATER = 512 * 1024, 128 * 1024
 """Bytes that may wait for the SSH connection before clients are no longer read, and until they are again."""
 
-_READ_BYTES = 320 * 1024
+READ_BYTES = 320 * 1024
 """Room for what is received at once, and the longest packet that asyncssh takes besides."""
 
 _WRITE_BYTES = 1024 * 1024
@@ -69,6 +69,25 @@ class Congestion:
                 relieve()
 
 
+class AnyWire(Protocol):
+    """What is under an SSH connection: a socket, or a channel of a jump host's."""
+
+    received: memoryview
+    consume: Callable[[int], int]
+
+    def room(self, size: int) -> memoryview:
+        """As Wire."""
+
+    def round_trip_seconds(self) -> float:
+        """As Wire."""
+
+    def is_closing(self) -> bool:
+        """As Wire."""
+
+    def abort(self) -> None:
+        """As Wire."""
+
+
 class Wire(asyncio.Transport):
     """The socket. What is read goes to `consume`; what is written leaves at the end of the pass, in one piece."""
 
@@ -77,7 +96,7 @@ class Wire(asyncio.Transport):
         self._socket, self._fd = connected, connected.fileno()
         self._protocol, self._congestion = protocol, congestion
         self._loop, self._watcher = asyncio.get_running_loop(), watcher()
-        self.received = memoryview(bytearray(_READ_BYTES))
+        self.received = memoryview(bytearray(READ_BYTES))
         """What has come begins at its start."""
         self._filled = 0
         self.consume: Callable[[int], int] = self._pass_on
@@ -234,7 +253,7 @@ class Dialer:
 
     def __init__(self) -> None:
         self.greeting: Greeting | None = None
-        self.wire: Wire | None = None
+        self.wire: AnyWire | None = None
         self.congestion = Congestion()
 
     async def create_connection(
@@ -248,9 +267,9 @@ class Dialer:
         connected: socket.socket = carrier.get_extra_info("socket").dup()
         carrier.abort()  # its own descriptor alone
         self.greeting = Greeting(cast(asyncio.Protocol, inner))
-        self.wire = Wire(connected, self.greeting, self.congestion)
-        self.wire.begin()
-        return self.wire, inner
+        self.wire = wire = Wire(connected, self.greeting, self.congestion)
+        wire.begin()
+        return wire, inner
 
     @property
     def host_key_algorithms(self) -> frozenset[str]:
