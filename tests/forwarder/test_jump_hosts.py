@@ -248,6 +248,7 @@ def test_the_host_key_of_the_bastion_is_not_that_of_the_jump_host(
     words = [f"bastion {INNER}:{bastion.port}: no host key is pinned", *bastion.fingerprints.values()]
     check(forwarder, "transport", "HostKeyUnknown", BASTION, words)
     assert "Accepted publickey" not in bastion.log_text()
+    wait_until(lambda: jump_host.connections() == 0, "the connection to the jump host to end")
 
 
 def test_the_secret_of_a_jump_host_is_missing(
