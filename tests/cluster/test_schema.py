@@ -12,6 +12,7 @@ from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.cli.manifests import ManifestError, parse_tunnel
 from tests.support.cluster import Cluster, ClusterError
 from tests.support.generated import fields_of
+from tests.support.hop_rows import BAD_HOPS, GOOD_HOPS
 from tests.support.operator import installed_operators_rest
 from tests.support.tunnels import make_namespace
 
@@ -114,6 +115,7 @@ GOOD: dict[str, Mapping[str, Any]] = {
     },
     "names for an address": {"podTemplate": {"hostAliases": [{"ip": "198.51.100.1", "hostnames": ["bastion"]}]}},
     "switched off": {"suspend": True},
+    **GOOD_HOPS,
 }
 """Changes to the minimal spec that the API server stores as they are."""
 
@@ -266,7 +268,7 @@ BAD: dict[str, tuple[Mapping[str, Any], str, str]] = {
     "suspend as a string": ({"suspend": "yes"}, "spec.suspend", "must be of type boolean"),
     "an unknown field": ({"databse": {"host": "x"}}, "spec.databse", "unknown field"),
     "an unknown field deep inside": ({"tunnel.hostkey": {}}, "spec.tunnel.hostkey", "unknown field"),
-    "a field of a later version": ({"tunnel.jumpHosts": []}, "spec.tunnel.jumpHosts", "unknown field"),
+    **BAD_HOPS,
 }
 """Changes to the minimal spec that are refused: the change, the field that is named, and what the message says."""
 

@@ -33,6 +33,8 @@ ROLLS: dict[str, Any] = {
     "tunnel.hostKey.knownHostsRef.key": "other",
     "tunnel.hostKey.alias": "alias",
     "tunnel.algorithms": "Legacy",
+    "tunnel.jumpHosts": [{"host": "203.0.113.8"}],
+    "tunnel.fallbacks": [{"host": "203.0.113.8"}],
     "tunnel.connectTimeoutSeconds": 11,
     "tunnel.keepalive.intervalSeconds": 16,
     "tunnel.keepalive.countMax": 4,

@@ -19,6 +19,7 @@ from tests.support.values import INSTALLATION, NOW, PUBLIC_KEY, current_pod, fai
 
 ORDERS = tunnel()
 HOP = HopFact(
+    active=True,
     host_keys=(HostKeyFact(algorithm="ssh-ed25519", fingerprint="SHA256:abc"),),
     server_version="SSH-2.0-OpenSSH_9.2",
     cipher="aes128-gcm@openssh.com",
@@ -145,11 +146,12 @@ def test_each_key_is_shown_once() -> None:
 
 
 def test_more_keys_than_the_schema_takes_are_not_shown() -> None:
-    of = tunnel({"replicas": 6})
-    facts = [PublicKeyFact(key=f"ssh-rsa {number}", fingerprint=f"SHA256:{number}") for number in range(6)]
-    assert (
-        len(decided(observed(of, *(working(of, public_key=fact) for fact in facts)), of).status.public_keys or ()) == 4
-    )
+    of = tunnel({"replicas": 16, "tunnel.fallbacks": [{"host": "a", "keySecretRef": {"name": "b"}}]})
+    facts = [PublicKeyFact(key=f"ssh-rsa {number}", fingerprint=f"SHA256:{number}") for number in range(17)]
+    seen = [working(of, public_key=fact, hops=(HopFact(), HopFact(public_key=facts[16]))) for fact in facts[:16]]
+    status = decided(observed(of, *seen), of).status
+    assert len(status.public_keys or ()) == 16
+    assert DatabaseTunnelStatus.model_validate(status.document()) == status
 
 
 def test_the_key_stays_known_while_no_forwarder_answers_and_not_when_one_says_it_is_gone() -> None:
