@@ -76,7 +76,7 @@ def test_the_document_names_pod_and_configuration(start_forwarder: StartForwarde
     document = json.loads(forwarder.get("/status"))
     assert document["podUid"] == "pod-1"
     assert document["configHash"] == forwarder.config.digest()
-    assert set(document) >= {"sequence", "key", "transport", "authentication", "database", "publicKey", "hop"}
+    assert set(document) >= {"sequence", "key", "transport", "authentication", "database", "publicKey", "hops"}
     assert "PRIVATE" not in forwarder.get("/status")
 
 

@@ -18,7 +18,7 @@ from dbtunnel.forwarder.failures import Failure
 from dbtunnel.forwarder.keys import KeyFiles
 from dbtunnel.forwarder.link import End, Link
 from dbtunnel.forwarder.metrics import Metrics
-from dbtunnel.forwarder.pace import LONGEST_RETURN_SECONDS, STABLE_SECONDS
+from dbtunnel.forwarder.pace import LONGEST_BACKOFF_SECONDS, LONGEST_RETURN_SECONDS, STABLE_SECONDS
 from dbtunnel.forwarder.state import State
 from dbtunnel.forwarder.transport import Congestion
 from tests.support.values import tunnel
@@ -214,6 +214,8 @@ def test_a_lost_fallback_is_replaced_by_whoever_lets_in(network_of: NetworkOf) -
 
     async def story() -> None:
         await asyncio.sleep(HOUR)
+        while now() - network.attempts[0][-1] <= LONGEST_BACKOFF_SECONDS:
+            await asyncio.sleep(1)
         network.failures = {1: Reason.CONNECTION_REFUSED}
         network.lose(1)
         await asyncio.sleep(1)
