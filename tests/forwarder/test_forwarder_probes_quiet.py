@@ -134,10 +134,11 @@ def test_the_server_is_asked_for_by_the_name_on_its_certificate(start_forwarder:
 
 
 def test_what_clients_find_over_an_earlier_connection_does_not_hide_a_rejected_key(
-    start_forwarder: StartForwarder, client_key: KeyPair
+    start_forwarder: StartForwarder, bastion: Bastion, client_key: KeyPair
 ) -> None:
     forwarder = start_forwarder(free_port(), engine="MySQL")
     forwarder.wait_for("database", "NotProbed")
+    bastion.unauthorize()
     forwarder.write_secret({KEY: key_pair().private})
     forwarder.wait_for("authentication", "KeyRejected")
     with socket.create_connection(("127.0.0.1", forwarder.port)) as client, pytest.raises(ConnectionResetError):
@@ -145,15 +146,17 @@ def test_what_clients_find_over_an_earlier_connection_does_not_hide_a_rejected_k
     assert forwarder.metric('dbtunnel_forwarder_clients_refused_total{reason="DatabaseRefused"}') == 1
     assert forwarder.status().authentication.reason == "KeyRejected"
     assert forwarder.status().database.status == "Unknown"
+    bastion.authorize(client_key.public)
     forwarder.write_secret({KEY: client_key.private})
     forwarder.wait_for("authentication", "Succeeded")
 
 
 def test_clients_are_served_over_the_earlier_connection_meanwhile(
-    start_forwarder: StartForwarder, postgres: PostgresServer
+    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer
 ) -> None:
     forwarder = start_forwarder(postgres.port)
     forwarder.wait_for("database", "Succeeded")
+    bastion.unauthorize()
     forwarder.write_secret({KEY: key_pair().private})
     forwarder.wait_for("authentication", "KeyRejected")
     with psycopg.connect(

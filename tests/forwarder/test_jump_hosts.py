@@ -13,7 +13,7 @@ import pytest
 
 from dbtunnel.api.engines import Engine
 from dbtunnel.api.forwarder import ForwarderHop, ForwarderKey, HostKeyRule, LayerFact
-from dbtunnel.domain.diagnosis import Subject, explain, key_line
+from dbtunnel.domain.diagnosis import Subject, explain, key_lines
 from tests.support.bastion import HARDENED, NO_FORWARDING, USER, Bastion
 from tests.support.databases import DATABASE, PASSWORD, PostgresServer
 from tests.support.faults import BlackHole
@@ -108,7 +108,7 @@ def test_two_jump_hosts_each_with_its_own_user_key_and_host_key_rule(
     status = forwarder.wait(lambda status: all(hop.public_key for hop in status.hops[1:]), "all keys")
     subject = Subject(forwarder.config, (), status.public_key, status.hops)
     for number, server in ((0, bastion), (1, first), (2, second)):
-        server.authorize(key_line(subject, number) or "")
+        server.authorize(key_lines(subject, number) or "")
     forwarder.write_hop(1, "key", {KEY: keys[1].private, "touched": "now"})
     works(forwarder)
     status = forwarder.status()
@@ -192,7 +192,7 @@ def test_a_key_that_a_jump_host_permits_something_else(
     jump_host.authorize(f'restrict,port-forwarding,permitopen="other:22" {client_key.public}')
     forwarder = start_chain(postgres.port)
     check(forwarder, "transport", "ForwardingProhibited", JUMP_HOST, ["permitopen="])
-    jump_host.authorize(key_line(Subject(forwarder.config, (), forwarder.status().public_key), JUMP_HOST) or "")
+    jump_host.authorize(key_lines(Subject(forwarder.config, (), forwarder.status().public_key), JUMP_HOST) or "")
     works(forwarder)
 
 

@@ -1,9 +1,12 @@
 """SSH key pairs, made anew for each use."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import asyncssh
+
+from dbtunnel.forwarder.keys import KeyFiles, MountedFile
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,22 @@ def key_pair(
     private = key.export_private_key(form, passphrase=passphrase).decode()
     public = " ".join(key.export_public_key().decode().split()[:2])
     return KeyPair(private, public, key.get_fingerprint())
+
+
+class Secret:
+    """A key Secret in memory, with the usual names; what is set in `files` stands there from then on."""
+
+    def __init__(self, files: Mapping[str, str]) -> None:
+        self.files = dict(files)
+
+    def stamp(self) -> object:
+        return hash(tuple(self.files.items()))
+
+    def read(self) -> KeyFiles:
+        key, passphrase = "ssh-privatekey", "passphrase"
+        names = (key, passphrase, f"{key}-next", f"{passphrase}-next", f"{key}-revoked")
+        found = [MountedFile(self.files[name].encode()) if name in self.files else MountedFile() for name in names]
+        return KeyFiles(found[0], found[1], tuple(sorted(self.files)), *found[2:])
 
 
 def write_key_directory(directory: Path, files: dict[str, str]) -> None:

@@ -20,7 +20,7 @@ from dbtunnel.domain.diagnosis import (
     SEEN_LIMIT,
     Subject,
     explain,
-    key_line,
+    key_lines,
     pin_patch,
     printable,
 )
@@ -88,7 +88,7 @@ def test_a_reason_of_a_newer_forwarder_is_told_as_it_is() -> None:
 
 
 def test_a_rejected_key_is_followed_by_the_line_to_add() -> None:
-    line = key_line(SUBJECT)
+    line = key_lines(SUBJECT)
     assert line is not None
     assert line.startswith('from="203.0.113.1,203.0.113.2",restrict,')
     assert line.endswith(f"{PUBLIC_KEY.key} shop/orders")
@@ -96,7 +96,7 @@ def test_a_rejected_key_is_followed_by_the_line_to_add() -> None:
 
 
 def test_without_a_key_there_is_no_line_and_the_message_says_where_it_will_be() -> None:
-    assert key_line(BARE) is None
+    assert key_lines(BARE) is None
     assert explain(Reason.KEY_REJECTED, "", BARE).endswith("(shown in status.hops once the key is there)")
 
 

@@ -27,8 +27,8 @@ from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.settings import Defaults
 from dbtunnel.forwarder import channel, pace
 from dbtunnel.forwarder.app import _PROBE_END_SECONDS
+from dbtunnel.forwarder.keyring import PARSE_SECONDS
 from dbtunnel.forwarder.link import ABANDONED_AT_MOST, OPENING_AT_ONCE
-from dbtunnel.forwarder.login import _PARSE_SECONDS
 from dbtunnel.forwarder.transport import HIGH_WATER
 from tests.support.bastion import HARDENED
 from tests.support.generated import ROOT
@@ -163,7 +163,7 @@ def _numbers() -> Iterator[str]:
     yield f"reset by a connection that stood for {pace.STABLE_SECONDS:.0f} s"
     yield f"another file helps, so that {pace.pause_seconds(Reason.SECRET_NOT_FOUND, 0, 1):.0f} s pass"
     yield f"a probe under way still has {_PROBE_END_SECONDS} s"
-    yield f"A key that is not decrypted after {_PARSE_SECONDS} s"
+    yield f"A key that is not decrypted after {PARSE_SECONDS} s"
     yield f"holds its place for {_LONGEST_SECONDS} s"
     yield f"wait at least {SLOW} s, half as much again"
     yield f"port {wire.DATABASE_PORT}, whatever the engine"

@@ -9,17 +9,17 @@ import pytest
 from dbtunnel.api.reasons import Reason
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.settings import Defaults
-from dbtunnel.forwarder import route
+from dbtunnel.forwarder import keyring, route
 from dbtunnel.forwarder.connection import Connector, Sources
 from dbtunnel.forwarder.failures import transport_failure
-from dbtunnel.forwarder.keys import KeyFiles
 from dbtunnel.forwarder.link import End, Link
 from dbtunnel.forwarder.metrics import Metrics
 from dbtunnel.forwarder.pace import FIRST_BACKOFF_SECONDS, STABLE_SECONDS
 from dbtunnel.forwarder.state import State
 from dbtunnel.forwarder.transport import Congestion
+from tests.support.keys import Secret, key_pair
 from tests.support.values import tunnel
-from tests.support.virtual_time import now, run
+from tests.support.virtual_time import at_once, now, run
 
 CONFIG = forwarder_config(tunnel(), Defaults())
 
@@ -39,9 +39,6 @@ class Bastion:
 
     number = 0
 
-    async def learn_key(self, _: object) -> None:
-        pass
-
     async def connect(self, *_: object) -> Link:
         self.attempts.append(now())
         if len(self.attempts) <= FAILURES:
@@ -57,9 +54,10 @@ def pause_after_loss(monkeypatch: pytest.MonkeyPatch, stood: float) -> float:
     """Seconds from the loss of a connection that stood so long to the next attempt."""
     bastion = Bastion(stood)
     monkeypatch.setattr(route, "Login", lambda *_: bastion)
+    monkeypatch.setattr(keyring, "in_daemon_thread", at_once)
 
     async def main() -> None:
-        sources = [Sources(lambda: cast(KeyFiles, "the key"))]
+        sources = [Sources(Secret({"ssh-privatekey": key_pair().private}))]
         connecting = asyncio.ensure_future(Connector(CONFIG, sources, State(CONFIG, "pod-1"), Metrics()).run())
         await bastion.came_back.wait()
         connecting.cancel()

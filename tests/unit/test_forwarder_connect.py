@@ -25,7 +25,7 @@ from dbtunnel.forwarder.algorithms import offered
 from dbtunnel.forwarder.failures import Failure, Progress, channel_failure, connect_failure
 from dbtunnel.forwarder.greeting import Greeting
 from dbtunnel.forwarder.host_keys import KnownHostsError, kinds_left, kinds_to_try, trust_of
-from dbtunnel.forwarder.keys import Key, MountedFile, parse_key, read_key_files
+from dbtunnel.forwarder.keys import Key, MountedFile, MountedKeys, parse_key
 from dbtunnel.forwarder.pace import pause_seconds
 from dbtunnel.forwarder.state import State
 from tests.support.keys import key_pair
@@ -197,7 +197,7 @@ def test_no_text_of_a_key_shows_it(tmp_path: Path) -> None:
     directory = tmp_path
     pair = key_pair()
     (directory / "ssh-privatekey").write_text(pair.private)
-    files = read_key_files(directory, CONFIG.key)
+    files = MountedKeys(directory, CONFIG.key).read()
     key = parse_key(files)
     assert isinstance(key, Key)
     assert key.public.key == pair.public

@@ -7,12 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dbtunnel.api.reasons import Reason
-from dbtunnel.forwarder import login
-from dbtunnel.forwarder.failures import Failure
-from dbtunnel.forwarder.keys import KeyFiles, KeyProblemError, MountedFile, parse_key
-from dbtunnel.forwarder.login import Keys, Login, Material
-from dbtunnel.forwarder.state import State
-from tests.support.keys import KeyPair, key_pair
+from dbtunnel.forwarder import keyring
+from dbtunnel.forwarder.keyring import Keys
+from dbtunnel.forwarder.keys import Key, KeyFiles, KeyProblemError, MountedFile, parse_key
+from tests.support.keys import KeyPair, Secret, key_pair
 from tests.unit.test_forwarder_connect import CONFIG
 
 FORMS = [
@@ -62,17 +60,22 @@ def test_a_private_key_that_is_damaged_is_not_taken_for_a_public_one() -> None:
 
 async def test_a_key_that_takes_too_long_to_decrypt_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """And is not tried again until it changes; the next one is."""
-    monkeypatch.setattr(login, "_PARSE_SECONDS", 0.1)
+    monkeypatch.setattr(keyring, "PARSE_SECONDS", 0.1)
     private = key_pair(passphrase="x").private
     first, *lines, last = private.split("\n")[:-1]
     content = bytearray(base64.b64decode("".join(lines)))
     rounds = content.index(b"bcrypt", 30) + 6 + 4 + 4 + 16  # the options: salt and rounds
     content[rounds : rounds + 4] = (200).to_bytes(4, "big")
     slow = "\n".join([first, base64.b64encode(content).decode(), last, ""]).encode()
-    state = State(CONFIG, "")
-    attempts = Login(CONFIG, 0, Keys(), state)
-    for _ in range(2):
-        with pytest.raises(Failure) as failure:
-            await attempts.connect(Material(files(slow, b"x"), MountedFile()))
-        assert failure.value.reason is Reason.PRIVATE_KEY_INVALID
-        assert "too many rounds" in failure.value.seen
+    secret = Secret({"ssh-privatekey": slow.decode(), "passphrase": "x"})
+    keys = Keys(secret, CONFIG.key)
+    assert [keys.look(), keys.look()] == [True, False]
+    await keys.ready()
+    assert isinstance(keys.current, KeyProblemError)
+    assert keys.current.reason is Reason.PRIVATE_KEY_INVALID
+    assert "too many rounds" in keys.current.seen
+    secret.files = {"ssh-privatekey": FORMS[0].private}
+    assert keys.look()
+    await keys.ready()
+    assert isinstance(keys.current, Key)
+    assert keys.current.fingerprint == FORMS[0].fingerprint

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dbtunnel.api.forwarder import MOUNTED_FILE_LIMIT, ForwarderKey
 from dbtunnel.api.reasons import Reason
-from dbtunnel.forwarder.keys import KeyFiles, KeyProblemError, MountedFile, parse_key, read_file, read_key_files
+from dbtunnel.forwarder.keys import KeyFiles, KeyProblemError, MountedFile, MountedKeys, parse_key, read_file
 from tests.support.keys import KeyPair, key_pair, write_key_directory
 
 NAMES = ForwarderKey(secret="orders-ssh", key="ssh-privatekey", passphrase_key="passphrase")
@@ -148,25 +148,49 @@ def test_a_key_with_a_letter_changed_shows_nothing_of_itself(place: int, letter:
 
 def test_a_directory_as_the_kubelet_mounts_it(tmp_path: Path) -> None:
     write_key_directory(tmp_path, {"ssh-privatekey": PAIR.private, "ssh-publickey": PAIR.public})
-    found = read_key_files(tmp_path, NAMES)
+    found = MountedKeys(tmp_path, NAMES).read()
     assert found.names == ("ssh-privatekey", "ssh-publickey"), "the kubelet's own entries are not told"
     assert found.passphrase == MountedFile()
     assert parse_key(found).public.key == PAIR.public
 
 
-def test_two_directories_with_the_same_files_lead_to_the_same_key(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        write_key_directory(tmp_path / name, {"ssh-privatekey": PAIR.private})
-    write_key_directory(tmp_path / "three", {"ssh-privatekey": LOCKED})
-    one, two, three = (read_key_files(tmp_path / name, NAMES) for name in ("one", "two", "three"))
-    assert one == two != three
+def test_a_change_is_seen_without_reading(tmp_path: Path) -> None:
+    keys = MountedKeys(tmp_path / "key", NAMES)
+    stamps = [keys.stamp()]
+    for files in ({}, {"ssh-privatekey": PAIR.private}, {"ssh-privatekey": PAIR.private}, {"passphrase": "x"}):
+        write_key_directory(tmp_path / "key", files)
+        stamps.append(keys.stamp())
+        assert keys.stamp() == stamps[-1]
+    assert len(set(stamps)) == len(stamps)
+    assert str(PAIR.private) not in repr(stamps)
+
+
+def test_a_key_of_the_longest_name(tmp_path: Path) -> None:
+    """With a suffix it would be longer than a file's name may be."""
+    name = "k" * 253
+    write_key_directory(tmp_path, {name: PAIR.private})
+    found = MountedKeys(tmp_path, ForwarderKey(secret="orders-ssh", key=name, passphrase_key="passphrase")).read()
+    assert parse_key(found).public.key == PAIR.public
+    assert found.following() is None
+
+
+def test_the_next_key_has_a_passphrase_of_its_own_or_that_of_the_current(tmp_path: Path) -> None:
+    current = {"ssh-privatekey": PAIR.private, "passphrase": "open sesame", "ssh-privatekey-next": LOCKED}
+    write_key_directory(tmp_path, current)
+    following = MountedKeys(tmp_path, NAMES).read().following()
+    assert following
+    assert parse_key(following).public.key == PAIR.public
+    write_key_directory(tmp_path, {**current, "passphrase-next": "open barley"})
+    following = MountedKeys(tmp_path, NAMES).read().following()
+    assert following
+    assert problem(following).reason is Reason.PASSPHRASE_WRONG
 
 
 def test_a_secret_that_is_not_there_and_one_that_comes(tmp_path: Path) -> None:
-    assert problem(read_key_files(tmp_path / "absent", NAMES)).reason is Reason.SECRET_NOT_FOUND
-    assert problem(read_key_files(tmp_path, NAMES)).reason is Reason.SECRET_NOT_FOUND
+    assert problem(MountedKeys(tmp_path / "absent", NAMES).read()).reason is Reason.SECRET_NOT_FOUND
+    assert problem(MountedKeys(tmp_path, NAMES).read()).reason is Reason.SECRET_NOT_FOUND
     write_key_directory(tmp_path, {"id_ed25519": PAIR.private})
-    found = problem(read_key_files(tmp_path, NAMES))
+    found = problem(MountedKeys(tmp_path, NAMES).read())
     assert (found.reason, found.seen) == (Reason.SECRET_KEY_MISSING, "id_ed25519")
 
 
@@ -174,7 +198,7 @@ def test_names_are_bounded_and_printable(tmp_path: Path) -> None:
     for number in range(15):
         (tmp_path / f"{number:02}{'x' * 200}").touch()
     (tmp_path / "00\x1b[2J\n").touch()
-    names = read_key_files(tmp_path, NAMES).names
+    names = MountedKeys(tmp_path, NAMES).read().names
     assert names[0] == r"00\x1b[2J\n"
     assert len(names) == 11
     assert names[-1] == "6 more"

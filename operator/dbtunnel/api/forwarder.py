@@ -39,6 +39,12 @@ DATABASE_PORT = 15432
 MOUNTED_FILE_LIMIT = 64 * 1024
 """Bytes: the most that a key, passphrase or known_hosts file may have."""
 
+NEXT_SUFFIX = "-next"
+"""After a name of the key Secret: the key, or its passphrase, that is to replace the one under that name."""
+
+REVOKED_SUFFIX = "-revoked"
+"""After the private key's name: the fingerprints or public halves of keys that must not be used any more."""
+
 
 class _Document(ApiModel):
     """Read by programs alone: pydantic need not search the source for docstrings, which takes most of the start."""
@@ -186,6 +192,26 @@ class PublicKeyFact(_Document):
     """Whether the bastion accepted it at the last attempt; None while that is not known."""
 
 
+class NextKeyFact(_Document):
+    """A key that is to replace the one in use."""
+
+    name: Annotated[str, Field(max_length=300, pattern=_WORD)]
+    """Where it stands in the Secret."""
+    public_key: PublicKeyFact | None = None
+    """None where there is none to read."""
+    fact: LayerFact = LayerFact()
+    """True once the SSH server has accepted it, False with the reason why it cannot be used."""
+
+
+class KeySessions(_Document):
+    """What goes over the SSH connections that logged in with one key."""
+
+    fingerprint: Annotated[str, Field(max_length=64, pattern=_WORD)]
+    connections: int = 0
+    channels: int = 0
+    """Sessions of clients, and probes; those that are being opened counted too."""
+
+
 class HopFact(_Document):
     """What is known of an SSH server."""
 
@@ -195,6 +221,8 @@ class HopFact(_Document):
     """Why it, or what is behind it, could not be used at the last attempt; None where it could, or was not tried."""
     public_key: PublicKeyFact | None = None
     """Its key, where it has one of its own."""
+    next_key: NextKeyFact | None = None
+    """The one that is to replace that."""
     host_keys: Annotated[tuple[HostKeyFact, ...], Field(max_length=8)] = ()
     server_version: Annotated[str | None, Field(max_length=256)] = None
     cipher: Annotated[str | None, Field(max_length=64, pattern=_WORD)] = None
@@ -224,7 +252,11 @@ class ForwarderStatus(_Document):
     database: LayerFact = LayerFact()
     public_key: PublicKeyFact | None = None
     """The tunnel's key."""
+    next_key: NextKeyFact | None = None
+    """The one that is to replace that."""
     hops: Annotated[tuple[HopFact, ...], Field(max_length=MOST_HOPS)] = ()
     """By number."""
     database_fact: DatabaseFact = DatabaseFact()
     draining: bool = False
+    sessions: Annotated[tuple[KeySessions, ...], Field(max_length=64)] = ()
+    """As they are at the answer: a change of these alone is no change of the facts, and ends no wait."""

@@ -175,7 +175,7 @@ REASONS: dict[Reason, ReasonInfo] = {
         _KEY,
         0,
         "What the Secret holds is not a private key.",
-        "Secret {secret}, key {key}, is not a private key: {seen}. Store the whole file that ssh-keygen wrote,"
+        "Secret {secret}, key {key}, is no private key to use: {seen}. Store the whole file that ssh-keygen wrote,"
         " from its BEGIN line to its END line.",
     ),
     Reason.PUBLIC_KEY_GIVEN: ReasonInfo(

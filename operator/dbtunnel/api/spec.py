@@ -66,9 +66,12 @@ class KeySecretRef(ApiModel):
     name: ObjectName
     """Name of the Secret."""
     key: DataKey = "ssh-privatekey"
-    """Key within the Secret: a private key in OpenSSH, PEM or PKCS#8 format."""
+    """Key within the Secret: a private key in OpenSSH, PEM or PKCS#8 format. Another one under `<key>-next`, where
+    present, is offered to the SSH server before it, so that a key is replaced with overlap; a change cuts no session.
+    A key whose fingerprint or public half stands under `<key>-revoked` is not used, and its sessions end at once."""
     passphrase_key: DataKey = "passphrase"
-    """Key within the Secret that holds the private key's passphrase; not needed for an unencrypted key."""
+    """Key within the Secret that holds the private key's passphrase; not needed for an unencrypted key. That of the
+    next key may stand under `<passphraseKey>-next`."""
 
 
 class KnownHostsRef(ApiModel):
@@ -181,7 +184,8 @@ class Tunnel(ApiModel):
     """Login name on the SSH server."""
     key_secret_ref: KeySecretRef | None = None
     """The Secret with the private key. Left out: the operator creates Secret `<name>-ssh` with a new key and shows the
-    public half in status.publicKeys and, ready to paste, in status.hops[].authorizedKeysLine."""
+    public half in status.publicKeys and, ready to paste, in status.hops[].authorizedKeysLine. Keys are replaced in
+    that Secret as in any other."""
     generated_key_type: KeyType = KeyType.ED25519
     """Type of the key that the operator generates where keySecretRef is left out."""
     host_key: HostKey = HostKey()

@@ -75,20 +75,24 @@ class Hop(ApiModel):
     """MAC in use towards the server; an AEAD cipher has none of its own."""
     authorized_keys_line: Annotated[str, Field(max_length=8192)] | None = None
     """What this server's administrator adds to the user's authorized_keys. It permits exactly what the tunnel opens
-    from there: the database, or for a jump host what comes next."""
+    from there: the database, or for a jump host what comes next. A line for each of its keys in status.publicKeys:
+    there are two while a next key is to replace the current one."""
 
 
 class PublicKey(ApiModel):
     """A key of the tunnel; its private half is never shown."""
 
     key: Annotated[str, Field(max_length=4096)] = ""
-    """As in authorized_keys, with the tunnel's namespace and name as comment."""
+    """As in authorized_keys, with the tunnel's namespace and name as comment. Empty for a next key that cannot be read;
+    the message of KeyReady says why."""
     fingerprint: Text = ""
     """SHA-256 fingerprint."""
     use: Text = "Current"
-    """Current."""
+    """Current: the one under `<key>` of the Secret. Next: the one that is to replace it, under `<key>-next`; or what
+    stands under `<key>` now, while it has not been accepted and connections go on with the one before it."""
     accepted: bool | None = None
-    """Whether the SSH server accepted it at the last attempt."""
+    """Whether the SSH servers that were asked accepted it at the last attempt, those of all replicas. Left out while
+    that is not known."""
 
 
 class DatabaseStatus(ApiModel):

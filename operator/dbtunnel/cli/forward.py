@@ -14,7 +14,7 @@ from dbtunnel.api import forwarder as wire
 from dbtunnel.cli import UnusableInputError
 from dbtunnel.forwarder import app, logs
 from dbtunnel.forwarder.connection import Sources
-from dbtunnel.forwarder.keys import read_file, read_key_files
+from dbtunnel.forwarder.keys import MountedKeys, read_file
 from dbtunnel.forwarder.loop import ForwarderLoop
 from dbtunnel.forwarder.watch import hot_loop
 
@@ -130,8 +130,8 @@ def _mounted(config: wire.ForwarderConfig, arguments: argparse.Namespace) -> Ite
         further = arguments.hops_directory / str(number)
         keys = further / "key" if hop.key else arguments.key_directory
         hosts = further / "known-hosts" if number else arguments.known_hosts_directory
-        read_key, name = partial(read_key_files, keys, hop.key or config.key), hop.host_key.known_hosts_file
-        yield Sources(read_key, partial(read_file, hosts, name)) if name else Sources(read_key)
+        source, name = MountedKeys(keys, hop.key or config.key), hop.host_key.known_hosts_file
+        yield Sources(source, partial(read_file, hosts, name)) if name else Sources(source)
 
 
 def _config_from_environment() -> wire.ForwarderConfig:

@@ -19,7 +19,7 @@ from dbtunnel.domain.settings import Defaults
 from dbtunnel.forwarder.app import Address, Surroundings
 from dbtunnel.forwarder.connection import Sources
 from dbtunnel.forwarder.host_keys import KnownHostsError, trust_of
-from dbtunnel.forwarder.keys import KeyFiles, KeyProblemError, MountedFile, parse_key, read_file
+from dbtunnel.forwarder.keys import KeyFiles, KeyProblemError, MountedFile, file_stamp, parse_key, read_file
 
 _LOOPBACK = "127.0.0.1"
 
@@ -120,7 +120,10 @@ class _KeySource:
     def __init__(self, identity: Path, passphrase: MountedFile) -> None:
         self._identity, self.passphrase = identity, passphrase
 
-    def __call__(self) -> KeyFiles:
+    def stamp(self) -> object:
+        return file_stamp(self._identity)
+
+    def read(self) -> KeyFiles:
         key = read_file(self._identity.parent, self._identity.name)
         return KeyFiles(key, self.passphrase, (self._identity.name,))
 
@@ -136,12 +139,12 @@ def _key_source(identity: Path, passphrase_file: Path | None) -> _KeySource:
     source = _KeySource(identity, passphrase)
     try:
         try:
-            parse_key(source())
+            parse_key(source.read())
         except KeyProblemError as problem:
             if problem.reason is not Reason.PASSPHRASE_REQUIRED or not sys.stderr.isatty():
                 raise
             source.passphrase = _typed(identity)
-            parse_key(source())
+            parse_key(source.read())
     except KeyProblemError as problem:
         text = _KEY_PROBLEMS[problem.reason].format(seen=problem.seen)
         raise UnusableInputError(f"-i {identity}: {text}") from None

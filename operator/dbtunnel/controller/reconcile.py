@@ -23,6 +23,7 @@ from dbtunnel.controller.store import Store, version
 from dbtunnel.domain import names
 from dbtunnel.domain.authorized_keys import forward_target
 from dbtunnel.domain.children import Manifest, build_deployment, current_revision, desired_children
+from dbtunnel.domain.diagnosis import NEXT_KEY_FAILS
 from dbtunnel.domain.drift import controller_uid, desired_hash, merge_patch, signed
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.hops import Role
@@ -232,7 +233,7 @@ class Reconciler:
         self._pace.written(key, now)
         await self._cluster.write_status(manifest, after)
         self._unsettled.pop(key, None)
-        for news in filter(None, (transition(before, status), detour(before, status))):
+        for news in filter(None, (tell(before, status) for tell in (transition, detour, key_news))):
             await self._cluster.post_event(manifest, *news)
         return None
 
@@ -284,6 +285,19 @@ def _active(hops: Iterable[Mapping[str, Any]], role: Role) -> set[str]:
     return {
         forward_target(one["host"], one["port"]) for one in hops if (one.get("role"), one.get("active")) == (role, True)
     }
+
+
+def key_news(before: Mapping[str, Any], after: DatabaseTunnelStatus) -> tuple[str, str, str] | None:
+    """As `transition`, of the key that is to replace the current one: it fails in another way, or is accepted."""
+    known = {one.get("message") for one in before.get("conditions") or ()}
+    for one in after.conditions or ():
+        if one.message.startswith(NEXT_KEY_FAILS) and one.message not in known:
+            return "Warning", "NextKeyFailed", one.message
+    earlier = {(one.get("fingerprint"), one.get("accepted")) for one in before.get("publicKeys") or ()}
+    for key in after.public_keys or ():
+        if key.use == "Next" and key.accepted and (key.fingerprint, True) not in earlier:
+            return "Normal", "NextKeyAccepted", f"The next key, {key.fingerprint}, is accepted: new sessions use it."
+    return None
 
 
 def _outline(status: Mapping[str, Any]) -> set[tuple[object, ...]]:

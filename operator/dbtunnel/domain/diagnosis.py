@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dbtunnel.api.engines import ENGINES
-from dbtunnel.api.forwarder import ForwarderConfig, HopFact, HostKeyFact, PublicKeyFact
+from dbtunnel.api.forwarder import (
+    NEXT_SUFFIX,
+    ForwarderConfig,
+    ForwarderKey,
+    HopFact,
+    HostKeyFact,
+    NextKeyFact,
+    PublicKeyFact,
+)
 from dbtunnel.api.reasons import REASONS, Reason, ReasonInfo
 from dbtunnel.domain import hops
 from dbtunnel.domain.authorized_keys import authorized_keys_line, forward_target
@@ -15,6 +23,9 @@ MESSAGE_LIMIT = 8000
 
 SEEN_LIMIT = 600
 """Characters of what a remote server may contribute to a message."""
+
+NEXT_KEY_FAILS = "The next key cannot be used yet, and the tunnel goes on with the current one. "
+"""What the message of a condition that is True begins with where a key that is to replace the current one fails."""
 
 _FALLBACK = "{hop}: {seen}"
 """For a reason that this version does not know: a newer forwarder reports to an older operator."""
@@ -30,18 +41,27 @@ class Subject:
     """The tunnel's key."""
     hops: tuple[HopFact, ...] = ()
     """By number."""
+    next_key: NextKeyFact | None = None
+    """The one that is to replace the tunnel's key."""
+
+    def keys(self, number: int) -> tuple[PublicKeyFact | None, NextKeyFact | None]:
+        """The key for a hop, and the one that is to replace it."""
+        if self.config.hops[number].key:
+            return self.hop(number).public_key, self.hop(number).next_key
+        return self.public_key, self.next_key
 
     def hop(self, number: int) -> HopFact:
         """What is known of a hop."""
         return self.hops[number] if number < len(self.hops) else HopFact()
 
 
-def explain(reason: str, seen: str, subject: Subject, number: int = 0) -> str:
-    """The message of a condition with this reason, for the hop of this number."""
+def explain(reason: str, seen: str, subject: Subject, number: int = 0, *, following: NextKeyFact | None = None) -> str:
+    """The message of a condition with this reason, for the hop of this number. `following`: it speaks of that key."""
     config = subject.config
     number = number if number < len(config.hops) else 0
     known = REASONS.get(Reason(reason)) if reason in set(Reason) else None
-    key, way = hops.key_of(config, number), hops.way_to(config, number)
+    key, way = _named(hops.key_of(config, number), following), hops.way_to(config, number)
+    public = following.public_key if following else subject.keys(number)[0]
     path = hops.spec_path(config, number)
     text = _template(known, is_behind=bool(way)).format(
         tunnel=config.name,
@@ -58,10 +78,24 @@ def explain(reason: str, seen: str, subject: Subject, number: int = 0) -> str:
         key_path=f"{path if config.hops[number].key else 'spec.tunnel'}.keySecretRef",
         passphrase_key=key.passphrase_key,
         egress=f" ({', '.join(subject.egress_addresses)})" if subject.egress_addresses else "",
-        line=key_line(subject, number) or "(shown in status.hops once the key is there)",
+        line=_line(public, subject, number) or "(shown in status.hops once the key is there)",
         pin=pin_patch(config, number, subject.hop(number).host_keys),
     )
     return text[:MESSAGE_LIMIT]
+
+
+def explain_next(following: NextKeyFact, subject: Subject, number: int) -> str:
+    """Why the next key for a hop cannot be used, and what to do."""
+    fact = following.fact
+    told = explain(fact.reason, fact.seen, subject, fact.hop or number, following=following)
+    return (NEXT_KEY_FAILS + told)[:MESSAGE_LIMIT]
+
+
+def _named(key: ForwarderKey, following: NextKeyFact | None) -> ForwarderKey:
+    """The names within the Secret that a message gives."""
+    if following is None or following.name != key.key + NEXT_SUFFIX:
+        return key
+    return key.model_copy(update={"key": following.name, "passphrase_key": key.passphrase_key + NEXT_SUFFIX})
 
 
 def _template(known: ReasonInfo | None, *, is_behind: bool) -> str:
@@ -70,10 +104,15 @@ def _template(known: ReasonInfo | None, *, is_behind: bool) -> str:
     return known.behind if is_behind and known.behind else known.message
 
 
-def key_line(subject: Subject, number: int = 0) -> str | None:
-    """The `authorized_keys` line for a hop; None while its key is not known."""
+def key_lines(subject: Subject, number: int = 0) -> str | None:
+    """The `authorized_keys` lines for a hop, that of the current key first; None while no key is known."""
+    current, following = subject.keys(number)
+    keys = {key.key: key for key in (current, following.public_key if following else None) if key}
+    return "\n".join(filter(None, (_line(key, subject, number) for key in keys.values()))) or None
+
+
+def _line(key: PublicKeyFact | None, subject: Subject, number: int) -> str | None:
     config = subject.config
-    key = subject.hop(number).public_key if config.hops[number].key else subject.public_key
     if key is None:
         return None
     comment = f"{config.namespace}/{config.name}"

@@ -1,14 +1,14 @@
 """What a tunnel's status tells beside its conditions."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from dbtunnel.api.conditions import ConditionType
-from dbtunnel.api.forwarder import ForwarderStatus, HopFact, LayerStatus
+from dbtunnel.api.forwarder import ForwarderStatus, HopFact, LayerStatus, NextKeyFact, PublicKeyFact
 from dbtunnel.api.reasons import Reason
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.status import Condition, DatabaseStatus, DatabaseTunnelStatus, Endpoint, Hop, LastFailure, PublicKey
 from dbtunnel.domain import names
-from dbtunnel.domain.diagnosis import Subject, key_line, printable
+from dbtunnel.domain.diagnosis import Subject, key_lines, printable
 from dbtunnel.domain.forwarding import replicas, server_name, service_port
 from dbtunnel.domain.hops import role_of
 from dbtunnel.domain.observed import Observation
@@ -57,7 +57,14 @@ def hop_fact(documents: Sequence[ForwarderStatus], number: int) -> HopFact:
     shown = next((fact for fact in facts if fact.server_version or fact.host_keys), HopFact())
     host_keys = next((fact.host_keys for fact in facts if fact.host_keys), ())
     public_key = next((fact.public_key for fact in facts if fact.public_key), None)
-    return shown.model_copy(update={"host_keys": host_keys, "public_key": public_key})
+    following = next_key([fact.next_key for fact in facts])
+    return shown.model_copy(update={"host_keys": host_keys, "public_key": public_key, "next_key": following})
+
+
+def next_key(facts: Iterable[NextKeyFact | None]) -> NextKeyFact | None:
+    """What forwarders tell of a next key: of one with which it fails, if it does with any."""
+    known = [fact for fact in facts if fact]
+    return next((fact for fact in known if fact.fact.status is LayerStatus.FALSE), known[0] if known else None)
 
 
 def users_of(documents: Sequence[ForwarderStatus], number: int) -> list[ForwarderStatus]:
@@ -88,7 +95,7 @@ def _hop(tunnel: DatabaseTunnel, documents: Sequence[ForwarderStatus], number: i
             "port": server.port,
             "active": bool(users),
             "replicas": len(users),
-            "authorized_keys_line": key_line(subject, number) or known.authorized_keys_line,
+            "authorized_keys_line": key_lines(subject, number) or known.authorized_keys_line,
         }
     )
 
@@ -96,15 +103,36 @@ def _hop(tunnel: DatabaseTunnel, documents: Sequence[ForwarderStatus], number: i
 def _public_keys(tunnel: DatabaseTunnel, documents: Sequence[ForwarderStatus]) -> tuple[PublicKey, ...] | None:
     if not documents:
         return tunnel.status.public_keys
-    known = [document.public_key for document in documents]
-    known += [hop.public_key for document in documents for hop in document.hops]
-    facts = {key.fingerprint: key for key in known if key}
     comment = names.key_comment(tunnel)
-    keys = [
-        PublicKey(key=f"{fact.key} {comment}", fingerprint=fact.fingerprint, use="Current", accepted=fact.accepted)
-        for fact in facts.values()
-    ]
-    return tuple(keys[:_MOST_KEYS]) or None
+    told = [list(_told(document, comment)) for document in documents]
+    found: dict[str, PublicKey] = {}
+    for key in sorted((key for keys in told for key in keys), key=lambda key: key.use):
+        found.setdefault(key.fingerprint, key)  # one that is current for a replica already is not shown as the next
+    agreed = [key.model_copy(update={"accepted": _accepted_by_all(key.fingerprint, told)}) for key in found.values()]
+    return tuple(agreed[:_MOST_KEYS]) or None
+
+
+def _told(document: ForwarderStatus, comment: str) -> Iterator[PublicKey]:
+    """The keys of one forwarder. A next key that cannot be read has no text, and is not accepted."""
+    shared = document.public_key, document.next_key
+    for current, following in (shared, *((hop.public_key, hop.next_key) for hop in document.hops)):
+        if current:
+            yield _shown(current, "Current", comment)
+        if following:
+            public = following.public_key
+            yield _shown(public, "Next", comment) if public else PublicKey(use="Next", accepted=False)
+
+
+def _shown(fact: PublicKeyFact, use: str, comment: str) -> PublicKey:
+    return PublicKey(key=f"{fact.key} {comment}", fingerprint=fact.fingerprint, use=use, accepted=fact.accepted)
+
+
+def _accepted_by_all(fingerprint: str, told: Sequence[Sequence[PublicKey]]) -> bool | None:
+    """Whether a key works for every replica: one that does not know it yet must not be left with a revoked one."""
+    verdicts = [{key.accepted for key in keys if key.fingerprint == fingerprint} or {None} for keys in told]
+    if any(False in one for one in verdicts):
+        return False
+    return True if all(one == {True} for one in verdicts) else None
 
 
 def _database(tunnel: DatabaseTunnel, documents: Sequence[ForwarderStatus]) -> DatabaseStatus | None:

@@ -10,8 +10,8 @@ from dbtunnel.api.reasons import REASONS, SUPPLY_GRACE, Reason
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.status import Condition, DatabaseTunnelStatus
 from dbtunnel.domain.children import build_deployment, current_revision
-from dbtunnel.domain.diagnosis import Subject, explain, printable
-from dbtunnel.domain.facts import build_status, hop_fact, users_of
+from dbtunnel.domain.diagnosis import Subject, explain, explain_next, printable
+from dbtunnel.domain.facts import build_status, hop_fact, next_key, users_of
 from dbtunnel.domain.forwarding import forwarder_config, replicas
 from dbtunnel.domain.hops import ends_of, hop_name
 from dbtunnel.domain.observed import Observation, Pod, Report, deployment_problem
@@ -116,6 +116,7 @@ def _subject(tunnel: DatabaseTunnel, documents: Sequence[ForwarderStatus], insta
         config=config,
         egress_addresses=installation.egress_addresses,
         public_key=next((document.public_key for document in documents if document.public_key), None),
+        next_key=next_key([document.next_key for document in documents]),
         hops=tuple(hop_fact(documents, number) for number in range(len(config.hops))),
     )
 
@@ -176,7 +177,25 @@ def _layers(
     transport = verdicts[ConditionType.TRANSPORT_READY]
     if transport.status is TRUE and (told := _detour(documents, subject)):
         verdicts[ConditionType.TRANSPORT_READY] = replace(transport, message=told)
-    return verdicts
+    return verdicts | _next_keys(verdicts, subject)
+
+
+def _next_keys(verdicts: Verdicts, subject: Subject) -> dict[ConditionType, Verdict]:
+    """The conditions that work and tell of a next key that does not."""
+    told: dict[ConditionType, Verdict] = {}
+    for number in reversed(range(len(subject.config.hops))):
+        following = subject.keys(number)[1]
+        if following and following.fact.status is FALSE:
+            layer = _layer_of(following.fact.reason)
+            if verdicts[layer].status is TRUE:
+                told[layer] = replace(verdicts[layer], message=explain_next(following, subject, number))
+    return told
+
+
+def _layer_of(reason: str) -> ConditionType:
+    """The condition that speaks of a key with this reason."""
+    known = REASONS.get(Reason(reason)) if reason in set(Reason) else None
+    return known.type if known and known.type in LAYERS else ConditionType.AUTHENTICATED
 
 
 def _detour(documents: Sequence[ForwarderStatus], subject: Subject) -> str:

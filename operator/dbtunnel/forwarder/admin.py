@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 from dbtunnel.api.forwarder import ForwarderConfig, LayerStatus
 from dbtunnel.domain.hops import hop_name
 from dbtunnel.forwarder.connection import Connector
-from dbtunnel.forwarder.metrics import HOP_ACTIVE, LAYER, SSH_CONNECTS, Metrics
+from dbtunnel.forwarder.metrics import HOP_ACTIVE, LAYER, NEXT_KEY_FAILS, SSH_CONNECTS, Metrics
 from dbtunnel.forwarder.state import State
 
 _REQUEST_LIMIT = 8192
@@ -126,6 +126,9 @@ class Admin:
             self._metrics.set(LAYER, fact.status == LayerStatus.TRUE, layer)
         for number, hop in enumerate(self._state.status.hops):
             self._metrics.set(HOP_ACTIVE, hop.active, hop_name(self._config, number))
+        status = self._state.status
+        following = [status.next_key, *(hop.next_key for hop in status.hops)]
+        self._metrics.set(NEXT_KEY_FAILS, any(key and key.fact.status == LayerStatus.FALSE for key in following))
         return self._metrics.text()
 
     async def _status(self, query: str) -> _Answer:
@@ -135,7 +138,8 @@ class Admin:
             seconds = int(fields.get("timeoutSeconds", ["0"])[0])
         except ValueError:
             return _Answer(HTTPStatus.BAD_REQUEST, "after and timeoutSeconds are whole numbers\n")
-        status = await self._state.after(after, min(max(seconds, 0), _LONGEST_POLL_SECONDS))
+        facts = await self._state.after(after, min(max(seconds, 0), _LONGEST_POLL_SECONDS))
+        status = facts.model_copy(update={"sessions": self._connector.sessions()})
         return _Answer(HTTPStatus.OK, status.model_dump_json(by_alias=True, exclude_none=True), _JSON)
 
 

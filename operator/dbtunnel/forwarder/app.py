@@ -67,6 +67,7 @@ async def run(config: ForwarderConfig, around: Surroundings) -> None:
     state, metrics = State(config, around.pod_uid), Metrics()
     connector = Connector(config, around.sources, state, metrics)
     prober = Prober(config, connector, state, metrics)
+    connector.obstacle = prober.obstacle
     listener = Listener(config, connector, prober, metrics)
     admin = Admin(config, state, connector, metrics)
     clients, administrators = _bound(around.listen), _bound(around.admin_listen)

@@ -2,20 +2,20 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from dbtunnel.api.conditions import ConditionType
-from dbtunnel.api.forwarder import ForwarderConfig
+from dbtunnel.api.forwarder import ForwarderConfig, KeySessions
 from dbtunnel.domain.hops import hop_name
 from dbtunnel.forwarder.failures import Failure
-from dbtunnel.forwarder.keys import KeyFiles, MountedFile
+from dbtunnel.forwarder.keys import KeySource, MountedFile
 from dbtunnel.forwarder.link import Link
-from dbtunnel.forwarder.login import Material, lost
+from dbtunnel.forwarder.login import lost
 from dbtunnel.forwarder.logs import event
 from dbtunnel.forwarder.metrics import SSH_CONNECTS, SSH_UP, Metrics
 from dbtunnel.forwarder.pace import STABLE_SECONDS
-from dbtunnel.forwarder.route import Materials, Route
+from dbtunnel.forwarder.route import KnownHosts, Route
 from dbtunnel.forwarder.state import State
 
 _LOG = logging.getLogger(__name__)
@@ -26,14 +26,14 @@ _LOOK_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a hop's key and known_hosts are read, again and again: both may come late and may change."""
+    """Where a hop's keys and known_hosts are read, again and again: all may come late and may change."""
 
-    read_key: Callable[[], KeyFiles]
+    keys: KeySource
     read_known_hosts: Callable[[], MountedFile] = MountedFile
 
-    def look(self) -> Material:
-        """What stands there now."""
-        return Material(self.read_key(), self.read_known_hosts())
+
+async def _no_obstacle(_: Link) -> Failure | None:
+    return None
 
 
 class Connector:
@@ -42,12 +42,21 @@ class Connector:
     def __init__(self, config: ForwarderConfig, sources: Sequence[Sources], state: State, metrics: Metrics) -> None:
         """`sources`: by the hop's number."""
         self._config, self._sources, self._state, self._metrics = config, sources, state, metrics
-        self._route = Route(config, state, metrics)
+        self._route = Route(config, [source.keys for source in sources], state, metrics)
+        self._known_hosts: KnownHosts = ()
         self.link: Link | None = None
+        self._made_with: KnownHosts = ()
+        """What `link` was verified by."""
+        self._since = 0.0
+        """When it was put in use, by the loop's time."""
+        self._has_complained = False
+        """Whether a failure was told since then: only another connection can take it back."""
         self.up = asyncio.Event()
         self.on_up: Callable[[], None] = lambda: None
         """Called when there is a connection for new channels."""
-        self.down_since: float | None = asyncio.get_running_loop().time()
+        self.obstacle: Callable[[Link], Awaitable[Failure | None]] = _no_obstacle
+        """Why no channels can be had over a connection, as far as can be found out before it is in use."""
+        self.down_since: float | None = _now()
         """The loop's time; None while there is a connection."""
         self._retiring: set[Link] = set()
 
@@ -55,66 +64,125 @@ class Connector:
         """Connects, again and again, until cancelled."""
         try:
             while True:
-                materials = self._look()
-                try:
-                    link: Link | None = await self._route.connect(materials, self._worst())
-                except Failure as failure:
-                    self._state.failed(failure)
-                    await self._pause(self._route.wait_seconds(self._worst()), materials)
+                self._look()
+                if self.link is None or self._is_outdated(self.link):
+                    await self._attempt()
                 else:
-                    while link:
-                        link = await self._hold(link, materials)
+                    await self._hold(self.link)
         finally:
-            links = {*self._retiring, *([self.link] if self.link else [])}
+            links = self._all()
             self.link = None
             self.up.clear()  # before anybody who waits for it looks for a connection that is none
             for link in links:
                 link.close()
 
-    def _look(self) -> Materials:
-        return [source.look() for source in self._sources]
+    def _look(self) -> bool:
+        """Takes up the mounted files. Returns whether they are others than before."""
+        known_hosts = [source.read_known_hosts() for source in self._sources]
+        has_changed = self._route.look() or known_hosts != self._known_hosts
+        self._known_hosts = known_hosts
+        if has_changed:
+            self._route.reset()
+        for link in self._all():
+            if self._route.is_revoked(link) and not link.is_closing():
+                event(_LOG, "connection of a revoked key ended", channels=link.uses)
+                link.close()
+        return has_changed
+
+    def _all(self) -> list[Link]:
+        return [*([self.link] if self.link else []), *self._retiring]
+
+    def sessions(self) -> tuple[KeySessions, ...]:
+        """What goes over the connections, by the keys with which they logged in, those to jump hosts too."""
+        found: dict[str, set[Link]] = {}
+        for link in self._all():
+            for fingerprint in link.fingerprints().values():
+                found.setdefault(fingerprint, set()).add(link)
+        return tuple(
+            KeySessions(fingerprint=fingerprint, connections=len(links), channels=sum(link.uses for link in links))
+            for fingerprint, links in sorted(found.items())
+        )
+
+    # --- another connection ---------------------------------------------------------------------------------------
+
+    async def _attempt(self) -> None:
+        """Tries to make a connection; waits where that fails."""
+        known_hosts, rival = self._known_hosts, self._rival()
+        try:
+            link = await self._route.connect(known_hosts, self._worst())
+        except Failure as failure:
+            self._tell(failure, rival)
+            await self._pause(self._route.wait_seconds(self._worst()))
+        else:
+            await self._admit(link, known_hosts, rival)
+
+    def _rival(self) -> Link | None:
+        """The connection that goes on serving, and says that all is well, whatever becomes of another."""
+        return None if self._has_complained or self._made_with != self._known_hosts else self.link
 
     def _worst(self) -> int | None:
         """What a connection that stands is not given up for."""
         return self.link.end.hop if self.link else None
 
+    async def _admit(self, link: Link, known_hosts: KnownHosts, rival: Link | None) -> None:
+        """Uses a connection, unless that which there is is as good."""
+        is_as_good = rival is not None and link.fingerprints() == rival.fingerprints()
+        obstacle = await self.obstacle(link) if rival and not is_as_good else None
+        if obstacle:
+            self._route.refuses(link, obstacle)
+        if rival and self.link is rival and (is_as_good or obstacle):
+            link.close()
+        else:
+            self._use(link, known_hosts)
+
+    def _tell(self, failure: Failure, rival: Link | None) -> None:
+        """Tells what went wrong, as the tunnel's failure unless another connection goes on that could be made again."""
+        goes_on = rival is not None and self.link is rival and not self._route.has_refused(rival)
+        if goes_on and failure.layer is not ConditionType.KEY_READY:
+            event(_LOG, "another connection failed", reason=failure.reason, seen=failure.seen)
+            return
+        self._has_complained = True
+        self._state.failed(failure)
+
     # --- the connection in use ------------------------------------------------------------------------------------
 
-    async def _hold(self, link: Link, materials: Materials) -> Link | None:
-        """Uses a connection until it is lost, or other files are there, or a better one is had, which is returned."""
-        began = asyncio.get_running_loop().time()
-        self._use(link)
-        await self._route.learn_keys(materials)
-        better = asyncio.ensure_future(self._route.better(link, materials))
+    def _is_outdated(self, link: Link) -> bool:
+        """Whether another connection is to take its place: keys or known_hosts have changed, or a failure was told."""
+        return self._has_complained or self._made_with != self._known_hosts or self._route.has_better_keys(link)
+
+    async def _hold(self, link: Link) -> None:
+        """Waits until the connection is lost, or until another takes its place or is to do so."""
+        known_hosts = self._known_hosts
+        better = asyncio.ensure_future(self._route.better(link, known_hosts))
         try:
-            while not (link.lost.is_set() or better.done()) and self._look() == materials:
+            while not (link.lost.is_set() or better.done() or self._is_outdated(link)):
                 await wait_for(link.lost, _LOOK_SECONDS)
+                self._look()
         finally:
             better.cancel()
-        if asyncio.get_running_loop().time() - began >= STABLE_SECONDS:
+        if _now() - self._since >= STABLE_SECONDS:
             self._route.stood(link)
         if better.done():
-            return better.result()
-        if link.lost.is_set():
-            await self._pause(self._route.lost(link), materials)
-        else:
-            self._route.reset()
-        return None
+            self._use(better.result(), known_hosts)
+        elif link.lost.is_set():
+            await self._pause(self._route.lost(link))
 
-    def _use(self, link: Link) -> None:
+    def _use(self, link: Link, known_hosts: KnownHosts) -> None:
         """New channels go over `link`; those of an earlier connection stay where they are."""
         old, self.link = self.link, link
+        self._made_with, self._since, self._has_complained = known_hosts, _now(), False
         if old:
             self._retire(old)
         self.up.set()
         self.down_since = None
         self._metrics.add(SSH_CONNECTS)
         self._metrics.set(SSH_UP, 1)
+        self._route.uses(link)
         self._state.uses(link.end.hop)
         self._state.succeeded(ConditionType.TRANSPORT_READY)
         self._state.succeeded(ConditionType.AUTHENTICATED)
-        hop = self._config.hops[link.end.hop]
-        event(_LOG, "connected", hop=hop_name(self._config, link.end.hop), host=hop.host, port=hop.port)
+        hop, key = self._config.hops[link.end.hop], link.fingerprints().get(link.end.hop)
+        event(_LOG, "connected", hop=hop_name(self._config, link.end.hop), host=hop.host, port=hop.port, key=key)
         link.end.on_end = lambda: self._lose(link)
         if link.lost.is_set():
             self._lose(link)
@@ -128,7 +196,7 @@ class Connector:
             return
         self.link = None
         self.up.clear()
-        self.down_since = asyncio.get_running_loop().time()
+        self.down_since = _now()
         self._metrics.set(SSH_UP, 0)
         self._state.uses(None)
         event(_LOG, "connection lost", hop=hop_name(self._config, link.end.at), seen=link.end.reason)
@@ -138,21 +206,30 @@ class Connector:
     def _retire(self, link: Link) -> None:
         """It gets no more channels; the last one out closes it."""
         self._retiring.add(link)
+        event(_LOG, "connection retired", hop=hop_name(self._config, link.end.hop), channels=link.uses)
         link.on_unused = link.close
         if not link.uses:
             link.close()
 
     # --- when to try again ----------------------------------------------------------------------------------------
 
-    async def _pause(self, seconds: float, materials: Materials) -> None:
-        """Waits before the next attempt; other files end the wait."""
-        deadline = asyncio.get_running_loop().time() + seconds
-        await self._route.learn_keys(materials)
-        while (remaining := deadline - asyncio.get_running_loop().time()) > 0:
-            await asyncio.sleep(min(_LOOK_SECONDS, remaining))
-            if self._look() != materials:
-                self._route.reset()
+    async def _pause(self, seconds: float) -> None:
+        """Waits before the next attempt; other files end the wait. Where the connection is lost meanwhile, another is
+        made at that pace.
+        """
+        standing, deadline = self.link, _now() + seconds
+        while (remaining := deadline - _now()) > 0:
+            left = min(_LOOK_SECONDS, remaining)
+            await (wait_for(standing.lost, left) if standing else asyncio.sleep(left))
+            if self._look():
                 return
+            if standing and standing.lost.is_set():
+                deadline = _now() + self._route.lost(standing)
+                standing = None
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 async def wait_for(happening: asyncio.Event, timeout_seconds: float) -> None:

@@ -1,18 +1,23 @@
-"""The private key, from the mounted Secret."""
+"""Private keys, from the mounted Secret."""
 
+import errno
 import os
 import stat
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import asyncssh
 
-from dbtunnel.api.forwarder import MOUNTED_FILE_LIMIT, ForwarderKey, PublicKeyFact
+from dbtunnel.api.forwarder import MOUNTED_FILE_LIMIT, NEXT_SUFFIX, REVOKED_SUFFIX, ForwarderKey, PublicKeyFact
 from dbtunnel.api.reasons import Reason
 from dbtunnel.domain.diagnosis import printable
 
 _NAMES_SHOWN = 10
+
+_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
+"""The last: no Secret has a key of a name that long, and a suffix may make one of it."""
 
 
 class KeyProblemError(Exception):
@@ -36,11 +41,37 @@ class MountedFile:
 
 @dataclass(frozen=True)
 class KeyFiles:
-    """What stands in the key directory; two that are equal lead to the same key."""
+    """What stands in the key directory. Nobody keeps it longer than it takes to parse the keys."""
 
     key: MountedFile
     passphrase: MountedFile
     names: tuple[str, ...]
+    next_key: MountedFile = MountedFile()
+    next_passphrase: MountedFile = MountedFile()
+    revoked: MountedFile = MountedFile()
+
+    def following(self) -> "KeyFiles | None":
+        """The next key, as if it were the only one; None where there is none. Without a passphrase of its own it has
+        that of the current key.
+        """
+        if self.next_key == MountedFile():
+            return None
+        own = self.next_passphrase != MountedFile()
+        return replace(self, key=self.next_key, passphrase=self.next_passphrase if own else self.passphrase)
+
+    def revoked_words(self) -> frozenset[str]:
+        """What names keys that must not be used: their fingerprints, or public halves, whatever stands between."""
+        return frozenset((self.revoked.content or b"").decode("utf-8", "replace").split())
+
+
+class KeySource(Protocol):
+    """Where keys are read, again and again: they may come late and may change."""
+
+    def stamp(self) -> object:
+        """Another value where the files are others. Reads none of them."""
+
+    def read(self) -> KeyFiles:
+        """What stands there now."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +81,15 @@ class Key:
     private: asyncssh.SSHKey = field(repr=False)
     public: PublicKeyFact
 
+    @property
+    def fingerprint(self) -> str:
+        """Tells it from others."""
+        return self.public.fingerprint
+
+    def is_named_in(self, words: Collection[str]) -> bool:
+        """Whether its fingerprint, or the base64 of its public half, is among the words."""
+        return self.fingerprint in words or self.public.key.split()[1] in words
+
 
 def read_file(directory: Path, name: str) -> MountedFile:
     """A mounted file, of at most MOUNTED_FILE_LIMIT bytes. Never waits, as reading a pipe would."""
@@ -58,9 +98,9 @@ def read_file(directory: Path, name: str) -> MountedFile:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return MountedFile(problem="it is not a regular file")
             content = file.read(MOUNTED_FILE_LIMIT + 1)
-    except (FileNotFoundError, NotADirectoryError):
-        return MountedFile()
     except OSError as error:
+        if error.errno in _NO_FILE:
+            return MountedFile()
         return MountedFile(problem=f"the file cannot be read: {error.strerror}")
     if len(content) > MOUNTED_FILE_LIMIT:
         return MountedFile(problem=f"it has more than {MOUNTED_FILE_LIMIT} bytes")
@@ -71,10 +111,40 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def read_key_files(directory: Path, names: ForwarderKey) -> KeyFiles:
-    """What the mounted Secret has."""
-    key, passphrase = read_file(directory, names.key), read_file(directory, names.passphrase_key)
-    return KeyFiles(key, passphrase, tuple(_names(directory)))
+@dataclass(frozen=True)
+class MountedKeys:
+    """The directory of the mounted Secret."""
+
+    directory: Path
+    names: ForwarderKey
+
+    def stamp(self) -> object:
+        """Which files there are, and which versions of them."""
+        try:
+            return tuple(sorted((entry.name, file_stamp(Path(entry.path))) for entry in os.scandir(self.directory)))
+        except OSError:
+            return None
+
+    def read(self) -> KeyFiles:
+        """What the mounted Secret has."""
+        key, passphrase = self.names.key, self.names.passphrase_key
+        return KeyFiles(
+            key=read_file(self.directory, key),
+            passphrase=read_file(self.directory, passphrase),
+            names=tuple(_names(self.directory)),
+            next_key=read_file(self.directory, key + NEXT_SUFFIX),
+            next_passphrase=read_file(self.directory, passphrase + NEXT_SUFFIX),
+            revoked=read_file(self.directory, key + REVOKED_SUFFIX),
+        )
+
+
+def file_stamp(path: Path) -> tuple[int, ...]:
+    """Which version of a file stands there, without reading it; empty where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def parse_key(files: KeyFiles) -> Key:

@@ -1,12 +1,13 @@
 """An SSH connection that stands, as those see it who open channels on it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import asyncssh
 
+from dbtunnel.forwarder.keys import Key
 from dbtunnel.forwarder.packets import Packets
 from dbtunnel.forwarder.transport import Congestion
 
@@ -100,6 +101,10 @@ class Link:
     congestion: Congestion
     end: End
     packets: Packets
+    key: Key | None = None
+    """With which it logged in; None while it does."""
+    carrier: "Link | None" = None
+    """The connection to the jump host before, over which it goes."""
     round_trip_seconds: Callable[[], float] = field(default=lambda: 0.0)
     """The time to the server and back."""
     openings: Openings = field(default_factory=Openings)
@@ -114,6 +119,17 @@ class Link:
     def lost(self) -> asyncio.Event:
         """Set when the connection is gone."""
         return self.end.happened
+
+    def logins(self) -> Iterator[tuple[int, Key]]:
+        """With which keys it and those that it goes over logged in, by the number of the SSH server."""
+        if self.carrier:
+            yield from self.carrier.logins()
+        if self.key:
+            yield self.end.hop, self.key
+
+    def fingerprints(self) -> dict[int, str]:
+        """The same, for people, and to tell whether two connections were made alike."""
+        return {number: key.fingerprint for number, key in self.logins()}
 
     def enter(self) -> None:
         """A channel is being opened, or is open."""

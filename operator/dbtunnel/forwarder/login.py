@@ -1,8 +1,8 @@
 """One attempt to log in to one SSH server: TCP, key exchange, host key, authentication."""
 
 import asyncio
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import asyncssh
@@ -18,51 +18,56 @@ from dbtunnel.forwarder.algorithms import offered
 from dbtunnel.forwarder.failures import Failure, Progress, connect_failure, jump_failure, transport_failure
 from dbtunnel.forwarder.host_keys import KnownHostsError, Trust, kinds_left, kinds_to_try, trust_of
 from dbtunnel.forwarder.jump import JumpDialer
-from dbtunnel.forwarder.keys import Key, KeyFiles, KeyProblemError, MountedFile, parse_key
+from dbtunnel.forwarder.keyring import Keyring
+from dbtunnel.forwarder.keys import Key, MountedFile
 from dbtunnel.forwarder.link import End, Link
 from dbtunnel.forwarder.loop import in_daemon_thread
+from dbtunnel.forwarder.pace import pause_seconds
 from dbtunnel.forwarder.packets import Packets
 from dbtunnel.forwarder.state import State
 from dbtunnel.forwarder.transport import Dialer
 
-_PARSE_SECONDS = 60
-"""How long decrypting a key may take, on a small share of a processor too: how often to repeat is in the key."""
 
+@dataclass
+class Attempt:
+    """With which keys a connection is tried, and what the server said to them."""
 
-@dataclass(frozen=True)
-class Material:
-    """What stands in the mounted directories for a hop. A connection is made anew when it changes."""
-
-    key: KeyFiles
-    known_hosts: MountedFile
+    keys: Sequence[Key]
+    """In the order in which they are offered."""
+    asked: list[Key] = field(default_factory=list)
+    """Those that were offered."""
+    signed: Key | None = None
+    """The last of which the server said that it would accept it."""
 
 
 class _WitnessedKeyPair(SSHLocalKeyPair):
     """A key pair that tells when it is asked to sign: the server has then said that it would accept the key."""
 
-    def __init__(self, key: asyncssh.SSHKey, progress: Progress, signatures: Sequence[bytes] = ()) -> None:
-        super().__init__(key, None, None, None)
+    def __init__(self, key: Key, attempt: Attempt, progress: Progress, signatures: Sequence[bytes] = ()) -> None:
+        super().__init__(key.private, None, None, None)
         self.sig_algorithms = signatures or self.sig_algorithms
-        self._progress = progress
+        self.of, self._attempt, self._progress = key, attempt, progress
 
     def sign(self, data: bytes) -> bytes:
-        self._progress.key_accepted = True
+        self._attempt.signed, self._progress.key_accepted = self.of, True
         return super().sign(data)
 
 
 class _Watcher(asyncssh.SSHClient):
-    """asyncssh's view of us: judges host keys, gives the key, hears of the connection's end."""
+    """asyncssh's view of us: judges host keys, gives the keys, hears of the connection's end."""
 
     def __init__(
-        self, hop: int, trust: Trust, key: Key, progress: Progress, carrier: Link | None, *, legacy: bool
+        self, hop: int, trust: Trust, attempt: Attempt, progress: Progress, carrier: Link | None, *, legacy: bool
     ) -> None:
-        self.trust, self.key, self.progress = trust, key, progress
+        self.trust, self.attempt, self.progress = trust, attempt, progress
         self.carrier = carrier
         """The connection to the jump host before, over which this one goes."""
-        self._offers = [_WitnessedKeyPair(key.private, progress)]
-        if legacy and key.private.get_algorithm() == "ssh-rsa":
-            # an old server may name SHA-2 among what it can do and take SHA-1 alone
-            self._offers.append(_WitnessedKeyPair(key.private, progress, [b"ssh-rsa"]))
+        self._offers: list[_WitnessedKeyPair] = []
+        for key in attempt.keys:
+            self._offers.append(_WitnessedKeyPair(key, attempt, progress))
+            if legacy and key.private.get_algorithm() == "ssh-rsa":
+                # an old server may name SHA-2 among what it can do and take SHA-1 alone
+                self._offers.append(_WitnessedKeyPair(key, attempt, progress, [b"ssh-rsa"]))
         self.shown: asyncssh.SSHKey | None = None
         self.end = End(hop)
         self.is_in = False
@@ -77,7 +82,12 @@ class _Watcher(asyncssh.SSHClient):
 
     def public_key_auth_requested(self) -> Any:
         self.progress.key_asked_for = True
-        return self._offers.pop(0) if self._offers else None
+        if not self._offers:
+            return None
+        offer = self._offers.pop(0)
+        if offer.of not in self.attempt.asked:
+            self.attempt.asked.append(offer.of)
+        return offer
 
     def connection_lost(self, exc: Exception | None) -> None:
         before = self.carrier
@@ -89,80 +99,66 @@ class _Watcher(asyncssh.SSHClient):
             before.close()
 
 
-class Keys:
-    """The parsed keys. Each is parsed once, in a thread, since decrypting takes its time."""
-
-    def __init__(self) -> None:
-        self._known: dict[KeyFiles, Key | KeyProblemError] = {}
-
-    async def parsed(self, files: KeyFiles) -> Key:
-        """The key. Raises Failure."""
-        if files not in self._known:
-            self._known[files] = await _parsed_in_time(files)
-        outcome = self._known[files]
-        if isinstance(outcome, KeyProblemError):
-            raise Failure(ConditionType.KEY_READY, outcome.reason, outcome.seen)
-        return outcome
-
-    def keep(self, files: Collection[KeyFiles]) -> None:
-        """Forgets all others."""
-        self._known = {known: outcome for known, outcome in self._known.items() if known in files}
-
-
 class Login:
     """Logs in to one SSH server, and tells the state how far each attempt came."""
 
-    def __init__(self, config: ForwarderConfig, number: int, keys: Keys, state: State) -> None:
-        self.number = number
+    def __init__(self, config: ForwarderConfig, number: int, keyring: Keyring, state: State) -> None:
+        self.number, self.keyring = number, keyring
         self._config, self._hop = config, config.hops[number]
         self._is_jump_host = number in jumps_of(config)
-        self._keys, self._state = keys, state
+        self._state = state
 
-    async def connect(self, material: Material, carrier: Link | None = None) -> Link:
+    async def connect(self, known_hosts: MountedFile, carrier: Link | None = None) -> Link:
         """A connection that is verified and authenticated; over that to the jump host before. Raises Failure."""
+        attempt = Attempt(())
         try:
-            key = await self.learn_key(material)
+            await self.keyring.keys.ready()
+            attempt.keys = self.keyring.offers(_now())
             if not self._is_jump_host:
                 self._state.succeeded(ConditionType.KEY_READY)
-            return await self._trusted(await self._trust(material), key, carrier)
+            link = await self._trusted(await self._trust(known_hosts), attempt, carrier)
         except Failure as failure:
             if failure.hop is None:
                 failure.hop = self.number
+            self._refused(attempt, failure)
             raise
+        link.carrier, link.key = carrier, attempt.signed or attempt.keys[0]  # a server may let in whoever asks
+        for key in attempt.asked:
+            if key is not link.key:
+                self.rest(key, Failure(ConditionType.AUTHENTICATED, Reason.KEY_REJECTED, hop=self.number))
+        return link
 
-    async def learn_key(self, material: Material) -> Key:
-        """The key, whose public half is shown from now on. Raises Failure."""
-        try:
-            key = await self._keys.parsed(material.key)
-        except Failure:
-            self._state.set_public_key(self.number, None)
-            raise
-        known = self._state.public_key(self.number)
-        if known is None or known.fingerprint != key.public.fingerprint:
-            self._state.set_public_key(self.number, key.public)
-        return key
+    def _refused(self, attempt: Attempt, failure: Failure) -> None:
+        """Notes which keys the server did not let in."""
+        if failure.layer is not ConditionType.AUTHENTICATED:
+            return
+        for key in attempt.asked:
+            is_other = failure.reason is Reason.SECOND_FACTOR_REQUIRED and key is not attempt.signed
+            self.rest(key, Failure(failure.layer, Reason.KEY_REJECTED, hop=failure.hop) if is_other else failure)
 
-    async def _trust(self, material: Material) -> Trust:
-        hop, file = self._hop, material.known_hosts
+    def rest(self, key: Key, failure: Failure) -> None:
+        """Leaves a key that is of no use alone for a while: as long as a rejected one, since each try is a login."""
+        self.keyring.refused(key, failure, _now() + pause_seconds(Reason.KEY_REJECTED, 0, self._config.replicas))
+
+    async def _trust(self, known_hosts: MountedFile) -> Trust:
+        hop = self._hop
         try:
-            return await in_daemon_thread(lambda: trust_of(hop.host_key, file, hop.host, hop.port))
+            return await in_daemon_thread(lambda: trust_of(hop.host_key, known_hosts, hop.host, hop.port))
         except KnownHostsError as error:
             raise transport_failure(Reason.KNOWN_HOSTS_INVALID, str(error)) from None
 
-    async def _trusted(self, trust: Trust, key: Key, carrier: Link | None) -> Link:
+    async def _trusted(self, trust: Trust, attempt: Attempt, carrier: Link | None) -> Link:
         """Connects with other kinds of host key until a trusted one is shown; with none pinned, all are shown."""
         legacy = self._hop.algorithms is Algorithms.LEGACY
         kinds = kinds_to_try(trust, legacy=legacy)
         shown: list[asyncssh.SSHKey] = []
         for _ in range(len(kinds)):
             progress = Progress(limit_seconds=self._config.seconds.connect_timeout)
-            watcher = _Watcher(self.number, trust, key, progress, carrier, legacy=legacy)
+            watcher = _Watcher(self.number, trust, attempt, progress, carrier, legacy=legacy)
             dialer = JumpDialer(carrier, progress.limit_seconds) if carrier else Dialer()
             try:
                 return await self._dial(dialer, watcher, [name for kind in kinds for name in kind])
             except Failure as failure:
-                if failure.layer is ConditionType.AUTHENTICATED:
-                    self._rejected(watcher, failure)
                 if failure.reason is not Reason.HOST_KEY_MISMATCH or watcher.shown is None:
                     raise
             shown.append(watcher.shown)
@@ -186,7 +182,7 @@ class Login:
                     **self._options(),
                 )
             link = link_over(connection, dialer, watcher.end)
-            self._accepted(link, watcher.key)
+            self._accepted(link)
             watcher.is_in = done = True
         except asyncssh.HostKeyNotVerifiable as error:
             raise _unverified(watcher, error) from None
@@ -240,13 +236,7 @@ class Login:
         seen = ", ".join(f"{fact.algorithm} {fact.fingerprint}" for fact in facts)
         return transport_failure(Reason.HOST_KEY_UNKNOWN if trust.is_empty else Reason.HOST_KEY_MISMATCH, seen)
 
-    def _rejected(self, watcher: _Watcher, failure: Failure) -> None:
-        accepted = True if watcher.progress.key_accepted else None
-        if failure.reason is Reason.KEY_REJECTED:
-            accepted = False
-        self._state.set_public_key(self.number, watcher.key.public.model_copy(update={"accepted": accepted}))
-
-    def _accepted(self, link: Link, key: Key) -> None:
+    def _accepted(self, link: Link) -> None:
         shown = link.connection.get_server_host_key()
         told = link.connection.get_extra_info
         self._state.set_hop(
@@ -256,25 +246,13 @@ class Login:
             cipher=told("send_cipher"),
             mac=told("send_mac") or None,
         )
-        self._state.set_public_key(self.number, key.public.model_copy(update={"accepted": True}))
 
 
 def link_over(connection: asyncssh.SSHClientConnection, dialer: Dialer, end: End) -> Link:
     """A connection that is ready for channels."""
     packets = Packets(connection, dialer.wire, dialer.congestion)
     round_trip_seconds = dialer.wire.round_trip_seconds if dialer.wire else lambda: 0.0
-    return Link(connection, dialer.is_closing, dialer.congestion, end, packets, round_trip_seconds)
-
-
-async def _parsed_in_time(files: KeyFiles) -> Key | KeyProblemError:
-    try:
-        async with asyncio.timeout(_PARSE_SECONDS):
-            return await in_daemon_thread(lambda: parse_key(files))
-    except KeyProblemError as problem:
-        return problem
-    except TimeoutError:
-        seen = f"it is not decrypted after {_PARSE_SECONDS} s: ssh-keygen -a made too many rounds"
-        return KeyProblemError(Reason.PRIVATE_KEY_INVALID, seen)
+    return Link(connection, dialer.is_closing, dialer.congestion, end, packets, round_trip_seconds=round_trip_seconds)
 
 
 def lost(link: Link) -> Failure:
@@ -290,6 +268,10 @@ def _unverified(watcher: _Watcher, error: Exception) -> Failure:
     if watcher.shown is None and watcher.trust.authorities:
         return transport_failure(Reason.HOST_CERTIFICATE_INVALID, text)
     return transport_failure(Reason.HOST_KEY_MISMATCH, text)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _fact(key: asyncssh.SSHKey) -> HostKeyFact:

@@ -37,6 +37,9 @@ SSH_FAILURES = Metric(
 HOP_ACTIVE = Metric(
     "dbtunnel_forwarder_hop_active", Kind.GAUGE, "1 while new clients go through this SSH server, else 0.", "hop"
 )
+NEXT_KEY_FAILS = Metric(
+    "dbtunnel_forwarder_next_key_failing", Kind.GAUGE, "1 while a key that is to replace another cannot be used."
+)
 PROBES = Metric("dbtunnel_forwarder_probes_total", Kind.COUNTER, "Probes of the database.", "result")
 LAYER = Metric("dbtunnel_forwarder_layer_ready", Kind.GAUGE, "1 while the layer works, 0 while it does not.", "layer")
 
@@ -50,6 +53,7 @@ METRICS = (
     SSH_CONNECTS,
     SSH_FAILURES,
     HOP_ACTIVE,
+    NEXT_KEY_FAILS,
     PROBES,
     LAYER,
 )

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import random
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import asyncssh
 
@@ -42,6 +42,7 @@ class Prober:
         probe = engine.quiet_probe if config.probe_mode is ProbeMode.AUTO else None
         self._probe_with = PROBES_BY_KIND[probe] if probe else None
         self._is_disabled = config.probe_mode is ProbeMode.DISABLED
+        self._under_way = 0
         self.idle = asyncio.Event()
         """Set while no probe is under way."""
         self.idle.set()
@@ -107,19 +108,41 @@ class Prober:
             self._state.failed(failure)
 
     async def _probe(self, link: Link, probe: "Probe") -> bool:
-        self.idle.clear()
         try:
-            fact = await probe(link, self._config)
+            with self._probing():
+                fact = await probe(link, self._config)
         except Failure as failure:
             self._metrics.add(PROBES, label=failure.reason)
             self.failed(link, failure)
             return False
-        finally:
-            self.idle.set()
         if fact is not None:
             self._metrics.add(PROBES, label="Succeeded")
             self._conclude(link, fact)
         return fact is not None
+
+    async def obstacle(self, link: Link) -> Failure | None:
+        """Why no channel can be had over a connection that is not in use yet; None where one can, where the fault is
+        the database's, and where nothing is probed.
+        """
+        if not self._probe_with:
+            return None
+        try:
+            with self._probing():
+                await self._probe_with(link, self._config)
+        except Failure as failure:
+            return failure if failure.reason is Reason.FORWARDING_PROHIBITED else None
+        return None
+
+    @contextlib.contextmanager
+    def _probing(self) -> Iterator[None]:
+        self._under_way += 1
+        self.idle.clear()
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self.idle.set()
 
     def _conclude(self, link: Link, fact: DatabaseFact) -> None:
         if self._connector.link is not link:

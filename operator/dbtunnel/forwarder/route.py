@@ -7,18 +7,23 @@ so that staying would add no safety. What is wrong is told all the same: in the 
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Sequence
 
+from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.forwarder import ForwarderConfig
+from dbtunnel.api.reasons import Reason
 from dbtunnel.domain.hops import ends_of, jumps_of
 from dbtunnel.forwarder.failures import Failure
+from dbtunnel.forwarder.keyring import Keyring, Keys
+from dbtunnel.forwarder.keys import KeySource, MountedFile
 from dbtunnel.forwarder.link import Link
-from dbtunnel.forwarder.login import Keys, Login, Material, lost
+from dbtunnel.forwarder.login import Login, lost
 from dbtunnel.forwarder.metrics import SSH_FAILURES, Metrics
 from dbtunnel.forwarder.pace import FIRST_BACKOFF_SECONDS, Pace, return_seconds
 from dbtunnel.forwarder.state import State
 
-Materials = Sequence[Material]
+KnownHosts = Sequence[MountedFile]
 """What stands in the mounted directories, by the hop's number."""
 
 
@@ -34,16 +39,21 @@ class _End:
 class Route:
     """Makes connections, each to the best that can be had."""
 
-    def __init__(self, config: ForwarderConfig, state: State, metrics: Metrics) -> None:
-        self._state, self._metrics, self._keys = state, metrics, Keys()
-        self._logins = [Login(config, number, self._keys, state) for number in range(len(config.hops))]
+    def __init__(self, config: ForwarderConfig, sources: Sequence[KeySource], state: State, metrics: Metrics) -> None:
+        """`sources`: by the hop's number."""
+        self._state, self._metrics = state, metrics
+        shared = Keys(sources[0], config.key)
+        own = [Keys(source, hop.key) if hop.key else shared for source, hop in zip(sources, config.hops, strict=True)]
+        self._secrets = list(dict.fromkeys(own))
+        rings = [Keyring(keys, functools.partial(state.set_keys, number)) for number, keys in enumerate(own)]
+        self._logins = [Login(config, number, ring, state) for number, ring in enumerate(rings)]
         self._ends = [_End(self._logins[number], Pace(config.replicas)) for number in ends_of(config)]
         self._jumps = [self._logins[number] for number in jumps_of(config)]
         self._jumps_pace = Pace(config.replicas)
 
     # --- to connect -----------------------------------------------------------------------------------------------
 
-    async def connect(self, materials: Materials, worst: int | None = None) -> Link:
+    async def connect(self, known_hosts: KnownHosts, worst: int | None = None) -> Link:
         """A connection to the first end that lets us in, of those whose time has come, to none after `worst`.
 
         Raises Failure, that of the first end: it is the one to be mended.
@@ -51,14 +61,14 @@ class Route:
         ends = self._up_to(worst)
         if self._jumps_pace.is_due and any(end.pace.is_due for end in ends):
             with contextlib.ExitStack() as undo:
-                carrier = await self._through_jump_hosts(ends, materials, undo)
-                link = await self._first_of(ends, materials, carrier)
+                carrier = await self._through_jump_hosts(ends, known_hosts, undo)
+                link = await self._first_of(ends, known_hosts, carrier)
                 if link:
                     undo.pop_all()
                     return link
         raise next(end.failure for end in ends if end.failure)
 
-    async def better(self, link: Link, materials: Materials) -> Link:
+    async def better(self, link: Link, known_hosts: KnownHosts) -> Link:
         """A connection to an end before that of `link`, once one lets us in again. Never returns where it is the first.
 
         Attempts that fail leave the conditions alone.
@@ -67,36 +77,36 @@ class Route:
             ends = self._ends[: link.end.hop]
             await asyncio.sleep(return_seconds(min(end.pace.attempts for end in ends)))
             with contextlib.suppress(Failure):
-                return await self.connect(materials, link.end.hop - 1)
+                return await self.connect(known_hosts, link.end.hop - 1)
         never: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
         return await never
 
     async def _through_jump_hosts(
-        self, ends: Sequence[_End], materials: Materials, undo: contextlib.ExitStack
+        self, ends: Sequence[_End], known_hosts: KnownHosts, undo: contextlib.ExitStack
     ) -> Link | None:
         """A connection to the last jump host; None where there is none. Raises Failure."""
         link: Link | None = None
         for login in self._jumps:
             try:
-                link = await login.connect(materials[login.number], link)
+                link = await login.connect(known_hosts[login.number], link)
             except Failure as failure:
                 self._metrics.add(SSH_FAILURES, label=failure.reason)
-                self._jumps_pace.failed(failure.reason)
+                self._jumps_pace.failed(_reason_to_wait(login, failure))
                 for end in ends:
                     self._note(end, failure)
                 raise
             undo.callback(link.close)
         return link
 
-    async def _first_of(self, ends: Sequence[_End], materials: Materials, carrier: Link | None) -> Link | None:
+    async def _first_of(self, ends: Sequence[_End], known_hosts: KnownHosts, carrier: Link | None) -> Link | None:
         for end in ends:
             if not end.pace.is_due:
                 continue
             try:
-                link = await end.login.connect(materials[end.login.number], carrier)
+                link = await end.login.connect(known_hosts[end.login.number], carrier)
             except Failure as failure:
                 self._metrics.add(SSH_FAILURES, label=failure.reason)
-                end.pace.failed(failure.reason)
+                end.pace.failed(_reason_to_wait(end.login, failure))
                 self._note(end, failure)
             else:
                 self._note(end, None)
@@ -137,9 +147,39 @@ class Route:
 
     # --- keys -----------------------------------------------------------------------------------------------------
 
-    async def learn_keys(self, materials: Materials) -> None:
-        """Shows the public keys of all hops, those not in use too: their administrators need them."""
-        for login, material in zip(self._logins, materials, strict=True):
-            with contextlib.suppress(Failure):
-                await login.learn_key(material)
-        self._keys.keep([material.key for material in materials])
+    def look(self) -> bool:
+        """Begins to read the keys anew where they are others. Returns whether they are."""
+        changed = [keys.look() for keys in self._secrets]
+        return any(changed)
+
+    def has_better_keys(self, link: Link) -> bool:
+        """Whether a connection with other keys is to take the place of this one."""
+        return any(self._logins[number].keyring.replaces(key, _now()) for number, key in link.logins())
+
+    def has_refused(self, link: Link) -> bool:
+        """Whether a key that made it would not be let in any more."""
+        return any(self._logins[number].keyring.is_resting(key, _now()) for number, key in link.logins())
+
+    def is_revoked(self, link: Link) -> bool:
+        """Whether a key that must not be used any more has made it."""
+        return any(self._logins[number].keyring.keys.is_revoked(key) for number, key in link.logins())
+
+    def uses(self, link: Link) -> None:
+        """The keys that made it are the ones to go on with."""
+        for number, key in link.logins():
+            self._logins[number].keyring.accepted(key)
+
+    def refuses(self, link: Link, obstacle: Failure) -> None:
+        """The connection is of no use, and its key is why."""
+        if link.key:
+            self._logins[link.end.hop].rest(link.key, obstacle)
+
+
+def _reason_to_wait(login: Login, failure: Failure) -> Reason:
+    """By whose pace the next attempt is made: where another key is left, none is to be waited for."""
+    is_left = failure.layer is ConditionType.AUTHENTICATED and login.keyring.best(_now())
+    return Reason.CONNECTION_LOST if is_left else failure.reason
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -3,11 +3,19 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from dbtunnel.api.conditions import LAYERS, ConditionType
-from dbtunnel.api.forwarder import ForwarderConfig, ForwarderStatus, HopFact, LayerFact, LayerStatus, PublicKeyFact
+from dbtunnel.api.forwarder import (
+    ForwarderConfig,
+    ForwarderStatus,
+    HopFact,
+    LayerFact,
+    LayerStatus,
+    NextKeyFact,
+    PublicKeyFact,
+)
 from dbtunnel.api.reasons import Reason
 from dbtunnel.domain.diagnosis import Subject, explain, printable
 from dbtunnel.domain.hops import ends_of, hop_name, jumps_of
@@ -28,6 +36,8 @@ _SEEN_LIMIT = 1000
 _LOGGED_A_MINUTE = 20
 """Changes of one layer: clients of a database that answers now so and now so could cause any number."""
 
+_KeyFacts = tuple[PublicKeyFact | None, NextKeyFact | None]
+
 NOT_REACHED = LayerFact()
 """A layer that is not known, since one before it does not work yet."""
 
@@ -41,6 +51,8 @@ class State:
         self._config = config
         self._end = 0
         """Number of the bastion or fallback that clients go through, or went last."""
+        self._shared: dict[int, _KeyFacts] = {}
+        """What each hop that has the tunnel's key tells of it, by number."""
         self._changed = asyncio.Event()
         self._budgets = {name: Budget(_LOGGED_A_MINUTE, 60) for name in _FIELDS.values()}
 
@@ -75,16 +87,19 @@ class State:
         hops[number] = hops[number].model_copy(update=facts)
         self.set(hops=tuple(hops))
 
-    def public_key(self, number: int) -> PublicKeyFact | None:
-        """The key for a hop, as far as it is known."""
-        return self.status.hops[number].public_key if self._config.hops[number].key else self.status.public_key
-
-    def set_public_key(self, number: int, key: PublicKeyFact | None) -> None:
-        """Tells of the key for a hop, its own or the tunnel's."""
+    def set_keys(self, number: int, public: PublicKeyFact | None, following: NextKeyFact | None) -> None:
+        """Tells of the keys for a hop, its own or the tunnel's, and of the one that is to replace it."""
         if self._config.hops[number].key:
-            self.set_hop(number, public_key=key)
+            before = self.status.hops[number].next_key
+            self.set_hop(number, public_key=public, next_key=following)
         else:
-            self.set(public_key=key)
+            before = self.status.next_key
+            self._shared[number] = public, following
+            public, following = _agreed([self._shared[one] for one in sorted(self._shared)])
+            self.set(public_key=public, next_key=following)
+        if following and following.fact.status == LayerStatus.FALSE and following != before:
+            fact = following.fact
+            event(_LOG, "next key cannot be used", key=following.name, reason=fact.reason, seen=fact.seen)
 
     def uses(self, number: int | None) -> None:
         """Clients go through this bastion or fallback from now on; None: through none."""
@@ -153,3 +168,21 @@ class State:
 
 def _before(layer: ConditionType) -> tuple[ConditionType, ...]:
     return LAYERS[: LAYERS.index(layer)]
+
+
+def _agreed(facts: Sequence[_KeyFacts]) -> _KeyFacts:
+    """What several SSH servers say of one key and the next: where the next fails with one, that is told."""
+    order = (LayerStatus.FALSE, LayerStatus.TRUE, LayerStatus.UNKNOWN)
+    public, following = min(facts, key=lambda one: order.index(one[1].fact.status) if one[1] else len(order))
+    known = [key for one in facts for key in (one[0], one[1].public_key if one[1] else None) if key]
+    if following:
+        following = following.model_copy(update={"public_key": _accepted(following.public_key, known)})
+    return _accepted(public, known), following
+
+
+def _accepted(key: PublicKeyFact | None, known: Iterable[PublicKeyFact]) -> PublicKeyFact | None:
+    """Accepted where all servers accept it that have been asked."""
+    if key is None:
+        return None
+    verdicts = [one.accepted for one in known if one.fingerprint == key.fingerprint and one.accepted is not None]
+    return key.model_copy(update={"accepted": all(verdicts) if verdicts else None})
