@@ -12,17 +12,18 @@ from dbtunnel.api.forwarder import LayerStatus
 from dbtunnel.api.reasons import Reason
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.settings import Defaults
-from dbtunnel.forwarder import route
+from dbtunnel.forwarder import keyring, route
 from dbtunnel.forwarder.connection import Connector, Sources
 from dbtunnel.forwarder.failures import Failure
-from dbtunnel.forwarder.keys import KeyFiles
+from dbtunnel.forwarder.keyring import Keyring
 from dbtunnel.forwarder.link import End, Link
 from dbtunnel.forwarder.metrics import Metrics
 from dbtunnel.forwarder.pace import LONGEST_BACKOFF_SECONDS, LONGEST_RETURN_SECONDS, STABLE_SECONDS
 from dbtunnel.forwarder.state import State
 from dbtunnel.forwarder.transport import Congestion
+from tests.support.keys import Secret, key_pair
 from tests.support.values import tunnel
-from tests.support.virtual_time import now, run
+from tests.support.virtual_time import at_once, now, run
 
 SERVERS = [{"host": "203.0.113.8"}, {"host": "203.0.113.9"}]
 FALLBACKS = {"tunnel.fallbacks": SERVERS}
@@ -40,16 +41,20 @@ class Network:
         """What becomes of an attempt; nothing said: it is let in."""
         self.attempts: dict[int, list[float]] = {number: [] for number in range(len(self.config.hops))}
         self.links: list[Link] = []
-        self.key = "the key"
+        self.secret = Secret({"ssh-privatekey": key_pair().private})
         self.state = State(self.config, "pod-1")
         self.connector = cast(Connector, None)
 
-    def login(self, _config: object, number: int, *_: object) -> "Server":
-        return Server(self, number)
+    def login(self, _config: object, number: int, keyring: Keyring, _state: object) -> "Server":
+        return Server(self, number, keyring)
+
+    def change_key(self) -> None:
+        """The Secret has another."""
+        self.secret.files = {"ssh-privatekey": key_pair().private}
 
     async def run(self, story: Callable[[], Awaitable[None]]) -> None:
         """Has a forwarder connect while the story goes on."""
-        sources = [Sources(lambda: cast(KeyFiles, self.key))] * len(self.config.hops)
+        sources = [Sources(self.secret)] * len(self.config.hops)
         self.connector = Connector(self.config, sources, self.state, Metrics())
         connecting = asyncio.ensure_future(self.connector.run())
         await story()
@@ -77,20 +82,22 @@ class Network:
 class Server:
     """In the place of a Login."""
 
-    def __init__(self, network: Network, number: int) -> None:
-        self._network, self.number = network, number
+    def __init__(self, network: Network, number: int, keyring: Keyring) -> None:
+        self._network, self.number, self.keyring = network, number, keyring
 
-    async def learn_key(self, _: object) -> None:
-        """Nothing to learn."""
-
-    async def connect(self, _material: object, carrier: Link | None = None) -> Link:
+    async def connect(self, _known_hosts: object, carrier: Link | None = None) -> Link:
         network = self._network
         network.attempts[self.number].append(now())
+        await self.keyring.keys.ready()
+        keys = self.keyring.offers(now())
         await asyncio.sleep(0.01)
         reason = network.failures.get(self.number)
         if reason:
             layer = ConditionType.AUTHENTICATED if reason is Reason.KEY_REJECTED else ConditionType.TRANSPORT_READY
-            raise Failure(layer, reason, "", self.number)
+            failure = Failure(layer, reason, "", self.number)
+            for key in keys if reason is Reason.KEY_REJECTED else ():
+                self.keyring.refused(key, failure, now() + 60)
+            raise failure
         end = End(self.number)
 
         def closed() -> None:
@@ -100,6 +107,7 @@ class Server:
                 carrier.close()
 
         link = Link(cast(Any, SimpleNamespace(abort=closed)), end.happened.is_set, Congestion(), end, cast(Any, None))
+        link.key, link.carrier = keys[0], carrier
         network.links.append(link)
         network.state.succeeded(ConditionType.KEY_READY)
         return link
@@ -110,6 +118,7 @@ def network_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, Any]],
     def make(spec: Mapping[str, Any]) -> Network:
         network = Network(spec)
         monkeypatch.setattr(route, "Login", network.login)
+        monkeypatch.setattr(keyring, "in_daemon_thread", at_once)
         return network
 
     return make
@@ -271,11 +280,11 @@ def test_a_changed_key_is_tried_at_once_and_never_at_a_worse_place_than_the_one_
         await asyncio.sleep(HOUR)
         assert network.used == 1
         del network.failures[0]
-        network.key = "another"
+        network.change_key()
         await asyncio.sleep(2)
         assert network.used == 0, "though its next check is minutes away"
         network.failures[0] = Reason.KEY_REJECTED
-        network.key = "a bad one"
+        network.change_key()
         await asyncio.sleep(2)
         assert network.used == 0
         assert network.state.status.authentication.reason == Reason.KEY_REJECTED

@@ -24,7 +24,7 @@ from dbtunnel.api.status import DatabaseTunnelStatus, Hop
 from dbtunnel.cli.manifests import parse_tunnel
 from dbtunnel.controller.reconcile import detour
 from dbtunnel.domain.children import build_deployment
-from dbtunnel.domain.diagnosis import Subject, explain, key_line
+from dbtunnel.domain.diagnosis import Subject, explain, key_lines
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.hops import ends_of, jumps_of, spec_path, targets_of, way_to
 from dbtunnel.domain.settings import Defaults
@@ -212,10 +212,10 @@ def test_a_missing_secret_is_that_of_the_hop() -> None:
 
 def test_egress_addresses_are_those_of_the_first_hop_alone() -> None:
     """Those behind it see the jump host's address."""
-    assert (key_line(SUBJECT, LAST_JUMP) or "").startswith("restrict,")
-    assert (key_line(SUBJECT, BASTION) or "").startswith("restrict,")
+    assert (key_lines(SUBJECT, LAST_JUMP) or "").startswith("restrict,")
+    assert (key_lines(SUBJECT, BASTION) or "").startswith("restrict,")
     direct = forwarder_config(tunnel({**WAY, "tunnel.jumpHosts": []}), Defaults())
-    assert (key_line(Subject(direct, ("203.0.113.1",), PUBLIC_KEY), FALLBACK) or "").startswith('from="203.0.113.1",')
+    assert (key_lines(Subject(direct, ("203.0.113.1",), PUBLIC_KEY), FALLBACK) or "").startswith('from="203.0.113.1",')
     assert "203.0.113.1" in explain(Reason.CONNECT_TIMEOUT, "", SUBJECT, FIRST_JUMP)
     assert "203.0.113.1" not in explain(Reason.CONNECT_TIMEOUT, "", SUBJECT, LAST_JUMP).replace("203.0.113.1:", "")
 

@@ -45,6 +45,8 @@ class Connector:
         self._route = Route(config, [source.keys for source in sources], state, metrics)
         self._known_hosts: KnownHosts = ()
         self.link: Link | None = None
+        self._has_news = False
+        """Whether the files have changed since the last attempt."""
         self._made_with: KnownHosts = ()
         """What `link` was verified by."""
         self._since = 0.0
@@ -82,6 +84,7 @@ class Connector:
         has_changed = self._route.look() or known_hosts != self._known_hosts
         self._known_hosts = known_hosts
         if has_changed:
+            self._has_news = True
             self._route.reset()
         for link in self._all():
             if self._route.is_revoked(link) and not link.is_closing():
@@ -107,7 +110,7 @@ class Connector:
 
     async def _attempt(self) -> None:
         """Tries to make a connection; waits where that fails."""
-        known_hosts, rival = self._known_hosts, self._rival()
+        known_hosts, rival, self._has_news = self._known_hosts, self._rival(), False
         try:
             link = await self._route.connect(known_hosts, self._worst())
         except Failure as failure:
@@ -147,8 +150,13 @@ class Connector:
     # --- the connection in use ------------------------------------------------------------------------------------
 
     def _is_outdated(self, link: Link) -> bool:
-        """Whether another connection is to take its place: keys or known_hosts have changed, or a failure was told."""
-        return self._has_complained or self._made_with != self._known_hosts or self._route.has_better_keys(link)
+        """Whether another connection is to take its place: keys or known_hosts have changed, a failure was told, or a
+        fallback is in use and other files may be what its betters wait for.
+        """
+        is_as_now = self._made_with == self._known_hosts and not (
+            self._has_complained or self._route.has_better_keys(link)
+        )
+        return not is_as_now or (self._has_news and link.end.hop > 0)
 
     async def _hold(self, link: Link) -> None:
         """Waits until the connection is lost, or until another takes its place or is to do so."""
