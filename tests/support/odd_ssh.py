@@ -1,8 +1,10 @@
 """An SSH server that misbehaves as sshd never does: asyncssh's, in a thread, with what it says changed."""
 
 import asyncio
+import socket
+import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import asyncssh
@@ -11,14 +13,14 @@ from dbtunnel.api.forwarder import ForwarderHop, HostKeyRule
 
 
 class OddSshServer:
-    """Lets everybody in and forwards. `on_connection` gets each connection, to change what it will say.
-
-    Use it as a context manager: leaving ends it with its connections.
-    """
+    """Lets everybody in and forwards. Use it as a context manager: leaving ends it with its connections."""
 
     def __init__(self, on_connection: Callable[[asyncssh.SSHServerConnection], None] = lambda _: None) -> None:
         self.connections: list[asyncssh.SSHServerConnection] = []
-        self._on_connection = on_connection
+        self.on_connection = on_connection
+        """Gets each connection from now on, to change what it will say."""
+        self.most_channels: int | None = None
+        """How many it opens on a connection, as servers do that count a forwarding as a session."""
         self._key = asyncssh.generate_private_key("ssh-ed25519")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="odd ssh server", daemon=True)
@@ -63,7 +65,7 @@ class OddSshServer:
     def taken(self, connection: asyncssh.SSHServerConnection) -> None:
         """A connection has been taken."""
         self.connections.append(connection)
-        self._on_connection(connection)
+        self.on_connection(connection)
 
 
 class _LetsIn(asyncssh.SSHServer):
@@ -71,6 +73,7 @@ class _LetsIn(asyncssh.SSHServer):
         self._server = server
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self._connection: Any = conn
         self._server.taken(conn)
 
     def public_key_auth_supported(self) -> bool:
@@ -80,4 +83,118 @@ class _LetsIn(asyncssh.SSHServer):
         return True
 
     def connection_requested(self, dest_host: str, dest_port: int, orig_host: str, orig_port: int) -> Any:
+        most = self._server.most_channels
+        if most is not None and len(self._connection._channels) >= most:
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, "too many sessions")
         return True
+
+
+# --- logins that break ------------------------------------------------------------------------------------------------
+
+Fault = Callable[[Any], None]
+"""What a server does to a connection, an SSHServerConnection, instead of going on."""
+
+_DISCONNECT, _KEXINIT = 1, 20
+
+_MESSAGES = {
+    "after the version line": _KEXINIT,
+    "within KEXINIT": _KEXINIT,
+    "in the key exchange": 31,  # SSH_MSG_KEX_ECDH_REPLY, RFC 5656
+    "at NEWKEYS": 21,
+    "at the service request": 6,  # SSH_MSG_SERVICE_ACCEPT
+    "before the key is looked at": 51,  # SSH_MSG_USERAUTH_FAILURE, the answer to the method "none"
+    "when the key is offered": 60,  # SSH_MSG_USERAUTH_PK_OK
+    "when the key has signed": 52,  # SSH_MSG_USERAUTH_SUCCESS
+    "at the first channel": 91,  # SSH_MSG_CHANNEL_OPEN_CONFIRMATION
+}
+"""The message of the server's (RFC 4250, section 4.1.2) that does not come, by stage."""
+
+STAGES = ("before the version line", *_MESSAGES, "after the login")
+"""Where a login may break."""
+
+
+def close(connection: Any) -> None:
+    """Ends the connection as a server that ends does."""
+    connection._transport.close()
+
+
+def reset(connection: Any) -> None:
+    """Ends it as a server that crashes does."""
+    linger = connection._transport.get_extra_info("socket")
+    linger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection._transport.abort()
+
+
+def fall_silent(connection: Any) -> None:
+    """Says nothing more, and does not close."""
+    connection._send = lambda data: None
+
+
+def say_garbage(connection: Any) -> None:
+    """Sends more than any packet has, without an end of its own; silence follows."""
+    connection._transport.write(bytes(range(256)) * 2048)
+    fall_silent(connection)
+
+
+FAULTS: Mapping[str, Fault] = {"close": close, "reset": reset, "silence": fall_silent, "garbage": say_garbage}
+"""How a login may break."""
+
+
+def say_goodbye(code: int, text: str) -> Fault:
+    """Sends SSH_MSG_DISCONNECT with a reason code (RFC 4253, section 11.1), and closes."""
+
+    def fault(connection: Any) -> None:
+        words = text.encode()
+        connection.send_packet(_DISCONNECT, struct.pack(">II", code, len(words)) + words + struct.pack(">I", 0))
+        close(connection)
+
+    return fault
+
+
+def break_at(stage: str, fault: Fault) -> Callable[[asyncssh.SSHServerConnection], None]:
+    """For OddSshServer: what it does to each connection, so that the fault comes at the stage."""
+
+    def on_connection(connection: asyncssh.SSHServerConnection) -> None:
+        odd: Any = connection
+        if stage == STAGES[0]:
+            odd._send_version = lambda: fault(odd)
+        elif stage == STAGES[-1]:
+            _after(odd, _MESSAGES["when the key has signed"], fault)
+        else:
+            _instead(odd, _MESSAGES[stage], fault, halved=stage == "within KEXINIT")
+
+    return on_connection
+
+
+def _instead(odd: Any, message: int, fault: Fault, *, halved: bool) -> None:
+    """The fault in the place of a message, or after half of it."""
+    send_packet, send = odd.send_packet, odd._send
+
+    def send_half(data: bytes) -> None:
+        send(data[: len(data) // 2])
+
+    def send_until(kind: int, *parts: bytes, **more: Any) -> None:
+        if kind != message:
+            send_packet(kind, *parts, **more)
+            return
+        odd.send_packet = send_packet
+        if halved:
+            odd._send = send_half
+            send_packet(kind, *parts, **more)
+            odd._send = send
+        fault(odd)
+
+    odd.send_packet = send_until
+
+
+def _after(odd: Any, message: int, fault: Fault) -> None:
+    """The fault once a message has been sent."""
+    send_packet = odd.send_packet
+
+    def send_then(kind: int, *parts: bytes, **more: Any) -> None:
+        send_packet(kind, *parts, **more)
+        if kind == message:
+            odd.send_packet = send_packet
+            fault(odd)
+
+    odd.send_packet = send_then

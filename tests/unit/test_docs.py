@@ -13,7 +13,7 @@ from dbtunnel.api.conditions import CAUSAL_ORDER, ConditionType
 from dbtunnel.api.crd import resource_schema
 from dbtunnel.api.engines import ENGINES
 from dbtunnel.api.forwarder import PublicKeyFact
-from dbtunnel.api.reasons import SLOW, Reason
+from dbtunnel.api.reasons import SLOW, TURNED_AWAY, Reason
 from dbtunnel.api.resource import KIND
 from dbtunnel.cli.manifests import parse_tunnel
 from dbtunnel.controller import forwarders, leader, operator, queue
@@ -27,6 +27,7 @@ from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.settings import Defaults
 from dbtunnel.forwarder import channel, pace
 from dbtunnel.forwarder.app import _PROBE_END_SECONDS
+from dbtunnel.forwarder.failures import Failure
 from dbtunnel.forwarder.keyring import PARSE_SECONDS
 from dbtunnel.forwarder.link import ABANDONED_AT_MOST, OPENING_AT_ONCE
 from dbtunnel.forwarder.transport import HIGH_WATER
@@ -161,10 +162,12 @@ def _numbers() -> Iterator[str]:
     yield f"At most {OPENING_AT_ONCE} are being opened at a time; up to {ABANDONED_AT_MOST} more"
     yield f"{pace.FIRST_BACKOFF_SECONDS} s, doubled up to {pace.LONGEST_BACKOFF_SECONDS:.0f} s"
     yield f"reset by a connection that stood for {pace.STABLE_SECONDS:.0f} s"
-    yield f"another file helps, so that {pace.pause_seconds(Reason.SECRET_NOT_FOUND, 0, 1):.0f} s pass"
+    no_key = Failure(ConditionType.KEY_READY, Reason.SECRET_NOT_FOUND)
+    yield f"another file helps, so that {pace.pause_seconds(no_key, 0, 1):.0f} s pass"
     yield f"a probe under way still has {_PROBE_END_SECONDS} s"
     yield f"A key that is not decrypted after {PARSE_SECONDS} s"
     yield f"holds its place for {_LONGEST_SECONDS} s"
+    yield f"is asked again after {TURNED_AWAY} s"
     yield f"wait at least {SLOW} s, half as much again"
     yield f"port {wire.DATABASE_PORT}, whatever the engine"
     yield f"on port {wire.ADMIN_PORT}."

@@ -20,7 +20,7 @@ from dbtunnel.api.forwarder import (
     HostKeyRule,
     LayerStatus,
 )
-from dbtunnel.api.reasons import Reason
+from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.forwarder.algorithms import offered
 from dbtunnel.forwarder.failures import Failure, Progress, channel_failure, connect_failure
 from dbtunnel.forwarder.greeting import Greeting
@@ -157,16 +157,33 @@ def test_why_there_is_no_tcp_connection(error: Exception, reason: Reason) -> Non
 # --- pace -------------------------------------------------------------------------------------------------------------
 
 
-def test_attempts_become_rare() -> None:
-    waits = [pause_seconds(Reason.CONNECTION_REFUSED, attempts, 1) for attempts in range(40)]
+def failure(reason: Reason, *, may_pass: bool = False) -> Failure:
+    return Failure(REASONS[reason].type, reason, may_pass=may_pass)
+
+
+@pytest.mark.parametrize(
+    "usual", [failure(Reason.CONNECTION_REFUSED), failure(Reason.BASTION_REFUSING, may_pass=True)], ids=str
+)
+def test_attempts_become_rare(usual: Failure) -> None:
+    waits = [pause_seconds(usual, attempts, 1) for attempts in range(40)]
     assert 0.1 <= waits[0] <= 0.2
     assert 15 <= waits[-1] <= 30
 
 
-@pytest.mark.parametrize("reason", [Reason.KEY_REJECTED, Reason.HOST_KEY_MISMATCH, Reason.HOST_KEY_UNKNOWN])
-def test_what_sshd_penalises_is_slow_and_slower_with_neighbours(reason: Reason) -> None:
-    assert all(60 <= pause_seconds(reason, attempts, 1) <= 90 for attempts in (0, 1, 50))
-    assert 90 <= pause_seconds(reason, 0, 2) <= 135
+@pytest.mark.parametrize(
+    ("reason", "least"),
+    [
+        (Reason.KEY_REJECTED, 60),
+        (Reason.HOST_KEY_MISMATCH, 60),
+        (Reason.HOST_KEY_UNKNOWN, 60),
+        (Reason.BASTION_REFUSING, 15),
+    ],
+)
+def test_what_sshd_penalises_is_slow_and_slower_with_neighbours(reason: Reason, least: float) -> None:
+    waits = {pause_seconds(failure(reason), attempts, 1) for attempts in range(50)}
+    assert all(least <= wait <= 1.5 * least for wait in waits)
+    assert len(waits) > 40, "no two come at the same time"
+    assert 1.5 * least <= pause_seconds(failure(reason), 0, 2) <= 2.25 * least
 
 
 # --- state ------------------------------------------------------------------------------------------------------------

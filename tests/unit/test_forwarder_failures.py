@@ -78,6 +78,15 @@ def test_whatever_a_server_says_is_bounded_and_printable(said: bytes) -> None:
     assert len(seen) < 250
 
 
+@pytest.mark.parametrize("code", [1, 12])
+@pytest.mark.parametrize("verified", [False, True])
+def test_a_server_that_turns_away_with_a_message(code: int, verified: bool) -> None:
+    """SSH_DISCONNECT_HOST_NOT_ALLOWED_TO_CONNECT and SSH_DISCONNECT_TOO_MANY_CONNECTIONS."""
+    error = asyncssh.DisconnectError(code, "come\nlater")
+    found = failure(error, heard(VERSION), Progress(host_key_verified=verified, limit_seconds=10))
+    assert found == (TRANSPORT, Reason.BASTION_REFUSING, 'it says "come\\nlater"')
+
+
 # --- key exchange -----------------------------------------------------------------------------------------------------
 
 
@@ -141,13 +150,20 @@ def test_an_authentication_that_fails(
     [
         (asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, Reason.FORWARDING_PROHIBITED),
         (asyncssh.OPEN_UNKNOWN_CHANNEL_TYPE, Reason.FORWARDING_PROHIBITED),
-        (asyncssh.OPEN_RESOURCE_SHORTAGE, Reason.FORWARDING_PROHIBITED),
         (asyncssh.OPEN_CONNECT_FAILED, Reason.DATABASE_REFUSED),
     ],
 )
 def test_a_channel_that_is_refused(code: int, reason: Reason) -> None:
     found = channel_failure(asyncssh.ChannelOpenError(code, "open failed"), 10)
     assert (found.layer, found.reason, found.seen) == (ConditionType.DATABASE_REACHABLE, reason, "open failed")
+
+
+def test_a_server_that_counts_channels_is_full() -> None:
+    found = channel_failure(asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, "no more"), 10)
+    assert (found.reason, found.seen) == (
+        Reason.TOO_MANY_CONNECTIONS,
+        'the SSH server opens no more channels: "no more"',
+    )
 
 
 def test_a_channel_that_does_not_open_in_time() -> None:

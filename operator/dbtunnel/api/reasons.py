@@ -70,6 +70,10 @@ OUTAGE_GRACE = 60
 SLOW = 60
 """Seconds between attempts where a retry makes it worse: sshd penalises the source address, which neighbours share."""
 
+TURNED_AWAY = 15
+"""Seconds between attempts where a server turns connections away: the shortest that sshd's PerSourcePenalties last, and
+short enough for clients that wait `parking.maxSeconds` to be served after the next one."""
+
 
 @dataclass(frozen=True)
 class ReasonInfo:
@@ -241,10 +245,9 @@ REASONS: dict[Reason, ReasonInfo] = {
         "sshd turns connections away before it authenticates: MaxStartups, PerSourcePenalties, a host firewall.",
         "{hop}: the SSH server turns new connections away: {seen}. Raise MaxStartups in its sshd_config, or exempt the"
         " cluster's egress addresses{egress} with PerSourcePenaltyExemptList.",
+        TURNED_AWAY,
         behind="{hop}: the SSH server turns new connections of {before} away: {seen}. Raise MaxStartups in its"
         " sshd_config, or exempt that address with PerSourcePenaltyExemptList.",
-        # at the usual pace: one that is turned away is not penalised, and what stands before a bastion that restarts
-        # does the same, if only for a second
     ),
     Reason.NO_COMMON_ALGORITHM: ReasonInfo(
         _TRANSPORT,
@@ -385,8 +388,10 @@ REASONS: dict[Reason, ReasonInfo] = {
     Reason.TOO_MANY_CONNECTIONS: ReasonInfo(
         _DATABASE,
         OUTAGE_GRACE,
-        "The database has no connection left (MySQL error 1040).",
-        "{hop}: the database {database} has no connection left: {seen}. Raise max_connections, or close idle sessions.",
+        "The database has no connection left (MySQL error 1040, PostgreSQL's 53300), or the SSH server opens no more"
+        " channels.",
+        "{hop}: no connection to the database {database} is left: {seen}. Raise the database's max_connections, or the"
+        " SSH server's limit if it is the SSH server that says so; or close idle sessions.",
         SLOW,
     ),
     Reason.NOT_PROBED: ReasonInfo(

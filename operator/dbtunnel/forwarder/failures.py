@@ -14,6 +14,10 @@ from dbtunnel.forwarder.greeting import Greeting
 _TURNED_AWAY = (b"exceeded maxstartups", b"not allowed at this time", b"too many connections", b"connection refused by")
 """What SSH servers say before their version line when they turn a client away; in lower case."""
 
+_DISCONNECTS_TURNED_AWAY = frozenset({1, 12})
+"""What those say that turn a client away later: SSH_DISCONNECT_HOST_NOT_ALLOWED_TO_CONNECT and
+SSH_DISCONNECT_TOO_MANY_CONNECTIONS (RFC 4253, section 11.1)."""
+
 _OF_THE_NETWORK = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EADDRNOTAVAIL}
 )
@@ -48,6 +52,8 @@ class Failure(Exception):
     seen: str = ""
     hop: int | None = None
     """Number of the SSH server that this speaks of; None: the one at hand."""
+    may_pass: bool = False
+    """It may be over in a moment, so that the reason's slow pace is not for it."""
 
 
 @dataclass
@@ -68,12 +74,20 @@ def transport_failure(reason: Reason, seen: str = "") -> Failure:
     return Failure(ConditionType.TRANSPORT_READY, reason, seen)
 
 
+def _closed_unheard(verb: str) -> Failure:
+    """A connection that ended without a word: so does one to a load balancer whose bastion restarts."""
+    seen = f"it {verb} the connection before its version line"
+    return Failure(ConditionType.TRANSPORT_READY, Reason.BASTION_REFUSING, seen, may_pass=True)
+
+
 def connect_failure(error: BaseException, progress: Progress, greeting: Greeting | None) -> Failure:
     """Why an attempt to connect failed; host keys are judged elsewhere."""
+    if isinstance(error, asyncssh.DisconnectError) and error.code in _DISCONNECTS_TURNED_AWAY:
+        return transport_failure(Reason.BASTION_REFUSING, f'it says "{printable(error.reason, 200)}"')
     if progress.host_key_verified:
         return _authentication_failure(error, progress)
     if isinstance(error, _CUT) and not (greeting and greeting.heard):
-        return transport_failure(Reason.BASTION_REFUSING, "it resets the connection before its version line")
+        return _closed_unheard("resets")
     if greeting is None:
         return _interruption(error, progress)
     if greeting.has_version:
@@ -133,7 +147,7 @@ def _greeting_failure(error: BaseException, greeting: Greeting, progress: Progre
         )
     if isinstance(error, OSError):
         return _network_failure(error, progress)
-    return transport_failure(Reason.BASTION_REFUSING, "it closes the connection before its version line")
+    return _closed_unheard("closes")
 
 
 def _exchange_failure(error: BaseException, progress: Progress) -> Failure:
@@ -179,6 +193,8 @@ def jump_failure(error: BaseException, jump_host: int, target: str, limit_second
     if failure.reason is Reason.FORWARDING_PROHIBITED:
         seen = f"{printable(failure.seen, 200)}, to {target}"
         return Failure(ConditionType.TRANSPORT_READY, failure.reason, seen, jump_host)
+    if failure.reason is Reason.TOO_MANY_CONNECTIONS:
+        return Failure(ConditionType.TRANSPORT_READY, Reason.BASTION_REFUSING, failure.seen, jump_host)
     return transport_failure(_SEEN_FROM_A_JUMP_HOST[failure.reason], failure.seen)
 
 
@@ -189,8 +205,10 @@ def channel_failure(error: BaseException, limit_seconds: float) -> Failure:
         return Failure(layer, Reason.DATABASE_TIMEOUT, f"the SSH server opens no connection within {limit_seconds:g} s")
     if not isinstance(error, asyncssh.ChannelOpenError):
         return Failure(layer, Reason.DATABASE_REFUSED, _text(error))
+    if error.code == asyncssh.OPEN_RESOURCE_SHORTAGE:
+        return Failure(layer, Reason.TOO_MANY_CONNECTIONS, f'the SSH server opens no more channels: "{error.reason}"')
     if error.code != asyncssh.OPEN_CONNECT_FAILED:
-        # besides its policy (code 1): no such channel type, or no resources left for one
+        # its policy (code 1), or no such channel type
         return Failure(layer, Reason.FORWARDING_PROHIBITED, error.reason)
     text = error.reason.lower()
     reason = next((reason for part, reason in _DATABASE_TEXTS if part in text), Reason.DATABASE_REFUSED)

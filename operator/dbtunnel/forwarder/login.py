@@ -184,8 +184,6 @@ class Login:
             link = link_over(connection, dialer, watcher.end)
             self._accepted(link)
             watcher.is_in = done = True
-        except asyncssh.HostKeyNotVerifiable as error:
-            raise _unverified(watcher, error) from None
         except Exception as error:  # a hostile server can make asyncssh raise anything
             raise self._failure(error, dialer, watcher, kinds) from None
         finally:
@@ -197,6 +195,8 @@ class Login:
         before = watcher.carrier
         if before and before.lost.is_set():
             return lost(before)
+        if unverified := _unverified(watcher, error):
+            return unverified
         if before and dialer.greeting is None:
             target = forward_target(self._hop.host, self._hop.port)
             return jump_failure(error, before.end.hop, target, watcher.progress.limit_seconds)
@@ -260,14 +260,28 @@ def lost(link: Link) -> Failure:
     return Failure(ConditionType.TRANSPORT_READY, Reason.CONNECTION_LOST, link.end.reason, link.end.at)
 
 
-def _unverified(watcher: _Watcher, error: Exception) -> Failure:
-    """Why a host key or certificate was not taken; what asyncssh says of it names the cause."""
-    text = str(error)
-    if "revoked" in text:
-        return transport_failure(Reason.HOST_KEY_REVOKED, text)
-    if watcher.shown is None and watcher.trust.authorities:
-        return transport_failure(Reason.HOST_CERTIFICATE_INVALID, text)
-    return transport_failure(Reason.HOST_KEY_MISMATCH, text)
+_VERDICTS = {
+    "Host key is revoked": Reason.HOST_KEY_REVOKED,
+    "Host CA key is revoked": Reason.HOST_KEY_REVOKED,
+    "Host CA key is not trusted": Reason.HOST_CERTIFICATE_INVALID,
+    "Invalid certificate type": Reason.HOST_CERTIFICATE_INVALID,
+    "Certificate not yet valid": Reason.HOST_CERTIFICATE_INVALID,
+    "Certificate expired": Reason.HOST_CERTIFICATE_INVALID,
+    "Certificate principal mismatch": Reason.HOST_CERTIFICATE_INVALID,
+    "Unable to decode host key": Reason.HOST_KEY_MISMATCH,
+}
+"""What asyncssh finds. A server can send the same error (SSH_DISCONNECT_HOST_KEY_NOT_VERIFIABLE) with words of its own,
+and nobody has proved who it is: it shall not tell people what to pin."""
+
+
+def _unverified(watcher: _Watcher, error: Exception) -> Failure | None:
+    """Why a host key or certificate was not taken; None where that is not what failed."""
+    if watcher.shown is not None and not watcher.trust.accepts(watcher.shown):
+        return transport_failure(Reason.HOST_KEY_MISMATCH)
+    verdict = str(error).partition(" for host ")[0]
+    if not isinstance(error, asyncssh.HostKeyNotVerifiable) or verdict not in _VERDICTS:
+        return None
+    return transport_failure(_VERDICTS[verdict], verdict)
 
 
 def _now() -> float:

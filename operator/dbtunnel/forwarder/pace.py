@@ -4,7 +4,8 @@ import asyncio
 import random
 
 from dbtunnel.api.conditions import ConditionType
-from dbtunnel.api.reasons import REASONS, Reason
+from dbtunnel.api.reasons import REASONS
+from dbtunnel.forwarder.failures import Failure
 
 FIRST_BACKOFF_SECONDS = 0.2
 LONGEST_BACKOFF_SECONDS = 30.0
@@ -34,10 +35,10 @@ class Pace:
         """Whether it may be tried."""
         return asyncio.get_running_loop().time() >= self.not_before
 
-    def failed(self, reason: Reason) -> None:
+    def failed(self, failure: Failure) -> None:
         """An attempt has failed, or a connection was lost."""
         now = asyncio.get_running_loop().time()
-        self.not_before = now + pause_seconds(reason, self.attempts, self._replicas)
+        self.not_before = now + pause_seconds(failure, self.attempts, self._replicas)
         self.attempts += 1
 
     def reset(self) -> None:
@@ -45,14 +46,16 @@ class Pace:
         self.attempts, self.not_before = 0, 0.0
 
 
-def pause_seconds(reason: Reason, attempts: int, replicas: int) -> float:
+def pause_seconds(failure: Failure, attempts: int, replicas: int) -> float:
     """How long to wait after a failure, with jitter; `attempts` counts those before it since a stable connection."""
-    if REASONS[reason].type is ConditionType.KEY_READY:
+    if failure.layer is ConditionType.KEY_READY:
         return LONGEST_BACKOFF_SECONDS  # nothing but a change of the files helps
-    usual = min(FIRST_BACKOFF_SECONDS * 2 ** min(attempts, 16), LONGEST_BACKOFF_SECONDS)
-    slow = REASONS[reason].retry_seconds * (1 + _NEIGHBOUR_FACTOR * (replicas - 1))
+    usual: float = min(FIRST_BACKOFF_SECONDS * 2 ** min(attempts, 16), LONGEST_BACKOFF_SECONDS)
+    slow = 0 if failure.may_pass else REASONS[failure.reason].retry_seconds
+    if not slow:
+        return usual * random.uniform(0.5, 1)  # noqa: S311
     # sshd penalises the source address, which neighbours share: never faster than the table says
-    return slow * random.uniform(1, 1.5) if slow else usual * random.uniform(0.5, 1)  # noqa: S311
+    return slow * (1 + _NEIGHBOUR_FACTOR * (replicas - 1)) * random.uniform(1, 1.5)  # noqa: S311
 
 
 def return_seconds(attempts: int) -> float:

@@ -9,10 +9,10 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.forwarder import ForwarderConfig
-from dbtunnel.api.reasons import Reason
 from dbtunnel.domain.hops import ends_of, jumps_of
 from dbtunnel.forwarder.failures import Failure
 from dbtunnel.forwarder.keyring import Keyring, Keys
@@ -91,7 +91,7 @@ class Route:
                 link = await login.connect(known_hosts[login.number], link)
             except Failure as failure:
                 self._metrics.add(SSH_FAILURES, label=failure.reason)
-                self._jumps_pace.failed(_reason_to_wait(login, failure))
+                self._jumps_pace.failed(_for_the_pace(login, failure))
                 for end in ends:
                     self._note(end, failure)
                 raise
@@ -106,7 +106,7 @@ class Route:
                 link = await end.login.connect(known_hosts[end.login.number], carrier)
             except Failure as failure:
                 self._metrics.add(SSH_FAILURES, label=failure.reason)
-                end.pace.failed(_reason_to_wait(end.login, failure))
+                end.pace.failed(_for_the_pace(end.login, failure))
                 self._note(end, failure)
             else:
                 self._note(end, None)
@@ -130,7 +130,7 @@ class Route:
     def lost(self, link: Link) -> float:
         """A connection was lost. Returns the seconds to wait: where there are others, its end gets one quick try."""
         failure, end = lost(link), self._ends[link.end.hop]
-        end.pace.failed(failure.reason)
+        end.pace.failed(failure)
         self._note(end, failure)
         seconds = end.pace.not_before - asyncio.get_running_loop().time()
         return seconds if len(self._ends) == 1 else min(seconds, FIRST_BACKOFF_SECONDS)
@@ -175,10 +175,10 @@ class Route:
             self._logins[link.end.hop].rest(link.key, obstacle)
 
 
-def _reason_to_wait(login: Login, failure: Failure) -> Reason:
-    """By whose pace the next attempt is made: where another key is left, none is to be waited for."""
+def _for_the_pace(login: Login, failure: Failure) -> Failure:
+    """By what the pace of the next attempt is chosen: where another key is left, that need not wait."""
     is_left = failure.layer is ConditionType.AUTHENTICATED and login.keyring.best(_now())
-    return Reason.CONNECTION_LOST if is_left else failure.reason
+    return replace(failure, may_pass=True) if is_left else failure
 
 
 def _now() -> float:

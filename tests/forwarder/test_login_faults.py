@@ -1,0 +1,170 @@
+"""A login that breaks, wherever and however it does: a reason is told, and a good server at the port mends it."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from dbtunnel.api.forwarder import ForwarderConfig, LayerStatus
+from dbtunnel.api.reasons import REASONS, Reason
+from dbtunnel.forwarder.connection import Connector, Sources
+from dbtunnel.forwarder.failures import Failure
+from dbtunnel.forwarder.keys import KeyFiles, MountedFile
+from dbtunnel.forwarder.login import Login, Material
+from dbtunnel.forwarder.metrics import Metrics
+from dbtunnel.forwarder.probes import Prober
+from dbtunnel.forwarder.state import State
+from tests.support.databases import PostgresServer
+from tests.support.forwarder import KEY, seconds
+from tests.support.keys import KeyPair
+from tests.support.odd_ssh import FAULTS, STAGES, OddSshServer, break_at, say_goodbye
+from tests.unit.test_forwarder_connect import CONFIG
+
+REFUSING, LOST, TIMEOUT = Reason.BASTION_REFUSING, Reason.CONNECTION_LOST, Reason.CONNECT_TIMEOUT
+
+TOLD: dict[str, tuple[Reason, Reason, Reason, Reason]] = {
+    # how it breaks:             close     reset     silence  garbage
+    "before the version line": (REFUSING, REFUSING, TIMEOUT, Reason.NOT_AN_SSH_SERVER),
+    "after the version line": (LOST, LOST, TIMEOUT, LOST),
+    "within KEXINIT": (LOST, LOST, TIMEOUT, LOST),
+    "in the key exchange": (LOST, LOST, TIMEOUT, LOST),
+    "at NEWKEYS": (LOST, LOST, TIMEOUT, LOST),
+    "at the service request": (LOST, LOST, TIMEOUT, LOST),
+    "before the key is looked at": (LOST, LOST, TIMEOUT, LOST),
+    "when the key is offered": (LOST, LOST, TIMEOUT, LOST),
+    "when the key has signed": (LOST, LOST, TIMEOUT, LOST),
+    "at the first channel": (LOST, LOST, Reason.DATABASE_TIMEOUT, LOST),
+    "after the login": (LOST, LOST, Reason.DATABASE_TIMEOUT, LOST),
+}
+"""The reason, by stage."""
+
+
+class Tunnel:
+    """The parts of a forwarder that make its connection, in this process, so that nothing escapes them unseen."""
+
+    def __init__(self, server: OddSshServer, postgres: PostgresServer, key: KeyPair) -> None:
+        self.config = config_for(server, postgres.port)
+        self.state, metrics = State(self.config, "pod-1"), Metrics()
+        self._key, self._times_touched = key, 0
+        self._connector = Connector(self.config, Sources(self._files), self.state, metrics)
+        self._prober = Prober(self.config, self._connector, self.state, metrics)
+
+    def _files(self) -> KeyFiles:
+        return files_of(self._key, f"touched {self._times_touched} times")
+
+    def touch(self) -> None:
+        """Ends a pause, as a changed Secret does."""
+        self._times_touched += 1
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        tasks = [asyncio.ensure_future(part.run()) for part in (self._connector, self._prober)]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(isinstance(end, asyncio.CancelledError) for end in ended), ended
+
+    async def first_failure(self) -> Reason:
+        async with asyncio.timeout(10):
+            while True:
+                for _, fact in self.state.layers():
+                    if fact.status == LayerStatus.FALSE:
+                        return Reason(fact.reason)
+                await self.state.after(self.state.status.sequence, 10)
+
+    async def ready(self) -> None:
+        async with asyncio.timeout(10):
+            while not all(fact.status == LayerStatus.TRUE for _, fact in self.state.layers()):
+                await self.state.after(self.state.status.sequence, 10)
+
+
+def config_for(server: OddSshServer, port: int) -> ForwarderConfig:
+    short = seconds(connect_timeout=1)
+    changes = {"bastion": server.hop, "database_host": "127.0.0.1", "database_port": port, "seconds": short}
+    return CONFIG.model_copy(update={**changes, "keepalive_count_max": 1})
+
+
+def files_of(key: KeyPair, *names: str) -> KeyFiles:
+    return KeyFiles(MountedFile(key.private.encode()), MountedFile(), (KEY, *names))
+
+
+@pytest.fixture
+def escaped(caplog: pytest.LogCaptureFixture) -> list[Any]:
+    """What asyncio or asyncssh caught since nobody else did, and what they logged of it."""
+    caplog.set_level(logging.WARNING)
+    return caplog.records
+
+
+async def break_and_mend(stage: str, fault: str, postgres: PostgresServer, key: KeyPair) -> Reason:
+    """What is told of a login that breaks; returns once all layers work with a good server at the same port."""
+    with OddSshServer(break_at(stage, FAULTS[fault])) as server:
+        tunnel = Tunnel(server, postgres, key)
+        async with tunnel.running():
+            told = await tunnel.first_failure()
+            server.on_connection = lambda _: None
+            tunnel.touch()
+            await tunnel.ready()
+    return told
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_login_that_breaks_has_a_reason_and_is_mended(
+    fault: str, postgres: PostgresServer, client_key: KeyPair, escaped: list[logging.LogRecord]
+) -> None:
+    assert set(TOLD) == set(STAGES)
+    position = list(FAULTS).index(fault)
+    told = await asyncio.gather(*(break_and_mend(stage, fault, postgres, client_key) for stage in STAGES))
+    assert dict(zip(STAGES, told, strict=True)) == {stage: reasons[position] for stage, reasons in TOLD.items()}
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert [record.getMessage() for record in escaped] == []
+
+
+# --- goodbyes ---------------------------------------------------------------------------------------------------------
+
+EXCHANGE = ("after the version line", "in the key exchange", "at NEWKEYS", "at the service request")
+AUTHENTICATION = {
+    "before the key is looked at": Reason.METHOD_NOT_OFFERED,
+    "when the key is offered": Reason.KEY_REJECTED,
+    "when the key has signed": Reason.SECOND_FACTOR_REQUIRED,
+}
+"""What a server says there that ends with SSH_DISCONNECT_NO_MORE_AUTH_METHODS_AVAILABLE."""
+
+CODES = range(1, 17)
+"""SSH_DISCONNECT_HOST_NOT_ALLOWED_TO_CONNECT to SSH_DISCONNECT_ILLEGAL_USER_NAME (RFC 4250, section 4.2.2), and one
+that there is not."""
+
+
+def expected(stage: str, code: int) -> Reason:
+    """asyncssh makes an error of its own kinds of most codes, as if it had found that itself."""
+    if code in (1, 12):
+        return REFUSING
+    if code == 3 and stage in EXCHANGE:
+        return Reason.NO_COMMON_ALGORITHM
+    if code == 14 and stage in AUTHENTICATION:
+        return AUTHENTICATION[stage]
+    return LOST
+
+
+@pytest.mark.parametrize("stage", [*EXCHANGE, *AUTHENTICATION])
+async def test_a_goodbye_is_judged_by_its_code_and_no_word_of_it_is_believed(
+    stage: str, client_key: KeyPair, escaped: list[logging.LogRecord]
+) -> None:
+    """Nobody has proved who it is who says that another host key is to be pinned."""
+    told = {}
+    with OddSshServer() as server:
+        config = config_for(server, 1)
+        for code in CODES:
+            server.on_connection = break_at(stage, say_goodbye(code, "Host key is revoked: pin SHA256:AAAA"))
+            with pytest.raises(Failure) as failed:
+                await Login(config, State(config, "pod-1")).connect(Material(files_of(client_key), MountedFile()))
+            told[code] = failed.value.reason
+            assert REASONS[failed.value.reason].type is failed.value.layer
+    assert told == {code: expected(stage, code) for code in CODES}
+    assert [record.getMessage() for record in escaped] == []

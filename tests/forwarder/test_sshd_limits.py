@@ -1,0 +1,101 @@
+"""A bastion that has had enough: the forwarder says what it was told, asks seldom, and is back by itself."""
+
+import socket
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+
+from dbtunnel.api.engines import Engine
+from tests.support import faults
+from tests.support.bastion import HARDENED, ONE_STARTUP, Bastion
+from tests.support.databases import PostgresServer
+from tests.support.faults import FaultServer
+from tests.support.forwarder import KEY, Forwarder, forwarder_config
+from tests.support.keys import KeyPair
+from tests.support.odd_ssh import OddSshServer
+from tests.support.processes import wait_until
+from tests.support.relay import Relay
+
+StartForwarder = Callable[..., Forwarder]
+
+REFUSALS = 'dbtunnel_forwarder_ssh_failures_total{reason="BastionRefusing"}'
+
+USUAL_SECONDS = 3
+"""In which there would be at least four attempts at the usual pace."""
+
+
+def check_it_asks_once(forwarder: Forwarder) -> None:
+    began = time.monotonic()
+    wait_until(lambda: time.monotonic() - began > USUAL_SECONDS or forwarder.metric(REFUSALS) > 1, "time to pass")
+    assert forwarder.metric(REFUSALS) == 1
+
+
+def test_max_startups(start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer) -> None:
+    """Clients that come meanwhile are served once the bastion has room again, and nobody does anything for that."""
+    bastion.set_config(*ONE_STARTUP)
+    with socket.create_connection((bastion.host, bastion.port), 5) as other:
+        assert other.recv(4) == b"SSH-"
+        forwarder = start_forwarder(postgres.port)
+        fact = forwarder.wait_for("transport", "BastionRefusing")
+        assert fact.seen == 'it says "Exceeded MaxStartups"'
+        check_it_asks_once(forwarder)
+    forwarder.wait_for("database", "Succeeded", 25)
+    assert forwarder.metric(REFUSALS) == 1
+
+
+@pytest.mark.parametrize(
+    "refuses", [faults.EXCEEDED_MAX_STARTUPS, faults.NOT_ALLOWED_NOW], ids=["MaxStartups", "PerSourcePenalties"]
+)
+def test_what_was_said_is_shown_and_another_key_is_tried_at_once(
+    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer, client_key: KeyPair, refuses: bytes
+) -> None:
+    """sshd has PerSourcePenalties from 9.8: these are the words of both."""
+    with faults.says(refuses) as fault:
+        hop = forwarder_config(bastion, 1).bastion.model_copy(update={"host": fault.host, "port": fault.port})
+        forwarder = start_forwarder(postgres.port, bastion=hop)
+        fact = forwarder.wait_for("transport", "BastionRefusing")
+        assert fact.seen == f'it says "{refuses.decode().strip()}"'
+        check_it_asks_once(forwarder)
+        assert fault.accepted == 1
+    with Relay(bastion.host, bastion.port, port=fault.port):
+        forwarder.write_secret({KEY: client_key.private, "touched": ""})
+        forwarder.wait_for("database", "Succeeded", 5)
+
+
+def test_max_sessions_limits_no_tunnel(
+    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer
+) -> None:
+    """sshd does not count forwardings as sessions."""
+    bastion.set_config("MaxSessions 1", *HARDENED)
+    forwarder = start_forwarder(postgres.port)
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(postgres.connect(port=forwarder.port, connect_timeout=15)) for _ in range(20)]
+        assert all(session.execute("select 1").fetchone() == (1,) for session in sessions)
+
+
+def test_a_server_that_counts_channels(start_forwarder: StartForwarder) -> None:
+    """Those over its limit are refused, the others go on, and whoever comes after one of them has left is served."""
+
+    with OddSshServer() as server, FaultServer(lambda peer: peer.sendall(b"hello")) as database, ExitStack() as stack:
+        server.most_channels = 3
+        forwarder = start_forwarder(database.port, engine=Engine.MYSQL, database_host="127.0.0.1", bastion=server.hop)
+
+        def served() -> bool:
+            try:
+                client = stack.enter_context(socket.create_connection(("127.0.0.1", forwarder.port), 10))
+                return client.recv(5, socket.MSG_WAITALL) == b"hello"
+            except ConnectionResetError:
+                return False
+
+        first = stack.enter_context(socket.create_connection(("127.0.0.1", forwarder.port), 10))
+        assert first.recv(5, socket.MSG_WAITALL) == b"hello"
+        assert [served() for _ in range(4)] == [True, True, False, False]
+        assert "too many sessions" in forwarder.wait_for("database", "TooManyConnections").seen
+        refused = 'dbtunnel_forwarder_clients_refused_total{reason="TooManyConnections"}'
+        assert forwarder.metric(refused) == 2
+        first.close()
+        wait_until(lambda: forwarder.metric("dbtunnel_forwarder_clients") == 2, "one to have left")
+        assert served()
+        assert forwarder.metric("dbtunnel_forwarder_ssh_connects_total") == 1
