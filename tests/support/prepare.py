@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from bench.programs import PACKAGES as BENCH_PACKAGES
 from tests.support.bastion import PACKAGES as BASTION_PACKAGES
 from tests.support.binaries import BinaryError, binary
+from tests.support.cable import PACKAGES as CABLE_PACKAGES
 from tests.support.cluster import ClusterError, cluster_of
 from tests.support.databases import MariaDBServer, PostgresServer
 from tests.support.debian import MissingPackageError, ensure_packages
@@ -23,7 +24,8 @@ def prepare_unit() -> None:
 
 def prepare_forwarder() -> None:
     """A real sshd, real databases, and a compiler for the benchmark's programs."""
-    ensure_packages({**BASTION_PACKAGES, **PostgresServer.packages, **MariaDBServer.packages, **BENCH_PACKAGES})
+    servers = {**BASTION_PACKAGES, **PostgresServer.packages, **MariaDBServer.packages}
+    ensure_packages({**servers, **CABLE_PACKAGES, **BENCH_PACKAGES})
 
 
 def prepare_cluster() -> None:
