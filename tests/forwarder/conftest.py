@@ -60,6 +60,19 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServe
     server.stop()
 
 
+class _OpenPostgres(PostgresServer):
+    """Asks for no password: thousands of sessions cost what they must and no more."""
+
+    authentication = "trust"
+
+
+@pytest.fixture(scope="session")
+def open_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    server = _OpenPostgres(tmp_path_factory.mktemp("pgopen"), settings=["max_connections=400"])
+    yield server.start()
+    server.stop()
+
+
 @pytest.fixture(scope="session")
 def postgres_tls(tmp_path_factory: pytest.TempPathFactory, certificate: ServerCertificate) -> Iterator[PostgresServer]:
     """TLS required, as Redshift and AlloyDB are run."""

@@ -27,7 +27,7 @@ KEEPALIVE_SECONDS, KEEPALIVES = 1, 1
 ALIVE_SECONDS, ALIVES = 1, 2
 """ClientAliveInterval and ClientAliveCountMax of the bastion."""
 
-SLACK_SECONDS = 1.0
+SLACK_SECONDS = 2.0
 """What a busy machine may add."""
 
 

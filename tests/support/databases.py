@@ -158,6 +158,17 @@ class PostgresServer(_Server):
         assert row is not None
         return int(row[0])
 
+    def bench(self, port: int, script: str, *, clients: int, transactions: int) -> None:
+        """Runs pgbench against a port of this machine: so many clients, each transaction on a new connection.
+
+        Raises ProcessError where one fails.
+        """
+        counts = [f"--client={clients}", f"--jobs={clients}", f"--transactions={transactions}"]
+        target = ["--host=127.0.0.1", f"--port={port}", f"--username={USER}", DATABASE]
+        command = [_postgres("pgbench"), "--no-vacuum", "--connect", "--file=-", *counts, *target]
+        done = run(command, input=script, env={"PGPASSWORD": PASSWORD})
+        assert f"{clients * transactions}/{clients * transactions}" in done, done
+
     def _command(self) -> list[str]:
         options = [
             f"listen_addresses={self.host}",
