@@ -138,7 +138,8 @@ class Login:
 
     def rest(self, key: Key, failure: Failure) -> None:
         """Leaves a key that is of no use alone for a while: as long as a rejected one, since each try is a login."""
-        self.keyring.refused(key, failure, _now() + pause_seconds(Reason.KEY_REJECTED, 0, self._config.replicas))
+        rejected = Failure(ConditionType.AUTHENTICATED, Reason.KEY_REJECTED)
+        self.keyring.refused(key, failure, _now() + pause_seconds(rejected, 0, self._config.replicas))
 
     async def _trust(self, known_hosts: MountedFile) -> Trust:
         hop = self._hop
