@@ -161,7 +161,7 @@ def test_every_metric_is_documented_and_well_formed(start_forwarder: StartForwar
     forwarder = start_forwarder(postgres.port)
     forwarder.wait_for("database", "Succeeded")
     lines = forwarder.get("/metrics").splitlines()
-    sample = re.compile(r'[a-z_]+(\{[a-z]+="[A-Za-z]+"\})? [0-9]+')
+    sample = re.compile(r'[a-z_]+(\{[a-z]+="[A-Za-z0-9 .:]+"\})? [0-9]+')
     for metric in METRICS:
         assert f"# HELP {metric.name} {metric.help}" in lines
         assert f"# TYPE {metric.name} {metric.kind}" in lines

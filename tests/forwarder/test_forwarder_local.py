@@ -170,6 +170,33 @@ def test_an_encrypted_key_with_its_passphrase_in_a_file(laptop: Laptop, bastion:
     assert PASSPHRASE not in laptop.log()
 
 
+def test_jump_hosts_and_fallbacks_with_keys_and_host_keys_of_this_machine(
+    laptop: Laptop, bastion: Bastion, further_bastions: Callable[..., Bastion]
+) -> None:
+    own = key_pair(passphrase=PASSPHRASE)
+    jump_host, dead = further_bastions(None, own.public), further_bastions()
+    dead.stop()
+    laptop.tunnel["jumpHosts"] = [
+        {
+            "host": jump_host.host,
+            "port": jump_host.port,
+            "keySecretRef": {"name": "only-in-the-cluster"},
+            "hostKey": {"knownHostsRef": {"name": "only-in-the-cluster"}},
+        }
+    ]
+    place = {"host": laptop.tunnel["host"], "port": laptop.tunnel["port"], "hostKey": laptop.tunnel["hostKey"]}
+    laptop.tunnel.update({"port": dead.port, "fallbacks": [place]})
+    target = f"{jump_host.host}:{jump_host.port}"
+    laptop.start(
+        f"--hop-identity={target}={laptop.write('jump', own.private)}",
+        f"--hop-known-hosts={target}={laptop.write('known', jump_host.known_hosts())}",
+        f"--passphrase-file={laptop.write('words', PASSPHRASE)}",
+    )
+    assert orders(laptop.manifest["spec"]["service"]["port"]) == 3
+    assert f"bastion {dead.host}:{dead.port}: it refuses the connection of jump host {target}" in laptop.log()
+    assert f"fallback {bastion.host}:{bastion.port}" in laptop.log()
+
+
 # --- a person at a terminal -------------------------------------------------------------------------------------------
 
 
@@ -280,6 +307,22 @@ def test_host_keys_that_cannot_be_used(laptop: Laptop, bastion: Bastion) -> None
     assert "--known-hosts /nowhere: there is no such file" in laptop.refused("--known-hosts", "/nowhere")
     damaged = laptop.write("known", bastion.known_hosts() + "@revoked\n")
     assert f"--known-hosts {damaged}: line 4: it needs host names" in laptop.refused("--known-hosts", damaged)
+
+
+def test_files_of_further_servers_that_cannot_be_used(laptop: Laptop) -> None:
+    laptop.tunnel["fallbacks"] = [{"host": "b", "hostKey": {"knownHostsRef": {"name": "hosts"}}}]
+    said = "spec.tunnel.fallbacks[0].hostKey.knownHostsRef: there is no cluster to read it from;"
+    assert f"{said} give its content with --hop-known-hosts b:22=FILE" in laptop.refused()
+    assert "--hop-known-hosts b=x: write HOST:PORT=FILE" in laptop.refused("--hop-known-hosts", "b=x")
+    assert "there is b:22" in laptop.refused("--hop-identity", "b:23=x")
+    assert "--hop-known-hosts b:22=/nowhere: there is no such file" in laptop.refused(
+        "--hop-known-hosts", "b:22=/nowhere"
+    )
+    laptop.tunnel["fallbacks"] = [{"host": "b", "hostKey": {"knownHosts": "nonsense"}}]
+    assert "spec.tunnel.fallbacks[0].hostKey.knownHosts: line 1" in laptop.refused()
+    assert "pins the host key already" in laptop.refused("--hop-known-hosts", "b:22=/nowhere")
+    laptop.tunnel["fallbacks"] = [{"host": "b"}]
+    assert "--hop-identity b:22=/nowhere: there is no such file" in laptop.refused("--hop-identity", "b:22=/nowhere")
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,9 @@ def test_a_configuration_that_cannot_be_used(
     assert told in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flag", ["--identity", "--passphrase-file", "--known-hosts"])
+@pytest.mark.parametrize(
+    "flag", ["--identity", "--passphrase-file", "--known-hosts", "--hop-identity", "--hop-known-hosts"]
+)
 def test_flags_that_need_a_manifest(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["forward", flag, "file"]) == 2
     assert capsys.readouterr().err == f"{flag} needs -f MANIFEST\n"

@@ -71,7 +71,7 @@ def _add_local_arguments(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("-n", "--namespace", default="default", help="namespace where the manifest names none")
     group.add_argument("-i", "--identity", type=Path, metavar="KEY", help="the private key, a file")
     group.add_argument(
-        "--passphrase-file", type=Path, metavar="FILE", help="the key's passphrase; asked for at a terminal"
+        "--passphrase-file", type=Path, metavar="FILE", help="the keys' passphrase; asked for at a terminal"
     )
     group.add_argument(
         "--known-hosts", type=Path, metavar="FILE", help="host keys, in place of the object of hostKey.knownHostsRef"

@@ -38,9 +38,9 @@ def local_tunnel(arguments: argparse.Namespace) -> tuple[wire.ForwarderConfig, S
     if arguments.identity is None:
         raise UnusableInputError("-i KEY is needed with -f: the file of the private key that the bastion accepts")
     config, hosts = _config(tunnel, arguments)
-    key = _key_source(arguments.identity, arguments.passphrase_file)
+    key = _key_source(f"-i {arguments.identity}", arguments.identity, arguments.passphrase_file)
     sources = [
-        Sources(_hop_key(hop) or key, _known_hosts_source(config, number, hosts.get(number)))
+        Sources(_hop_key(hop, arguments.passphrase_file) or key, _known_hosts_source(config, number, hosts.get(number)))
         for number, hop in enumerate(config.hops)
     ]
     return config, Surroundings(
@@ -128,11 +128,14 @@ class _KeySource:
         return KeyFiles(key, self.passphrase, (self._identity.name,))
 
 
-def _hop_key(hop: wire.ForwarderHop) -> _KeySource | None:
-    return _key_source(Path(hop.key.secret), None) if hop.key else None
+def _hop_key(hop: wire.ForwarderHop, passphrase_file: Path | None) -> _KeySource | None:
+    if hop.key is None:
+        return None
+    option = f"--hop-identity {forward_target(hop.host, hop.port)}={hop.key.secret}"
+    return _key_source(option, Path(hop.key.secret), passphrase_file)
 
 
-def _key_source(identity: Path, passphrase_file: Path | None) -> _KeySource:
+def _key_source(option: str, identity: Path, passphrase_file: Path | None) -> _KeySource:
     passphrase = MountedFile()
     if passphrase_file is not None:
         passphrase = _given(passphrase_file, f"--passphrase-file {passphrase_file}")
@@ -143,19 +146,19 @@ def _key_source(identity: Path, passphrase_file: Path | None) -> _KeySource:
         except KeyProblemError as problem:
             if problem.reason is not Reason.PASSPHRASE_REQUIRED or not sys.stderr.isatty():
                 raise
-            source.passphrase = _typed(identity)
+            source.passphrase = _typed(option, identity)
             parse_key(source.read())
     except KeyProblemError as problem:
         text = _KEY_PROBLEMS[problem.reason].format(seen=problem.seen)
-        raise UnusableInputError(f"-i {identity}: {text}") from None
+        raise UnusableInputError(f"{option}: {text}") from None
     return source
 
 
-def _typed(identity: Path) -> MountedFile:
+def _typed(option: str, identity: Path) -> MountedFile:
     try:
         typed = getpass.getpass(f"Passphrase of {identity}: ")
     except (EOFError, KeyboardInterrupt):
-        raise UnusableInputError(f"-i {identity}: no passphrase was given") from None
+        raise UnusableInputError(f"{option}: no passphrase was given") from None
     return MountedFile(typed.encode("utf-8", "surrogateescape"))
 
 
