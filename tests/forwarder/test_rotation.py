@@ -189,7 +189,7 @@ def test_a_rejected_key_is_tried_again_at_once_when_the_secret_changes_and_not_b
     next_fails(working, NEXT, "KeyRejected")
     bastion.authorize(client_key.public, following.public)
     bastion.kill_sessions()
-    wait_until(lambda: logins(bastion)[0] >= 3, "another connection")
+    wait_until(lambda: logins(bastion)[0] >= 3 and channels(working), "another connection")
     assert channels(working).keys() == {client_key.fingerprint}, "it rests, also where a connection has to be made"
     working.write_secret({**files, "touched": "now"})
     wait_until(lambda: channels(working).keys() == {following.fingerprint}, "the next key's connection")
