@@ -27,9 +27,11 @@ from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.settings import Defaults
 from dbtunnel.forwarder import channel, pace
 from dbtunnel.forwarder.app import _PROBE_END_SECONDS
+from dbtunnel.forwarder.client import EARLY_LIMIT
 from dbtunnel.forwarder.failures import Failure
 from dbtunnel.forwarder.keyring import PARSE_SECONDS
-from dbtunnel.forwarder.link import ABANDONED_AT_MOST, OPENING_AT_ONCE
+from dbtunnel.forwarder.link import ABANDONED_AT_MOST, OPENING_AT_ONCE, WIDEST_BYTES
+from dbtunnel.forwarder.listener import _LEFT_SECONDS
 from dbtunnel.forwarder.transport import HIGH_WATER
 from tests.support.bastion import HARDENED
 from tests.support.generated import ROOT
@@ -153,12 +155,14 @@ def _size(count: int) -> str:
 
 def _numbers() -> Iterator[str]:
     """What the architecture says of constants, as it must stand there, but for the wrapping."""
-    most = 16  # channels, of which each still has an equal share
-    yield f"share of {_size(most * channel.window(most))} among"
-    yield f"from {_size(channel.window(1))} down to {_size(channel.window(10_000))}"
-    yield f"{_size(channel.CLIENT_HIGH_WATER)} may wait for a client"
-    yield f"{_size(channel.EARLY_LIMIT)} from a client"
+    most = 64  # channels, of which each still has an equal share
+    yield f"share of {_size(most * channel.first_window(most))} among"
+    yield f"from {_size(channel.first_window(1))} down to {_size(channel.first_window(10_000))}"
+    yield f"up to {_size(channel.STREAM_WINDOW)} for a stream, and up to {_size(channel.LARGEST_WINDOW)} where"
+    yield f"grow by at most {_size(WIDEST_BYTES)} together"
+    yield f"{_size(EARLY_LIMIT)} may wait from a client"
     yield f"more than {_size(HIGH_WATER)} waits for the SSH connection"
+    yield f"once in {_LEFT_SECONDS} s"
     yield f"At most {OPENING_AT_ONCE} are being opened at a time; up to {ABANDONED_AT_MOST} more"
     yield f"{pace.FIRST_BACKOFF_SECONDS} s, doubled up to {pace.LONGEST_BACKOFF_SECONDS:.0f} s"
     yield f"reset by a connection that stood for {pace.STABLE_SECONDS:.0f} s"

@@ -45,7 +45,8 @@ class Bastion:
             raise transport_failure(Reason.CONNECTION_REFUSED)
         if len(self.attempts) > FAILURES + 1:
             self.came_back.set()
-        link = Link(cast(Any, SimpleNamespace(abort=lambda: None)), lambda: False, Congestion(), End(), cast(Any, None))
+        connection, packets = SimpleNamespace(abort=lambda: None), SimpleNamespace(why_not="")
+        link = Link(cast(Any, connection), lambda: False, Congestion(), End(), cast(Any, packets))
         asyncio.get_running_loop().call_later(self._stood, lambda: link.end.happen("reset"))
         return link
 

@@ -140,6 +140,8 @@ class ForwarderConfig(_Document):
     replicas: Annotated[int, Field(ge=1)] = 1
     """How many neighbours share the source address: slow retries are slower with more of them."""
     seconds: Seconds = Seconds()
+    own_packets: Annotated[bool, Field(exclude=True)] = True
+    """No part of the document, but the command's switch `--packets`."""
 
     @property
     def hops(self) -> tuple[ForwarderHop, ...]:

@@ -28,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="default %(default)s"
     )
+    parser.add_argument(
+        "--packets",
+        default="own",
+        choices=("own", "asyncssh"),
+        help="whose code carries clients' data over SSH; asyncssh's is slower (default %(default)s)",
+    )
     parser.add_argument("--log-format", choices=sorted(logs.FORMATS), help="default: json in a pod, else text")
     _add_pod_arguments(
         parser.add_argument_group(
@@ -97,6 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     except UnusableInputError as error:
         print(error, file=sys.stderr)
         return 2
+    config = config.model_copy(update={"own_packets": arguments.packets == "own"})
     logs.configure(arguments.log_level, arguments.log_format or ("json" if arguments.filename is None else "text"))
     try:
         with asyncio.Runner(loop_factory=lambda: hot_loop(ForwarderLoop)) as runner:

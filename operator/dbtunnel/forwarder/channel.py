@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import asyncssh
 from asyncssh.packet import SSHPacket, SSHPacketHandler, String, UInt32
@@ -28,7 +28,7 @@ _STREAM_ADJUSTMENTS = 16
 _FIRST_WINDOWS = 16 * 1024 * 1024
 """What the first windows of a connection's channels are cut from: all of it waits here where no client reads."""
 
-_OPEN, _ADJUST, _DATA, _EOF, _CLOSE, _REQUEST, _SUCCESS, _FAILURE = 90, 93, 94, 96, 97, 98, 99, 100
+_OPEN, _ADJUST, _DATA, _EXTENDED_DATA, _EOF, _CLOSE, _REQUEST, _SUCCESS, _FAILURE = 90, *range(93, 101)
 """SSH_MSG_CHANNEL_... (RFC 4254, section 9)."""
 
 Address = tuple[str, int]
@@ -62,12 +62,11 @@ class Channel(SSHPacketHandler):
     def __init__(self, link: Link, end: End) -> None:
         """Raises asyncssh.ChannelOpenError where the connection is gone."""
         self._link, self.end = link, end
-        self._connection: Any = link.connection
-        self._packets = link.packets
-        self.number: int = self._connection.add_channel(self)
-        self._packets.channels[self.number] = self
-        self._theirs: int | None = None
+        self._connection, self._packets = link.connection, link.packets
+        self.number: int = self._connection.add_channel(cast(Any, self))
+        self._theirs = 0
         """The server's number of it, once it is open."""
+        self._is_opened = False
         self._pieces: list[memoryview] = []
         self._is_relieved = False
         self.first_window = first_window(link.uses)
@@ -92,12 +91,11 @@ class Channel(SSHPacketHandler):
     @property
     def is_open(self) -> bool:
         """Whether data may be sent, as far as the window lets it."""
-        return self._theirs is not None and not self._has_closed and not self._has_sent_eof
+        return self._is_opened and not self._has_closed and not self._has_sent_eof
 
     def send(self, slot: Slot, size: int) -> None:
         """Sends the first bytes of a slot's data: no more than `may_send_bytes` and `largest_data`."""
         self.may_send_bytes -= size
-        assert self._theirs is not None
         self._packets.send_data(self._theirs, slot, size)
 
     def end_sending(self) -> None:
@@ -110,14 +108,14 @@ class Channel(SSHPacketHandler):
         """Is done with it. What its end has not been told it will not hear."""
         self.end = _NOBODY
         self._pieces.clear()
-        if self._theirs is not None and not self._has_closed:
+        if self._is_opened and not self._has_closed:
             self._has_closed = True
             self._send(_CLOSE)
 
     def taken(self, size: int) -> None:
         """So many received bytes wait here no longer."""
         self._taken += size
-        if self._taken * 2 >= self._full_window and not self._has_closed and self._theirs is not None:
+        if self._taken * 2 >= self._full_window and not self._has_closed:
             growth = self._taken + self._growth()
             self._window += growth
             self._taken = 0
@@ -139,7 +137,6 @@ class Channel(SSHPacketHandler):
         return growth
 
     def _send(self, kind: int, *arguments: bytes) -> None:
-        assert self._theirs is not None
         self._connection.send_packet(kind, UInt32(self._theirs), *arguments)
 
     # --- as Receiver ----------------------------------------------------------------------------------------------
@@ -177,25 +174,29 @@ class Channel(SSHPacketHandler):
         except Exception:
             _LOG.exception("serving a channel failed")
             end = self.end
-            self.close()
-            end.closed(whole=False)
+            try:
+                self.close()
+                end.closed(whole=False)
+            except Exception:
+                _LOG.exception("ending a channel failed")
 
     # --- what asyncssh brings -------------------------------------------------------------------------------------
 
     def process_open_confirmation(
         self, send_chan: int, send_window: int, send_pktsize: int, _packet: SSHPacket
     ) -> None:
-        """The server has opened it."""
-        if self._theirs is not None:
+        """The server has opened it. Raises asyncssh.ProtocolError where it has before."""
+        if self._is_opened:
             raise asyncssh.ProtocolError("channel not being opened")
-        self._theirs = send_chan
+        self._theirs, self._is_opened = send_chan, True
         self.may_send_bytes, self.largest_data = send_window, min(send_pktsize, LARGEST_DATA)
+        self._packets.channels[self.number] = self
         self._link.enter()
         self._tell(lambda: self.end.opened(self))
 
     def process_open_failure(self, code: int, reason: str, lang: str) -> None:
-        """The server does not open it."""
-        if self._theirs is not None:
+        """The server does not open it. Raises asyncssh.ProtocolError where it has before."""
+        if self._is_opened:
             raise asyncssh.ProtocolError("channel not being opened")
         self._forget()
         error = asyncssh.ChannelOpenError(code, reason, lang)
@@ -204,7 +205,7 @@ class Channel(SSHPacketHandler):
     def process_connection_close(self, exc: Exception | None) -> None:  # noqa: ARG002
         """The connection is gone."""
         self._forget()
-        if self._theirs is not None:
+        if self._is_opened:
             self._tell(lambda: self.end.closed(whole=False))
         else:
             error = asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, "SSH connection closed")
@@ -212,7 +213,7 @@ class Channel(SSHPacketHandler):
 
     def process_packet(self, pkttype: int, pktid: int, packet: SSHPacket) -> bool:  # noqa: ARG002
         """A packet that took asyncssh's way. Raises asyncssh.ProtocolError where the server may not send it."""
-        if self._theirs is None:
+        if not self._is_opened:
             raise asyncssh.ProtocolError("channel not open")
         handler = self._handlers.get(pkttype)
         if handler is None:
@@ -230,8 +231,18 @@ class Channel(SSHPacketHandler):
         data = packet.get_string()
         packet.check_end()
         if not self.receive(memoryview(data)):
-            raise asyncssh.ProtocolError("window exceeded")
+            raise asyncssh.ProtocolError("data after its end, or more than the window takes")
         self.deliver()
+
+    def _extended_data(self, packet: SSHPacket) -> None:
+        """Is for channels with a program's standard error (RFC 4254, section 5.2); it counts all the same."""
+        packet.get_uint32()
+        size = len(packet.get_string())
+        packet.check_end()
+        if size > self._window or self._has_got_eof:
+            raise asyncssh.ProtocolError("data after its end, or more than the window takes")
+        self._window -= size
+        self.taken(size)
 
     def _adjust(self, packet: SSHPacket) -> None:
         growth = packet.get_uint32()
@@ -250,9 +261,10 @@ class Channel(SSHPacketHandler):
         if not self._has_closed:
             self._has_closed = True
             self._send(_CLOSE)
-        self._forget()
         # politely closed with the connection on its way out: something may be missing all the same
-        self._tell(lambda: self.end.closed(whole=not self._link.is_closing()))
+        whole = not self._link.is_closing()
+        self._forget()  # which may close the connection
+        self._tell(lambda: self.end.closed(whole=whole))
 
     def _request(self, packet: SSHPacket) -> None:
         packet.get_string()
@@ -265,6 +277,7 @@ class Channel(SSHPacketHandler):
     _handlers = {  # noqa: RUF012
         _ADJUST: _adjust,
         _DATA: _data,
+        _EXTENDED_DATA: _extended_data,
         _EOF: _eof,
         _CLOSE: _close,
         _REQUEST: _request,
@@ -276,7 +289,7 @@ class Channel(SSHPacketHandler):
         self._packets.channels.pop(self.number, None)
         self._connection.remove_channel(self.number)
         self._link.grown -= self._grown
-        if self._theirs is not None:
+        if self._is_opened:
             self._link.leave()
 
 
@@ -347,14 +360,13 @@ class Opening(_Nobody):
 
     def opened(self, channel: Channel) -> None:
         """As End."""
-        assert self._channel is not None
         self._link.openings.ended(self)
         if self._is_over:
-            self._channel.close()
+            channel.close()
             return
         self._finish()
-        self._channel.end = self._end
-        self._end.opened(self._channel)
+        channel.end = self._end
+        self._end.opened(channel)
 
     def failed(self, error: Exception) -> None:
         """As End."""

@@ -20,7 +20,10 @@ SNIFFED_BYTES = 512
 """How much of a server's first answer is looked at."""
 
 _PIECES_AT_ONCE = 16
-"""Pieces of what waits for a slow client that are sent at once."""
+"""Pieces that are sent at once; the system takes 1024 (IOV_MAX), but more are put together at less cost."""
+
+_SHORT_PIECE = 32 * 1024
+"""What waits for a slow client is in pieces of which no two neighbours are shorter: each costs memory of its own."""
 
 _SLOT_VIEWS = [slot.data for slot in SLOTS]
 
@@ -67,13 +70,13 @@ class Client:
         self._early = bytearray()
         self._waiting: deque[memoryview] = deque()
         self.sent = self.received_bytes = 0
-        self.is_gone = self.was_joined = self._is_parked = False
+        self.is_gone = self.was_joined = self.was_greeted = self.was_refused = self._is_parked = False
         self._client_ended = self._database_ended = self._channel_ended = False
         self._is_held = self._is_bulk = False
         self.asked_at: float | None = None
         """When it first wanted a channel, by the loop's time."""
         self._events = READ
-        self._watcher.watch(self._fd, READ, self._happened)
+        self._watcher.watch(self._fd, READ, self._happened, self.refuse)
 
     # --- before the channel ---------------------------------------------------------------------------------------
 
@@ -138,24 +141,25 @@ class Client:
         if not events & ~WRITE or self.is_gone:
             return
         if not self._events & READ:
-            self._failed_unread()
-        elif self._channel is None:
-            self._read_early()
+            self._failed_unread(events)
+        elif self._channel and self.link:
+            self._read(self._channel, self.link)
         else:
-            self._read(self._channel)
+            self._read_early()
 
-    def _failed_unread(self) -> None:
+    def _failed_unread(self, events: int) -> None:
         """A reset, or both ends of the connection: of the latter epoll would tell again and again."""
+        if not events & ~(READ | WRITE):
+            return  # it has been told of what it was watched for before
         if self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._leave()
-        else:
+        elif not self._waiting:
             self._events = 0
             self._watcher.change(self._fd, 0)
 
-    def _read(self, channel: Channel) -> None:
-        assert self.link is not None
+    def _read(self, channel: Channel, link: Link) -> None:
         room = channel.may_send_bytes
-        if not room or self.link.congestion.holds(self._resume):
+        if not room or link.congestion.holds(self._resume):
             self._is_held = True
             self._watch()
             return
@@ -225,12 +229,18 @@ class Client:
         if not self.received_bytes:
             self._host.saw(self, bytes(pieces[0][:SNIFFED_BYTES]))
         self.received_bytes += size
+        if len(pieces) > _PIECES_AT_ONCE:
+            pieces = [memoryview(b"".join(pieces))]
         sent = 0 if self._waiting else self._write_now(pieces)
         if sent == size or self.is_gone:
             return
-        for piece in _after(pieces, sent):
-            self._waiting.append(memoryview(bytes(piece)))
+        self._keep(b"".join(_after(pieces, sent)))
         self._watch()
+
+    def _keep(self, rest: bytes) -> None:
+        if self._waiting and len(self._waiting[-1]) + len(rest) <= _SHORT_PIECE:
+            rest = bytes(self._waiting.pop()) + rest
+        self._waiting.append(memoryview(rest))
 
     def _write_now(self, pieces: list[memoryview]) -> int:
         try:
@@ -269,7 +279,9 @@ class Client:
         self._channel_ended = True
         if not whole:
             self.refuse()
-        elif not self._waiting:
+        elif self._waiting:
+            self._watch()
+        else:
             self._leave()
 
     def _all_is_written(self) -> None:
@@ -288,7 +300,7 @@ class Client:
     def _watch(self) -> None:
         """Has its socket watched for what can be done with it now."""
         events = WRITE if self._waiting else 0
-        if not self._is_held and not self._client_ended:
+        if not (self._is_held or self._client_ended or self._channel_ended):
             events |= READ
         if events != self._events or not events:
             self._events = events
@@ -302,6 +314,7 @@ class Client:
     def refuse(self) -> None:
         """Ends the connection with a reset, which no client takes for a clean end."""
         if not self.is_gone:
+            self.was_refused = True
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._leave()
 

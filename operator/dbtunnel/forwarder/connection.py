@@ -13,7 +13,7 @@ from dbtunnel.forwarder.keys import KeySource, MountedFile
 from dbtunnel.forwarder.link import Link
 from dbtunnel.forwarder.login import lost
 from dbtunnel.forwarder.logs import event
-from dbtunnel.forwarder.metrics import SSH_CONNECTS, SSH_UP, Metrics
+from dbtunnel.forwarder.metrics import OWN_PACKETS, SSH_CONNECTS, SSH_UP, Metrics
 from dbtunnel.forwarder.pace import STABLE_SECONDS
 from dbtunnel.forwarder.route import KnownHosts, Route
 from dbtunnel.forwarder.state import State
@@ -189,13 +189,19 @@ class Connector:
         self._state.uses(link.end.hop)
         self._state.succeeded(ConditionType.TRANSPORT_READY)
         self._state.succeeded(ConditionType.AUTHENTICATED)
-        hop, key = self._config.hops[link.end.hop], link.fingerprints().get(link.end.hop)
-        event(_LOG, "connected", hop=hop_name(self._config, link.end.hop), host=hop.host, port=hop.port, key=key)
+        self._metrics.set(OWN_PACKETS, not link.packets.why_not)
+        self._tell_of(link)
         link.end.on_end = lambda: self._lose(link)
         if link.lost.is_set():
             self._lose(link)
         else:
             self.on_up()
+
+    def _tell_of(self, link: Link) -> None:
+        number, why_not = link.end.hop, link.packets.why_not
+        hop, way = self._config.hops[number], "asyncssh" if why_not else "own"
+        name, key = hop_name(self._config, number), link.fingerprints().get(number)
+        event(_LOG, "connected", hop=name, host=hop.host, port=hop.port, key=key, packets=way, why_not_own=why_not)
 
     def _lose(self, link: Link) -> None:
         """Notes the connection's end at once, whatever the attempts to make another are waiting for."""

@@ -42,6 +42,11 @@ def judge(protocol: WireProtocol, first: bytes) -> DatabaseFact | None:
     return _JUDGES[protocol](first)
 
 
+def greets(first: bytes) -> bool:
+    """Whether the first bytes of MySQL's server are its greeting, which waits for a login, and not an error."""
+    return first[4:5] == _GREETING
+
+
 def unexpected(first: bytes) -> Failure:
     """The failure of a server that speaks something else."""
     return _failure(Reason.UNEXPECTED_PROTOCOL, f'it says "{printable(first.decode("latin-1"), 200)}"')

@@ -56,23 +56,22 @@ class Openings:
 
     def __init__(self) -> None:
         self._room = OPENING_AT_ONCE
+        self._is_starting = False
         self._waiting: dict[Opening, None] = {}
         self._abandoned: set[Opening] = set()
 
     def ask(self, opening: Opening) -> None:
         """Starts it, now or when there is room."""
-        if self._room:
-            self._room -= 1
-            opening.start()
-        else:
-            self._waiting[opening] = None
+        self._waiting[opening] = None
+        self._start()
 
     def ended(self, opening: Opening) -> None:
         """The server has answered."""
         if opening in self._abandoned:
             self._abandoned.discard(opening)
         else:
-            self._make_room()
+            self._room += 1
+            self._start()
 
     def give_up(self, opening: Opening, *, started: bool) -> None:
         """Nobody waits for it any more."""
@@ -80,15 +79,22 @@ class Openings:
             self._waiting.pop(opening, None)
         elif len(self._abandoned) < ABANDONED_AT_MOST:
             self._abandoned.add(opening)
-            self._make_room()
+            self._room += 1
+            self._start()
 
-    def _make_room(self) -> None:
-        self._room += 1
-        if self._waiting:
-            self._room -= 1
-            first = next(iter(self._waiting))
-            del self._waiting[first]
-            first.start()
+    def _start(self) -> None:
+        """Starts what there is room for; one that fails at once makes room for the next within this loop."""
+        if self._is_starting:
+            return
+        self._is_starting = True
+        try:
+            while self._room and self._waiting:
+                self._room -= 1
+                first = next(iter(self._waiting))
+                del self._waiting[first]
+                first.start()
+        finally:
+            self._is_starting = False
 
 
 @dataclass(eq=False)

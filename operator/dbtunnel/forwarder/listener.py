@@ -11,9 +11,18 @@ from dbtunnel.api.engines import ENGINES, WireProtocol
 from dbtunnel.api.forwarder import ForwarderConfig
 from dbtunnel.forwarder.client import Client
 from dbtunnel.forwarder.connection import Connector
+from dbtunnel.forwarder.evidence import greets
 from dbtunnel.forwarder.failures import channel_failure
-from dbtunnel.forwarder.logs import event
-from dbtunnel.forwarder.metrics import BYTES, CLIENTS_OPEN, CLIENTS_PARKED, CLIENTS_REFUSED, CLIENTS_TOTAL, Metrics
+from dbtunnel.forwarder.logs import Budget, event
+from dbtunnel.forwarder.metrics import (
+    BYTES,
+    CLIENTS_LEFT,
+    CLIENTS_OPEN,
+    CLIENTS_PARKED,
+    CLIENTS_REFUSED,
+    CLIENTS_TOTAL,
+    Metrics,
+)
 from dbtunnel.forwarder.probes import Prober
 from dbtunnel.forwarder.watch import READ, watcher
 
@@ -25,6 +34,9 @@ _ACCEPTED_AT_ONCE = 64
 
 _REST_SECONDS = 1.0
 """How long to wait where the system has no room for one more client."""
+
+_LEFT_SECONDS = 60
+"""How often at most it is logged that clients leave before their login."""
 
 _SPARE_DESCRIPTORS = 64
 """Kept for the SSH connections, the admin port and files: without them a flood of clients would end the probes."""
@@ -45,6 +57,7 @@ class Listener:
         self._clients: set[Client] = set()
         self._parked: dict[Client, asyncio.TimerHandle] = {}
         self._most_clients = _descriptors() - _SPARE_DESCRIPTORS
+        self._left_budget = Budget(1, _LEFT_SECONDS)
         self.empty = asyncio.Event()
         self.empty.set()
         connector.on_up = self._serve_parked
@@ -53,7 +66,7 @@ class Listener:
         """Takes clients from a listening socket."""
         bound.setblocking(False)
         self._bound = bound
-        self._watcher.watch(bound.fileno(), READ, self._knocked)
+        self._watcher.watch(bound.fileno(), READ, self._knocked, self._rest)
 
     @property
     def clients(self) -> int:
@@ -83,13 +96,13 @@ class Listener:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:  # no descriptors or no memory now
-                self._rest(error)
+                event(_LOG, "no client can be taken", level=logging.ERROR, seen=os.strerror(error.errno or 0))
+                self._rest()
                 return
             connected.setblocking(False)
             self._take(connected, address[:2])
 
-    def _rest(self, error: OSError) -> None:
-        event(_LOG, "no client can be taken", level=logging.ERROR, seen=os.strerror(error.errno or 0))
+    def _rest(self) -> None:
         if self._bound:
             self._watcher.change(self._bound.fileno(), 0)
             self._loop.call_later(_REST_SECONDS, self._go_on)
@@ -115,8 +128,17 @@ class Listener:
         self._unpark(client)
         if client.was_joined:
             self._metrics.add(CLIENTS_OPEN, -1)
+        if client.was_greeted and not client.sent and not client.was_refused:
+            self._left_before_login(client)
         if not self._clients:
             self.empty.set()
+
+    def _left_before_login(self, client: Client) -> None:
+        self._metrics.add(CLIENTS_LEFT)
+        if self._left_budget.allows(self._loop.time()):
+            # often a health check or a port scan, which does not suffer itself when the bastion's address is blocked
+            total = int(self._metrics.get(CLIENTS_LEFT))
+            event(_LOG, "client left before its login", level=logging.WARNING, client=client.address[0], total=total)
 
     # --- and get their channels -----------------------------------------------------------------------------------
 
@@ -131,8 +153,7 @@ class Listener:
     def has_no_channel(self, client: Client, error: Exception) -> None:
         """As Host."""
         link = client.link
-        assert link is not None
-        if link.lost.is_set() or link.is_closing():
+        if link is None or link.lost.is_set() or link.is_closing():
             self.wants_channel(client)
             return
         failure = channel_failure(error, self._config.seconds.connect_timeout)
@@ -145,6 +166,7 @@ class Listener:
 
     def saw(self, client: Client, first: bytes) -> None:
         """As Host."""
+        client.was_greeted = self._speaks_first and greets(first)
         if client.link:
             self._prober.saw(client.link, first)
 

@@ -23,7 +23,7 @@ from dbtunnel.forwarder.keys import Key, MountedFile
 from dbtunnel.forwarder.link import End, Link
 from dbtunnel.forwarder.loop import in_daemon_thread
 from dbtunnel.forwarder.pace import pause_seconds
-from dbtunnel.forwarder.packets import Packets
+from dbtunnel.forwarder.packets import packets_over
 from dbtunnel.forwarder.state import State
 from dbtunnel.forwarder.transport import Dialer
 
@@ -182,7 +182,7 @@ class Login:
                     known_hosts=watcher.trust.for_asyncssh(),
                     **self._options(),
                 )
-            link = link_over(connection, dialer, watcher.end)
+            link = link_over(connection, dialer, watcher.end, own_packets=self._config.own_packets)
             self._accepted(link)
             watcher.is_in = done = True
         except Exception as error:  # a hostile server can make asyncssh raise anything
@@ -249,11 +249,12 @@ class Login:
         )
 
 
-def link_over(connection: asyncssh.SSHClientConnection, dialer: Dialer, end: End) -> Link:
+def link_over(connection: asyncssh.SSHClientConnection, dialer: Dialer, end: End, *, own_packets: bool = True) -> Link:
     """A connection that is ready for channels."""
-    packets = Packets(connection, dialer.wire, dialer.congestion)
+    packets = packets_over(connection, dialer.wire, dialer.congestion, own=own_packets)
     round_trip_seconds = dialer.wire.round_trip_seconds if dialer.wire else lambda: 0.0
-    return Link(connection, dialer.is_closing, dialer.congestion, end, packets, round_trip_seconds=round_trip_seconds)
+    is_closing = lambda: packets.is_over or dialer.is_closing()  # noqa: E731
+    return Link(connection, is_closing, dialer.congestion, end, packets, round_trip_seconds=round_trip_seconds)
 
 
 def lost(link: Link) -> Failure:

@@ -28,8 +28,20 @@ CLIENTS_TOTAL = Metric("dbtunnel_forwarder_clients_total", Kind.COUNTER, "Client
 CLIENTS_REFUSED = Metric(
     "dbtunnel_forwarder_clients_refused_total", Kind.COUNTER, "Clients that were closed without a database.", "reason"
 )
+CLIENTS_LEFT = Metric(
+    "dbtunnel_forwarder_clients_left_before_login_total",
+    Kind.COUNTER,
+    "Clients of MySQL that were greeted and left without a word. The server counts them against the bastion's address:"
+    " after max_connect_errors of them in a row, 100 by default, it refuses everybody behind it.",
+)
 BYTES = Metric("dbtunnel_forwarder_bytes_total", Kind.COUNTER, "Bytes of clients' streams.", "direction")
 SSH_UP = Metric("dbtunnel_forwarder_ssh_up", Kind.GAUGE, "1 while the SSH connection stands.")
+OWN_PACKETS = Metric(
+    "dbtunnel_forwarder_ssh_own_packets",
+    Kind.GAUGE,
+    "1 while packets of data take the forwarder's own way, 0 while they take asyncssh's, which is slower; the event"
+    " `connected` says why.",
+)
 SSH_CONNECTS = Metric("dbtunnel_forwarder_ssh_connects_total", Kind.COUNTER, "SSH connections that were made.")
 SSH_FAILURES = Metric(
     "dbtunnel_forwarder_ssh_failures_total", Kind.COUNTER, "Attempts to connect that failed.", "reason"
@@ -48,8 +60,10 @@ METRICS = (
     CLIENTS_PARKED,
     CLIENTS_TOTAL,
     CLIENTS_REFUSED,
+    CLIENTS_LEFT,
     BYTES,
     SSH_UP,
+    OWN_PACKETS,
     SSH_CONNECTS,
     SSH_FAILURES,
     HOP_ACTIVE,

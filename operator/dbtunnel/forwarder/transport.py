@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 import struct
 from collections.abc import Callable
@@ -24,6 +26,9 @@ READ_BYTES = 320 * 1024
 _WRITE_BYTES = 1024 * 1024
 """Room for what waits: HIGH_WATER and what one client may add at once. It grows for asyncssh's own packets alone."""
 
+MOST_WAITING = 16 * 1024 * 1024
+"""Bytes at which a connection ends: clients add no more by then, but the server has us answer, and does not read it."""
+
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)  # Linux alone has it
 
 _TCP_INFO_BYTES, _RTT_OFFSET = 104, 68
@@ -40,17 +45,18 @@ class Congestion:
         self.is_on = False
         """Whether nothing more should be given to the connection."""
         self._causes: set[str] = set()
-        self._held: set[Callable[[], None]] = set()
+        self._held: dict[Callable[[], None], None] = {}
+        """In the order in which they were held: who has just been read comes last."""
 
     def holds(self, relieve: Callable[[], None]) -> bool:
         """Whether the client must not be read now; `relieve` is called when it may be."""
         if self.is_on:
-            self._held.add(relieve)
+            self._held[relieve] = None
         return self.is_on
 
     def forget(self, relieve: Callable[[], None]) -> None:
         """The client is gone."""
-        self._held.discard(relieve)
+        self._held.pop(relieve, None)
 
     def begin(self, cause: str) -> None:
         """There is a cause to hold clients back."""
@@ -63,10 +69,10 @@ class Congestion:
             return
         self._causes.discard(cause)
         self.is_on = bool(self._causes)
-        if not self.is_on:
-            held, self._held = self._held, set()
-            for relieve in held:
-                relieve()
+        while self._held and not self.is_on:  # they may bring it about again
+            relieve = next(iter(self._held))
+            del self._held[relieve]
+            relieve()
 
 
 class AnyWire(Protocol):
@@ -111,7 +117,7 @@ class Wire(asyncio.Transport):
     def begin(self) -> None:
         """Reads from now on."""
         self._protocol.connection_made(self)
-        self._watcher.watch(self._fd, READ, self._happened)
+        self._watcher.watch(self._fd, READ, self._happened, self.abort)
 
     # --- what is received -----------------------------------------------------------------------------------------
 
@@ -166,8 +172,11 @@ class Wire(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """As asyncssh asks for it."""
-        if not self._is_closing:
-            self.room(len(data))[:] = data
+        if self._is_closing:
+            return
+        self.room(len(data))[:] = data
+        if self._end - self._start > MOST_WAITING:
+            self._lose(OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS)))
 
     def _make_room(self, size: int) -> None:
         rest = bytes(self._waiting[self._start : self._end])

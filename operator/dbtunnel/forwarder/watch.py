@@ -30,8 +30,8 @@ Handler = Callable[[int], None]
 class Watcher(Protocol):
     """Who tells of sockets' events."""
 
-    def watch(self, fd: int, events: int, handler: Handler) -> None:
-        """Begins to watch a socket."""
+    def watch(self, fd: int, events: int, handler: Handler, end: Callable[[], None]) -> None:
+        """Begins to watch a socket; `end` ends it where a bug in its handler raises something."""
 
     def change(self, fd: int, events: int) -> None:
         """Watches it for something else from now on; for nothing: not even for its failure."""
@@ -51,12 +51,13 @@ class HotSelector(selectors.DefaultSelector):
         # of the same epoll instance, which its own object closes too
         self._epoll = select.epoll.fromfd(os.dup(self.fileno()))
         self._handlers: dict[int, Handler] = {}
+        self._ends: dict[int, Callable[[], None]] = {}
         self._silent: set[int] = set()
         self._ending: list[Callable[[], None]] = []
 
-    def watch(self, fd: int, events: int, handler: Handler) -> None:
+    def watch(self, fd: int, events: int, handler: Handler, end: Callable[[], None]) -> None:
         """As Watcher."""
-        self._handlers[fd] = handler
+        self._handlers[fd], self._ends[fd] = handler, end
         if events:
             self._epoll.register(fd, events)
         else:
@@ -79,6 +80,7 @@ class HotSelector(selectors.DefaultSelector):
         """As Watcher."""
         if self._handlers.pop(fd, None) is None:
             return
+        del self._ends[fd]
         if fd in self._silent:
             self._silent.discard(fd)
         else:
@@ -90,7 +92,9 @@ class HotSelector(selectors.DefaultSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """What asyncio's own sockets have to tell; the others have been served meanwhile."""
-        self._end_pass()  # of what callbacks and timers have asked for meanwhile
+        if self._ending:  # callbacks and timers have asked for it
+            self._end_pass()
+            timeout = 0  # it may have given the loop something to do
         others: list[tuple[selectors.SelectorKey, int]] = []
         for fd, events in self._epoll.poll(_milliseconds(timeout), _EVENTS_AT_ONCE):
             handler = self._handlers.get(fd)
@@ -98,7 +102,7 @@ class HotSelector(selectors.DefaultSelector):
                 try:
                     handler(events)
                 except Exception:  # a bug; the loop and the other sockets go on
-                    _LOG.exception("serving a socket failed")
+                    self._failed(fd)
             elif key := self.get_map().get(fd):
                 others.append((key, _as_selectors(events) & key.events))
         self._end_pass()
@@ -111,7 +115,13 @@ class HotSelector(selectors.DefaultSelector):
                 try:
                     call()
                 except Exception:
-                    _LOG.exception("serving a socket failed")
+                    _LOG.exception("serving sockets failed")
+
+    def _failed(self, fd: int) -> None:
+        if fd in self._handlers:
+            _end_after_failure(self._ends[fd])
+        if fd in self._handlers:
+            self.change(fd, 0)  # else it would be served again and again
 
     def close(self) -> None:
         """Ends it."""
@@ -131,31 +141,48 @@ def _as_selectors(events: int) -> int:
     return (events & ~WRITE and selectors.EVENT_READ) | (events & ~READ and selectors.EVENT_WRITE)
 
 
+def _end_after_failure(end: Callable[[], None]) -> None:
+    _LOG.exception("serving a socket failed")
+    try:
+        end()
+    except Exception:
+        _LOG.exception("ending it failed")
+
+
 class LoopWatcher:
-    """Watches by means of any loop."""
+    """Watches by means of any loop. It does not hear of the failure of a socket that is watched for nothing."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._handlers: dict[int, Handler] = {}
+        self._handlers: dict[int, tuple[Handler, Callable[[], None]]] = {}
         self._watched: dict[int, int] = {}
 
-    def watch(self, fd: int, events: int, handler: Handler) -> None:
+    def watch(self, fd: int, events: int, handler: Handler, end: Callable[[], None]) -> None:
         """As Watcher."""
-        self._handlers[fd] = handler
+        self._handlers[fd] = handler, end
         self.change(fd, events)
 
     def change(self, fd: int, events: int) -> None:
         """As Watcher."""
-        before, handler = self._watched.get(fd, 0), self._handlers[fd]
+        before = self._watched.get(fd, 0)
         self._watched[fd] = events
         if events & READ and not before & READ:
-            self._loop.add_reader(fd, handler, READ)
+            self._loop.add_reader(fd, self._happened, fd, READ)
         if before & READ and not events & READ:
             self._loop.remove_reader(fd)
         if events & WRITE and not before & WRITE:
-            self._loop.add_writer(fd, handler, WRITE)
+            self._loop.add_writer(fd, self._happened, fd, WRITE)
         if before & WRITE and not events & WRITE:
             self._loop.remove_writer(fd)
+
+    def _happened(self, fd: int, events: int) -> None:
+        handler, end = self._handlers[fd]
+        try:
+            handler(events)
+        except Exception:
+            _end_after_failure(end)
+            if fd in self._handlers:
+                self.change(fd, 0)
 
     def forget(self, fd: int) -> None:
         """As Watcher."""
