@@ -165,7 +165,7 @@ class PostgresServer(_Server):
         """
         counts = [f"--client={clients}", f"--jobs={clients}", f"--transactions={transactions}"]
         target = ["--host=127.0.0.1", f"--port={port}", f"--username={USER}", DATABASE]
-        command = [_postgres("pgbench"), "--no-vacuum", "--connect", "--file=-", *counts, *target]
+        command = [postgres_program("pgbench"), "--no-vacuum", "--connect", "--file=-", *counts, *target]
         done = run(command, input=script, env={"PGPASSWORD": PASSWORD})
         assert f"{clients * transactions}/{clients * transactions}" in done, done
 

@@ -106,7 +106,8 @@ class Server:
             if carrier:
                 carrier.close()
 
-        link = Link(cast(Any, SimpleNamespace(abort=closed)), end.happened.is_set, Congestion(), end, cast(Any, None))
+        packets = cast(Any, SimpleNamespace(why_not=""))
+        link = Link(cast(Any, SimpleNamespace(abort=closed)), end.happened.is_set, Congestion(), end, packets)
         link.key, link.carrier = keys[0], carrier
         network.links.append(link)
         network.state.succeeded(ConditionType.KEY_READY)
