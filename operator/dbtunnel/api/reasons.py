@@ -11,7 +11,7 @@ jump host before it, `{target}` what the tunnel opens from it, `{seen}` what was
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dbtunnel.api.conditions import ConditionType
+from dbtunnel.api.conditions import CAUSAL_ORDER, ConditionType
 
 
 class Reason(StrEnum):
@@ -93,11 +93,7 @@ class ReasonInfo:
     """The template for an SSH server to which a jump host opens the connection, where it is another."""
 
 
-_WORKLOAD = ConditionType.WORKLOAD_READY
-_KEY = ConditionType.KEY_READY
-_TRANSPORT = ConditionType.TRANSPORT_READY
-_AUTH = ConditionType.AUTHENTICATED
-_DATABASE = ConditionType.DATABASE_REACHABLE
+_WORKLOAD, _KEY, _TRANSPORT, _AUTH, _DATABASE = CAUSAL_ORDER
 
 REASONS: dict[Reason, ReasonInfo] = {
     Reason.PROGRESSING: ReasonInfo(
@@ -374,8 +370,7 @@ REASONS: dict[Reason, ReasonInfo] = {
         _DATABASE,
         OUTAGE_GRACE,
         "What answers does not speak the engine's protocol.",
-        "{hop}: {database} does not speak {protocol}: {seen}. Check spec.engine, spec.database.host and"
-        " spec.database.port.",
+        "{hop}: {database} does not speak {protocol}: {seen}. Check spec.engine and spec.database.",
     ),
     Reason.HOST_BLOCKED: ReasonInfo(
         _DATABASE,
