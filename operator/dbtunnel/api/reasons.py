@@ -9,57 +9,10 @@ jump host before it, `{target}` what the tunnel opens from it, `{seen}` what was
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
 
-from dbtunnel.api.conditions import CAUSAL_ORDER, ConditionType
+from dbtunnel.api.conditions import CAUSAL_ORDER, ConditionType, Reason
 
-
-class Reason(StrEnum):
-    """Why a condition has its status."""
-
-    SUCCEEDED = "Succeeded"
-    PROGRESSING = "Progressing"
-    SUSPENDED = "Suspended"
-    UNSCHEDULABLE = "Unschedulable"
-    IMAGE_PULL_FAILED = "ImagePullFailed"
-    CRASH_LOOPING = "CrashLooping"
-    QUOTA_EXCEEDED = "QuotaExceeded"
-    NAME_CONFLICT = "NameConflict"
-    REJECTED = "Rejected"
-    FORWARDER_UNREACHABLE = "ForwarderUnreachable"
-    SECRET_NOT_FOUND = "SecretNotFound"
-    SECRET_KEY_MISSING = "SecretKeyMissing"
-    PRIVATE_KEY_INVALID = "PrivateKeyInvalid"
-    PUBLIC_KEY_GIVEN = "PublicKeyGiven"
-    PASSPHRASE_REQUIRED = "PassphraseRequired"
-    PASSPHRASE_WRONG = "PassphraseWrong"
-    HOST_UNRESOLVABLE = "HostUnresolvable"
-    NETWORK_UNREACHABLE = "NetworkUnreachable"
-    CONNECTION_REFUSED = "ConnectionRefused"
-    CONNECT_TIMEOUT = "ConnectTimeout"
-    NOT_AN_SSH_SERVER = "NotAnSshServer"
-    BASTION_REFUSING = "BastionRefusing"
-    NO_COMMON_ALGORITHM = "NoCommonAlgorithm"
-    HOST_KEY_UNKNOWN = "HostKeyUnknown"
-    HOST_KEY_MISMATCH = "HostKeyMismatch"
-    HOST_KEY_REVOKED = "HostKeyRevoked"
-    HOST_CERTIFICATE_INVALID = "HostCertificateInvalid"
-    KNOWN_HOSTS_INVALID = "KnownHostsInvalid"
-    CONNECTION_LOST = "ConnectionLost"
-    KEY_REJECTED = "KeyRejected"
-    SECOND_FACTOR_REQUIRED = "SecondFactorRequired"
-    TOO_MANY_AUTH_FAILURES = "TooManyAuthFailures"
-    METHOD_NOT_OFFERED = "MethodNotOffered"
-    FORWARDING_PROHIBITED = "ForwardingProhibited"
-    DATABASE_UNRESOLVABLE = "DatabaseUnresolvable"
-    DATABASE_UNREACHABLE = "DatabaseUnreachable"
-    DATABASE_REFUSED = "DatabaseRefused"
-    DATABASE_TIMEOUT = "DatabaseTimeout"
-    UNEXPECTED_PROTOCOL = "UnexpectedProtocol"
-    HOST_BLOCKED = "HostBlocked"
-    TOO_MANY_CONNECTIONS = "TooManyConnections"
-    NOT_PROBED = "NotProbed"
-
+__all__ = ["OUTAGE_GRACE", "REASONS", "SLOW", "SUPPLY_GRACE", "TURNED_AWAY", "Reason", "ReasonInfo"]
 
 SUPPLY_GRACE = 300
 """Seconds in which a person, or a sync that applies the pieces in any order, may still supply what is missing."""
