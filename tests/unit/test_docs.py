@@ -167,6 +167,9 @@ def _numbers() -> Iterator[str]:
     yield f"{pace.FIRST_BACKOFF_SECONDS} s, doubled up to {pace.LONGEST_BACKOFF_SECONDS:.0f} s"
     yield f"reset by a connection that stood for {pace.STABLE_SECONDS:.0f} s"
     no_key = Failure(ConditionType.KEY_READY, Reason.SECRET_NOT_FOUND)
+    yield f"one more try after {pace.FIRST_BACKOFF_SECONDS} s at most"
+    yield f"tried after {pace.FIRST_RETURN_SECONDS:.0f} s, then less and less often"
+    yield f"up to every {pace.LONGEST_RETURN_SECONDS:.0f} s, less a random half"
     yield f"another file helps, so that {pace.pause_seconds(no_key, 0, 1):.0f} s pass"
     yield f"a probe under way still has {_PROBE_END_SECONDS} s"
     yield f"A key that is not decrypted after {PARSE_SECONDS} s"
