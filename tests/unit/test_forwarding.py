@@ -71,6 +71,7 @@ def test_everything_that_is_given_is_passed_on() -> None:
                     "compression": True,
                 },
                 "replicas": 5,
+                "connectionLimits": {"max": 500, "idleTimeoutSeconds": 3600},
                 "parking": {"maxSeconds": 0, "maxClients": 0},
                 "drain": {"minSeconds": 0, "maxSeconds": 0},
                 "probe": {"mode": "Disabled", "intervalSeconds": 5},
@@ -96,10 +97,17 @@ def test_everything_that_is_given_is_passed_on() -> None:
         keepalive_count_max=4,
         compression=True,
         parking_max_clients=0,
+        max_clients=500,
         probe_mode=ProbeMode.DISABLED,
         replicas=5,
         seconds=Seconds(
-            connect_timeout=1, keepalive_interval=2, parking_max=0, drain_min=0, drain_max=0, probe_interval=5
+            connect_timeout=1,
+            keepalive_interval=2,
+            parking_max=0,
+            drain_min=0,
+            drain_max=0,
+            probe_interval=5,
+            idle=3600,
         ),
     )
 

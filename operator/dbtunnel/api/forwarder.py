@@ -116,6 +116,8 @@ class Seconds(_Document):
     drain_min: Annotated[int, Field(ge=0)] = 3
     drain_max: Annotated[int, Field(ge=0)] = 30
     probe_interval: Annotated[int, Field(ge=1)] = 60
+    idle: Annotated[int, Field(ge=1)] | None = None
+    """After which a session on which nothing happens is ended; None: never."""
 
 
 class ForwarderConfig(_Document):
@@ -136,6 +138,8 @@ class ForwarderConfig(_Document):
     keepalive_count_max: Annotated[int, Field(ge=1)] = 3
     compression: bool = False
     parking_max_clients: Annotated[int, Field(ge=0)] = 1000
+    max_clients: Annotated[int, Field(ge=1)] | None = None
+    """How many clients are served at most, beside those that come to cancel a query; None: no limit."""
     probe_mode: ProbeMode = ProbeMode.AUTO
     replicas: Annotated[int, Field(ge=1)] = 1
     """How many neighbours share the source address: slow retries are slower with more of them."""

@@ -232,6 +232,18 @@ class Access(ApiModel):
         return self
 
 
+class ConnectionLimits(ApiModel):
+    """How many clients a replica serves at most, and for how long nothing may happen on a session. Unset: no limit."""
+
+    max: Annotated[int, Field(ge=1, le=100000)] | None = None
+    """Clients at the same time, per replica, those that wait counted too; at the limit others are refused at once, with
+    a reset. Beyond it a few are let in to cancel a query, one for each 100 of max, at least 2 and at most 10. With
+    PostgreSQL, Redshift and AlloyDB such a one may say CancelRequest, in the clear or under TLS, and nothing else, and
+    has 3 seconds for it; with MySQL, where KILL is a statement of a session, it has 10 seconds for whatever it does."""
+    idle_timeout_seconds: Annotated[int, Field(ge=1, le=604800)] | None = None
+    """Seconds without a byte either way after which a session is ended by a reset, a tenth later at most."""
+
+
 class Parking(ApiModel):
     """Clients that connect while the SSH connection is being made wait instead of being refused."""
 
@@ -300,6 +312,8 @@ class DatabaseTunnelSpec(ApiModel):
     """Forwarder pods. Default: 1 unless the installer chose otherwise."""
     access: Access = Access()
     """Who may connect to the tunnel."""
+    connection_limits: ConnectionLimits = ConnectionLimits()
+    """How many clients are served, and how long they may be idle."""
     parking: Parking = Parking()
     """How clients wait while the SSH connection is being made."""
     drain: Drain = Drain()

@@ -14,6 +14,7 @@ from dbtunnel.api import forwarder as wire
 from dbtunnel.cli import UnusableInputError
 from dbtunnel.forwarder import app, logs
 from dbtunnel.forwarder.connection import Sources
+from dbtunnel.forwarder.hardening import harden
 from dbtunnel.forwarder.keys import MountedKeys, read_file
 from dbtunnel.forwarder.loop import ForwarderLoop
 from dbtunnel.forwarder.watch import hot_loop
@@ -105,6 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     config = config.model_copy(update={"own_packets": arguments.packets == "own"})
     logs.configure(arguments.log_level, arguments.log_format or ("json" if arguments.filename is None else "text"))
+    harden()
     try:
         with asyncio.Runner(loop_factory=lambda: hot_loop(ForwarderLoop)) as runner:
             runner.run(app.run(config, around))

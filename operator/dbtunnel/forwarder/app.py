@@ -81,7 +81,7 @@ async def run(config: ForwarderConfig, around: Surroundings) -> None:
         listen=str(Address(*clients.getsockname()[:2])),
         admin=str(Address(*administrators.getsockname()[:2])),
     )
-    tasks = [asyncio.ensure_future(connector.run()), asyncio.ensure_future(prober.run())]
+    tasks = [asyncio.ensure_future(part.run()) for part in (connector, prober, listener)]
     try:
         await _until_stopped(stop, tasks)
         state.set(draining=True)

@@ -11,6 +11,7 @@ from typing import Protocol
 from dbtunnel.forwarder.channel import Address, Channel, Opening
 from dbtunnel.forwarder.link import Link
 from dbtunnel.forwarder.packets import LARGEST_DATA, SLOTS
+from dbtunnel.forwarder.reserve import Visitor
 from dbtunnel.forwarder.watch import READ, WRITE, watcher
 
 EARLY_LIMIT = 16 * 1024
@@ -33,6 +34,11 @@ _FAILURE = 8
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER: closing sends a reset."""
 
+_CLIENT_CLOSED, _CLIENT_RESET = "client closed", "client reset"
+_DATABASE_CLOSED, _CHANNEL_BROKEN = "database closed", "channel broken"
+_CONNECTION_LOST = "SSH connection lost"
+"""How a session ends, as the log tells it."""
+
 
 class Host(Protocol):
     """Who took the client."""
@@ -52,6 +58,9 @@ class Host(Protocol):
     def moved(self, *, sent: int = 0, received: int = 0) -> None:
         """So many bytes went to the database, or came from it."""
 
+    def intrudes(self, client: "Client") -> None:
+        """It is served beyond the limit, and does what only others may."""
+
     def gone(self, client: "Client") -> None:
         """It is no more."""
 
@@ -70,6 +79,12 @@ class Client:
         self._early = bytearray()
         self._waiting: deque[memoryview] = deque()
         self.sent = self.received_bytes = 0
+        self.visitor: Visitor | None = None
+        """Where it is served beyond the limit."""
+        self.how = ""
+        """How it ended, by whoever was the first to end it."""
+        self.joined_at = 0.0
+        """When its channel was open, by the loop's time."""
         self.is_gone = self.was_joined = self.was_greeted = self.was_refused = self._is_parked = False
         self._client_ended = self._database_ended = self._channel_ended = False
         self._is_held = self._is_bulk = False
@@ -77,6 +92,11 @@ class Client:
         """When it first wanted a channel, by the loop's time."""
         self._events = READ
         self._watcher.watch(self._fd, READ, self._happened, self.refuse)
+
+    @property
+    def early(self) -> bytes:
+        """What it has said before its channel is open."""
+        return bytes(self._early)
 
     # --- before the channel ---------------------------------------------------------------------------------------
 
@@ -123,7 +143,7 @@ class Client:
     def opened(self, channel: Channel) -> None:
         """As End."""
         self._opening, self._channel = None, channel
-        self.was_joined = True
+        self.was_joined, self.joined_at = True, asyncio.get_running_loop().time()
         self._host.joined(self)
         self._resume()
 
@@ -152,7 +172,7 @@ class Client:
         if not events & ~(READ | WRITE):
             return  # it has been told of what it was watched for before
         if self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self._leave()
+            self._leave(_CLIENT_RESET)
         elif not self._waiting:
             self._events = 0
             self._watcher.change(self._fd, 0)
@@ -165,14 +185,14 @@ class Client:
             return
         largest = channel.largest_data
         try:
-            if self._is_bulk and largest == LARGEST_DATA and room >= LARGEST_DATA:
+            if self._is_bulk and self.visitor is None and largest == LARGEST_DATA and room >= LARGEST_DATA:
                 count = self._socket.recvmsg_into(_SLOT_VIEWS[: room // LARGEST_DATA])[0]
             else:
                 count = self._socket.recv_into(SLOTS[0].data, min(largest, room))
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            self._leave()
+            self._leave(_CLIENT_RESET)
             return
         if not count:
             self._end_reading()
@@ -181,6 +201,9 @@ class Client:
         self._pass_on(channel, count, largest)
 
     def _pass_on(self, channel: Channel, count: int, largest: int) -> None:
+        if self.visitor and not self.visitor.may_send(bytes(SLOTS[0].data[:count])):
+            self._host.intrudes(self)
+            return
         self.sent += count
         self._host.moved(sent=count)
         for slot in SLOTS:
@@ -192,6 +215,7 @@ class Client:
 
     def _end_reading(self) -> None:
         self._client_ended = True
+        self._note(_CLIENT_CLOSED)
         self._watch()
         if self._channel:
             self._channel.end_sending()
@@ -208,13 +232,16 @@ class Client:
         if self.is_gone or channel is None:
             return
         self._send_early(channel)
+        if self.is_gone:
+            return
         self._is_held = bool(self._early)
         if self._client_ended and not self._early:
+            self._note(_CLIENT_CLOSED)
             channel.end_sending()
         self._watch()
 
     def _send_early(self, channel: Channel) -> None:
-        while self._early and channel.may_send_bytes:
+        while self._early and channel.may_send_bytes and not self.is_gone:
             size = min(len(self._early), channel.largest_data, channel.may_send_bytes)
             SLOTS[0].data[:size] = self._early[:size]
             del self._early[:size]
@@ -226,6 +253,8 @@ class Client:
         """As End."""
         size = sum(map(len, pieces))
         self._host.moved(received=size)
+        if self.visitor:
+            self.visitor.received()
         if not self.received_bytes:
             self._host.saw(self, bytes(pieces[0][:SNIFFED_BYTES]))
         self.received_bytes += size
@@ -248,7 +277,7 @@ class Client:
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError:
-            self._leave()
+            self._leave(_CLIENT_RESET)
             return 0
         if self._channel:
             self._channel.taken(sent)
@@ -270,6 +299,7 @@ class Client:
     def ended_sending(self) -> None:
         """As End."""
         self._database_ended = True
+        self._note(_DATABASE_CLOSED)
         if not self._waiting:
             self._all_is_written()
 
@@ -278,8 +308,10 @@ class Client:
         self._channel = None
         self._channel_ended = True
         if not whole:
-            self.refuse()
-        elif self._waiting:
+            self.refuse(_CONNECTION_LOST if self.link and self.link.is_closing() else _CHANNEL_BROKEN)
+            return
+        self._note(_DATABASE_CLOSED)
+        if self._waiting:
             self._watch()
         else:
             self._leave()
@@ -291,7 +323,7 @@ class Client:
             try:
                 self._socket.shutdown(socket.SHUT_WR)
             except OSError:  # it has reset the connection
-                self._leave()
+                self._leave(_CLIENT_RESET)
                 return
             self._end_if_done()
 
@@ -311,17 +343,21 @@ class Client:
         if self._client_ended and self._database_ended and not self._waiting:
             self._leave()
 
-    def refuse(self) -> None:
+    def refuse(self, how: str = "refused") -> None:
         """Ends the connection with a reset, which no client takes for a clean end."""
         if not self.is_gone:
             self.was_refused = True
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            self._leave()
+            self._leave(how)
 
-    def _leave(self) -> None:
+    def _note(self, how: str) -> None:
+        self.how = self.how or how
+
+    def _leave(self, how: str = "") -> None:
         if self.is_gone:
             return
         self.is_gone = True
+        self._note(how)
         self._watcher.forget(self._fd)
         self._socket.close()
         self._waiting.clear()

@@ -9,6 +9,7 @@ import sys
 
 from dbtunnel.api.engines import ENGINES, WireProtocol
 from dbtunnel.api.forwarder import ForwarderConfig
+from dbtunnel.domain.hops import hop_name
 from dbtunnel.forwarder.client import Client
 from dbtunnel.forwarder.connection import Connector
 from dbtunnel.forwarder.evidence import greets
@@ -21,9 +22,11 @@ from dbtunnel.forwarder.metrics import (
     CLIENTS_PARKED,
     CLIENTS_REFUSED,
     CLIENTS_TOTAL,
+    SESSIONS_IDLE,
     Metrics,
 )
 from dbtunnel.forwarder.probes import Prober
+from dbtunnel.forwarder.reserve import VISIT_SECONDS, Visitor, reserve_of
 from dbtunnel.forwarder.watch import READ, watcher
 
 _LOG = logging.getLogger(__name__)
@@ -41,6 +44,11 @@ _LEFT_SECONDS = 60
 _SPARE_DESCRIPTORS = 64
 """Kept for the SSH connections, the admin port and files: without them a flood of clients would end the probes."""
 
+_LOOKS = 10
+"""How often sessions are looked at within the idle timeout: they end that part of it later at most."""
+
+_LIMIT = "ConnectionLimit"
+
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 """Seconds, seconds, count: a client whose node died is noticed after two minutes, and its session ends."""
 
@@ -51,13 +59,19 @@ class Listener:
     def __init__(self, config: ForwarderConfig, connector: Connector, prober: Prober, metrics: Metrics) -> None:
         self._config, self._connector, self._prober, self._metrics = config, connector, prober, metrics
         self._target = config.database_host, config.database_port
-        self._speaks_first = ENGINES[config.engine].protocol is WireProtocol.MYSQL
+        self._protocol = ENGINES[config.engine].protocol
+        self._speaks_first = self._protocol is WireProtocol.MYSQL
         self._loop, self._watcher = asyncio.get_running_loop(), watcher()
         self._bound: socket.socket | None = None
         self._clients: set[Client] = set()
         self._parked: dict[Client, asyncio.TimerHandle] = {}
         self._most_clients = _descriptors() - _SPARE_DESCRIPTORS
         self._left_budget = Budget(1, _LEFT_SECONDS)
+        self._visitors: dict[Client, Visitor] = {}
+        """Those beyond `connectionLimits.max`, in the order of their arrival."""
+        self._quiet: dict[Client, tuple[int, float]] = {}
+        """How many bytes each session had moved when it was looked at, and since when it is that many."""
+        self._full_is_told = Budget(1, 60)
         self.empty = asyncio.Event()
         self.empty.set()
         connector.on_up = self._serve_parked
@@ -83,7 +97,29 @@ class Listener:
     def cut(self) -> None:
         """Ends all clients' connections."""
         for client in list(self._clients):
-            client.refuse()
+            client.refuse("forwarder ended")
+
+    async def run(self) -> None:
+        """Ends sessions on which nothing happens, until cancelled."""
+        limit = self._config.seconds.idle
+        if limit is None:
+            await self._loop.create_future()  # for ever
+            return
+        while True:
+            await asyncio.sleep(limit / _LOOKS)
+            self._end_idle(limit)
+
+    def _end_idle(self, limit: float) -> None:
+        now, before = self._loop.time(), self._quiet
+        moved = {client: client.sent + client.received_bytes for client in self._clients if client.was_joined}
+        known = {client: before.get(client, (-1, now)) for client in moved}
+        self._quiet = {
+            client: known[client] if known[client][0] == count else (count, now) for client, count in moved.items()
+        }
+        for client, (_, since) in list(self._quiet.items()):
+            if now - since >= limit:
+                self._metrics.add(SESSIONS_IDLE)
+                client.refuse("idle")
 
     # --- clients come and go --------------------------------------------------------------------------------------
 
@@ -119,15 +155,46 @@ class Listener:
             self._refuse(client, "TooManyClients")
             return
         self.empty.clear()
-        if self._speaks_first:
+        if self._config.max_clients is not None and not self._admits(client, self._config.max_clients):
+            self._refuse_at_limit(client)
+        elif self._speaks_first:
             client.ask()
+
+    def _admits(self, client: Client, most: int) -> bool:
+        """Whether there is room for it, if only as a visitor."""
+        if len(self._clients) - len(self._visitors) <= most:
+            return True
+        if len(self._visitors) >= reserve_of(most):
+            return False
+        client.visitor = self._visitors[client] = Visitor(self._protocol)
+        self._loop.call_later(VISIT_SECONDS[self._protocol], self._end_visit, client)
+        return True
+
+    def _end_visit(self, client: Client) -> None:
+        if client in self._visitors:
+            self._refuse_at_limit(client)
+
+    def _refuse_at_limit(self, client: Client) -> None:
+        if self._full_is_told.allows(self._loop.time()):
+            event(_LOG, "connection limit reached", level=logging.WARNING, limit=self._config.max_clients)
+        self._refuse(client, _LIMIT)
+
+    def intrudes(self, client: Client) -> None:
+        """As Host."""
+        self._refuse_at_limit(client)
 
     def gone(self, client: Client) -> None:
         """As Host."""
         self._clients.discard(client)
         self._unpark(client)
+        self._visitors.pop(client, None)
+        if self._visitors and len(self._clients) - len(self._visitors) < (self._config.max_clients or 0):
+            first = next(iter(self._visitors))
+            del self._visitors[first]
+            first.visitor = None
         if client.was_joined:
             self._metrics.add(CLIENTS_OPEN, -1)
+            self._tell_end(client)
         if client.was_greeted and not client.sent and not client.was_refused:
             self._left_before_login(client)
         if not self._clients:
@@ -140,10 +207,25 @@ class Listener:
             total = int(self._metrics.get(CLIENTS_LEFT))
             event(_LOG, "client left before its login", level=logging.WARNING, client=client.address[0], total=total)
 
+    def _tell_end(self, client: Client) -> None:
+        event(
+            _LOG,
+            "session ended",
+            client=":".join(map(str, client.address)),
+            sent=client.sent,
+            received=client.received_bytes,
+            seconds=round(self._loop.time() - client.joined_at, 3),
+            hop=hop_name(self._config, client.link.end.hop) if client.link else "",
+            how=client.how,
+        )
+
     # --- and get their channels -----------------------------------------------------------------------------------
 
     def wants_channel(self, client: Client) -> None:
         """As Host."""
+        if client.visitor and not Visitor(self._protocol).may_send(client.early):
+            self._refuse_at_limit(client)
+            return
         link = self._connector.link
         if link is None or link.is_closing():
             self._park(client)
@@ -203,7 +285,7 @@ class Listener:
     def _refuse(self, client: Client, reason: str) -> None:
         self._metrics.add(CLIENTS_REFUSED, label=reason)
         event(_LOG, "client refused", level=logging.DEBUG, reason=reason)  # a flood of them is counted, not logged
-        client.refuse()
+        client.refuse(reason)
 
 
 def listening_socket(host: str, port: int) -> socket.socket:

@@ -34,6 +34,9 @@ CLIENTS_LEFT = Metric(
     "Clients of MySQL that were greeted and left without a word. The server counts them against the bastion's address:"
     " after max_connect_errors of them in a row, 100 by default, it refuses everybody behind it.",
 )
+SESSIONS_IDLE = Metric(
+    "dbtunnel_forwarder_sessions_idle_total", Kind.COUNTER, "Sessions that were ended since nothing happened on them."
+)
 BYTES = Metric("dbtunnel_forwarder_bytes_total", Kind.COUNTER, "Bytes of clients' streams.", "direction")
 SSH_UP = Metric("dbtunnel_forwarder_ssh_up", Kind.GAUGE, "1 while the SSH connection stands.")
 OWN_PACKETS = Metric(
@@ -61,6 +64,7 @@ METRICS = (
     CLIENTS_TOTAL,
     CLIENTS_REFUSED,
     CLIENTS_LEFT,
+    SESSIONS_IDLE,
     BYTES,
     SSH_UP,
     OWN_PACKETS,

@@ -1,0 +1,75 @@
+"""Who may come in beyond `connectionLimits.max`: those that want to cancel a query, and nobody for long.
+
+PostgreSQL's cancel is a connection of its own: CancelRequest and nothing else (PostgreSQL's documentation, section
+"Message Formats"), in the clear or, since libpq 17, under TLS. Under TLS it is told from a login by its turns: one that
+cancels has said all before the server's first answer under TLS, one that logs in says more after it.
+"""
+
+from dbtunnel.api.engines import WireProtocol
+
+VISIT_SECONDS = {WireProtocol.POSTGRESQL: 3, WireProtocol.MYSQL: 10}
+"""How long a client is served beyond the limit: a cancel says all at once, MySQL's KILL is a statement of a session."""
+
+FIRST_BYTES = 8
+"""Bytes of PostgreSQL's first packet that tell what it is: its length, and a code."""
+
+_CANCEL, _ASKS_FOR_TLS = 80877102, 80877103
+_HANDSHAKE, _DATA = 22, 23
+_RECORD_HEAD = 5
+"""Bytes before the content of a TLS record: type, version, length (RFC 8446, section 5.1)."""
+
+
+def reserve_of(most: int) -> int:
+    """How many clients may come in beyond a limit."""
+    return min(max(most // 100, 2), 10)
+
+
+class Visitor:
+    """What one client beyond the limit does."""
+
+    def __init__(self, protocol: WireProtocol) -> None:
+        self._is_judged = protocol is WireProtocol.POSTGRESQL
+        self._unread = b""
+        self._is_cancel = self._is_tls = False
+        self._left = 0
+        """Bytes of the current TLS record that are still to come."""
+        self._has_said = self._is_answered = False
+        """Under TLS: whether it has sent data, and whether something came back since."""
+
+    def may_send(self, data: bytes) -> bool:
+        """Whether these bytes of its may go to the database; False where they show that it logs in."""
+        if not self._is_judged or self._is_cancel:
+            return True
+        self._unread += data
+        if self._is_tls:
+            return self._may_send_records()
+        while len(self._unread) >= FIRST_BYTES:
+            if self._unread[0] == _HANDSHAKE:
+                self._is_tls = True
+                return self._may_send_records()
+            code = int.from_bytes(self._unread[4:FIRST_BYTES], "big")
+            self._is_cancel = code == _CANCEL
+            if code != _ASKS_FOR_TLS:
+                return self._is_cancel
+            self._unread = self._unread[FIRST_BYTES:]
+        return True
+
+    def received(self) -> None:
+        """Something came from the database."""
+        self._is_answered = self._has_said
+
+    def _may_send_records(self) -> bool:
+        """Reads the heads of TLS records; their content, of which nothing is known, is passed over."""
+        while self._unread:
+            if self._left:
+                passed = min(self._left, len(self._unread))
+                self._unread, self._left = self._unread[passed:], self._left - passed
+            elif len(self._unread) < _RECORD_HEAD:
+                return True
+            else:
+                if self._unread[0] == _DATA and self._is_answered:
+                    return False
+                self._has_said = self._has_said or self._unread[0] == _DATA
+                self._left = int.from_bytes(self._unread[3:_RECORD_HEAD], "big")
+                self._unread = self._unread[_RECORD_HEAD:]
+        return True
