@@ -36,6 +36,7 @@ def test_what_is_filled_in() -> None:
             "compression": False,
         },
         "access": {"policy": "SameNamespace"},
+        "connectionLimits": {},
         "parking": {},
         "drain": {},
         "probe": {},
