@@ -1,84 +1,26 @@
-"""The data path and its limits where no SSH server is needed to show them."""
+"""Channels, their windows and their openings, where no SSH server is needed to show them."""
 
-import asyncio
-import socket
-import struct
+import functools
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any, cast
 
 import asyncssh
 import pytest
 from asyncssh.packet import SSHPacket
 
-from dbtunnel.forwarder.channel import FIRST_WINDOW, SMALLEST_WINDOW, Channel, Opening, _Nobody
-from dbtunnel.forwarder.client import EARLY_LIMIT, Client
-from dbtunnel.forwarder.link import ABANDONED_AT_MOST, OPENING_AT_ONCE, End, Link
-from dbtunnel.forwarder.listener import listening_socket
-from dbtunnel.forwarder.packets import Slot
+from dbtunnel.forwarder.channel import (
+    FIRST_WINDOW,
+    LARGEST_WINDOW,
+    SMALLEST_WINDOW,
+    STREAM_WINDOW,
+    Channel,
+    _Nobody,
+)
+from dbtunnel.forwarder.link import ABANDONED_AT_MOST, OPENING_AT_ONCE, WIDEST_BYTES, Link
 from dbtunnel.forwarder.transport import Congestion
+from tests.support.stuck_ssh import CLOSE, DATA, StuckConnection, Waiting, ask, link_over, opened, until
 
-DATA, CLOSE = 94, 97
-"""SSH_MSG_CHANNEL_DATA, SSH_MSG_CHANNEL_CLOSE."""
-
-
-class StuckConnection:
-    """An SSH connection whose server does not answer, until it is told to."""
-
-    def __init__(self) -> None:
-        self.channels: dict[int, Channel] = {}
-        self.asked = self.answered = 0
-        self.sent: list[int] = []
-
-    def add_channel(self, channel: Channel) -> int:
-        self.asked += 1
-        self.channels[self.asked] = channel
-        return self.asked
-
-    def remove_channel(self, number: int) -> None:
-        del self.channels[number]
-
-    def send_packet(self, kind: int, *_: bytes) -> None:
-        self.sent.append(kind)
-
-    def answer(self) -> None:
-        """Opens all that it was asked for."""
-        begin, self.answered = self.answered + 1, self.asked
-        for number in range(begin, self.answered + 1):
-            self.channels[number].process_open_confirmation(number, 2**20, 2**15, SSHPacket(b""))
-
-
-class Waiting(_Nobody):
-    """Waits for a channel."""
-
-    def __init__(self) -> None:
-        self.outcome: Channel | Exception | None = None
-
-    def opened(self, channel: Channel) -> None:
-        self.outcome = channel
-
-    def failed(self, error: Exception) -> None:
-        self.outcome = error
-
-
-def link_over(connection: StuckConnection) -> Link:
-    packets = cast(Any, SimpleNamespace(channels={}))
-    return Link(cast(Any, connection), lambda: False, Congestion(), End(), packets)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            if condition():
-                return
-            await asyncio.sleep(0.01)
-
-
-def ask(link: Link, count: int, limit: float = 5) -> list[Waiting]:
-    waiting = [Waiting() for _ in range(count)]
-    for one in waiting:
-        Opening(link, one, ("orders.internal", 5432), ("127.0.0.1", 1), limit)
-    return waiting
+ADJUST, EXTENDED_DATA, EOF, REQUEST, SUCCESS = 93, 95, 96, 98, 99
+"""SSH_MSG_CHANNEL_WINDOW_ADJUST and others (RFC 4254, section 9)."""
 
 
 async def abandon(link: Link, count: int) -> None:
@@ -124,45 +66,6 @@ async def test_a_link_is_unused_when_its_last_channel_is_gone() -> None:
     assert len(waiting) == 2
 
 
-async def taken(target: Any = None) -> tuple[Client, socket.socket, Any]:
-    """A client, its other end, and what its host was told."""
-    host = SimpleNamespace(told=[])
-    for name in ("wants_channel", "has_no_channel", "joined", "saw", "moved", "gone"):
-        setattr(host, name, lambda *arguments, name=name, **_: host.told.append(name))
-    bound = listening_socket("127.0.0.1", 0)
-    peer = socket.create_connection(bound.getsockname())
-    connected, address = bound.accept()
-    connected.setblocking(False)
-    bound.close()
-    return Client(connected, address, cast(Any, host)), peer, host
-
-
-def channel_to(received: list[bytes], room: int = 2**20) -> Any:
-    def send(slot: Slot, size: int) -> None:
-        received.append(bytes(slot.data[:size]))
-
-    return SimpleNamespace(
-        send=send, may_send_bytes=room, largest_data=2**15, close=lambda: None, end_sending=lambda: None, taken=len
-    )
-
-
-async def test_what_a_client_sends_early_is_bounded_to_the_byte() -> None:
-    client, peer, host = await taken()
-    content = bytes(range(256)) * 4096
-    peer.setblocking(False)
-    rest = content[peer.send(content) :]
-    await until(lambda: len(client._early) == EARLY_LIMIT)
-    assert host.told == ["wants_channel"]
-    received: list[bytes] = []
-    client.link = link_over(StuckConnection())
-    client.opened(channel_to(received))
-    assert [len(piece) for piece in received] == [EARLY_LIMIT]
-    await until(lambda: sum(map(len, received)) == len(content) - len(rest))
-    assert content.startswith(b"".join(received))
-    client.refuse()
-    peer.close()
-
-
 async def test_first_windows_are_cut_from_one_piece() -> None:
     """One channel has what it can use; a thousand that are not read fill no memory."""
     link = link_over(StuckConnection())
@@ -175,10 +78,7 @@ async def test_a_bug_in_serving_one_client_is_its_own(caplog: pytest.LogCaptureF
     """An exception that reaches asyncssh would end the connection of all."""
     connection = StuckConnection()
     link = link_over(connection)
-    (one,) = ask(link, 1)
-    connection.answer()
-    channel = one.outcome
-    assert isinstance(channel, Channel)
+    channel = opened(link, connection)
 
     class Broken(_Nobody):
         def received(self, pieces: list[memoryview]) -> None:
@@ -190,24 +90,248 @@ async def test_a_bug_in_serving_one_client_is_its_own(caplog: pytest.LogCaptureF
     assert connection.sent[-1] == CLOSE
 
 
-async def test_a_client_that_resets_as_the_database_ends_is_its_own_affair() -> None:
-    """shutdown(2) fails then with ENOTCONN."""
-    client, peer, host = await taken()
-    client.opened(channel_to([]))
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    peer.close()
-    client.ended_sending()
-    assert client.is_gone
-    assert host.told[-1] == "gone"
-
-
 async def test_a_server_may_send_no_more_than_its_window() -> None:
     connection = StuckConnection()
-    (one,) = ask(link_over(connection), 1)
-    connection.answer()
-    channel = one.outcome
-    assert isinstance(channel, Channel)
+    channel = opened(link_over(connection), connection)
     assert channel.receive(memoryview(bytes(channel.first_window)))
     assert not channel.receive(memoryview(b"x"))
     with pytest.raises(asyncssh.ProtocolError):
         channel.process_packet(DATA, 0, SSHPacket(b"\0\0\0\1x"))
+
+
+async def test_openings_that_fail_at_once_are_told_one_by_one() -> None:
+    """The connection ends while very many wait for their turn; each that fails makes room for the next."""
+    connection = StuckConnection()
+    link = link_over(connection)
+    waiting = ask(link, OPENING_AT_ONCE + 3000)
+    connection.is_gone = True
+    connection.channels[1].process_connection_close(None)
+    assert sum(isinstance(one.outcome, asyncssh.ChannelOpenError) for one in waiting) == 3001
+    for number in range(2, OPENING_AT_ONCE + 1):
+        connection.channels[number].process_connection_close(None)
+    assert all(isinstance(one.outcome, asyncssh.ChannelOpenError) for one in waiting)
+    assert link.uses == 0
+
+
+async def test_what_is_opened_late_does_not_keep_a_link() -> None:
+    """A replaced connection ends with its last session, whatever the server still has to answer."""
+    connection, unused = StuckConnection(), []
+    link = link_over(connection)
+    link.on_unused = lambda: unused.append(True)
+    await abandon(link, 1)
+    assert unused == [True]
+    connection.answer()
+    assert connection.sent[-1] == CLOSE
+    connection.channels[1].process_packet(CLOSE, 0, SSHPacket(b""))
+    assert unused == [True, True]
+
+
+# --- what a server may not do -----------------------------------------------------------------------------------------
+
+
+def number(value: int) -> bytes:
+    return value.to_bytes(4, "big")
+
+
+async def test_nothing_is_taken_for_a_channel_that_is_not_open() -> None:
+    connection = StuckConnection()
+    link = link_over(connection)
+    ask(link, 1)
+    assert not link.packets.channels
+    with pytest.raises(asyncssh.ProtocolError):
+        connection.channels[1].process_packet(DATA, 0, SSHPacket(number(1) + b"x"))
+
+
+async def test_a_channel_is_opened_once() -> None:
+    connection = StuckConnection()
+    channel = opened(link_over(connection), connection)
+    with pytest.raises(asyncssh.ProtocolError):
+        channel.process_open_confirmation(1, 1, 1, SSHPacket(b""))
+    with pytest.raises(asyncssh.ProtocolError):
+        channel.process_open_failure(1, "", "")
+
+
+async def test_a_window_has_32_bits() -> None:
+    connection = StuckConnection()
+    channel = opened(link_over(connection), connection)
+    assert not channel.widen(2**32 - channel.may_send_bytes)
+    with pytest.raises(asyncssh.ProtocolError):
+        channel.process_packet(ADJUST, 0, SSHPacket(number(2**32 - 1)))
+    assert channel.widen(2**32 - 1 - channel.may_send_bytes)
+
+
+async def test_there_is_no_data_after_the_end_of_data() -> None:
+    connection = StuckConnection()
+    channel = opened(link_over(connection), connection)
+    assert channel.process_packet(EOF, 0, SSHPacket(b""))
+    assert not channel.receive(memoryview(b"x"))
+
+
+async def test_answers_that_nobody_asked_for_end_the_connection() -> None:
+    connection = StuckConnection()
+    with pytest.raises(asyncssh.ProtocolError):
+        opened(link_over(connection), connection).process_packet(SUCCESS, 0, SSHPacket(b""))
+
+
+async def test_a_request_is_refused_and_an_unknown_message_left_to_asyncssh() -> None:
+    connection = StuckConnection()
+    channel = opened(link_over(connection), connection)
+    assert channel.process_packet(REQUEST, 0, SSHPacket(number(4) + b"exit" + b"\1"))
+    assert connection.sent[-1] == 100
+    assert not channel.process_packet(101, 0, SSHPacket(b""))
+
+
+async def test_extended_data_is_dropped_and_counts_against_the_window() -> None:
+    connection = StuckConnection()
+    link = link_over(connection)
+    channel = opened(link, connection)
+    half = channel.first_window // 2
+    assert channel.process_packet(EXTENDED_DATA, 0, SSHPacket(number(1) + number(half) + bytes(half)))
+    assert vars(link.packets)["adjusted"] == [half]
+    with pytest.raises(asyncssh.ProtocolError):
+        channel.process_packet(EXTENDED_DATA, 0, SSHPacket(number(1) + number(2 * half + 1) + bytes(2 * half + 1)))
+
+
+async def test_a_bug_at_the_end_of_a_channel_ends_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """asyncssh would not tell of the end of the connection any more."""
+
+    class Broken(_Nobody):
+        def closed(self, *, whole: bool) -> None:
+            raise RuntimeError("a bug")
+
+    connection = StuckConnection()
+    channel = opened(link_over(connection), connection)
+    channel.end = Broken()
+    channel.process_connection_close(None)
+    assert "ending a channel failed" in caplog.text
+
+
+async def test_the_last_channel_of_a_replaced_connection_ends_whole() -> None:
+    ends: list[bool] = []
+
+    class Listening(_Nobody):
+        def closed(self, *, whole: bool) -> None:
+            ends.append(whole)
+
+    connection = StuckConnection()
+    link = link_over(connection)
+    channel = opened(link, connection)
+    channel.end = Listening()
+    link.on_unused = lambda: setattr(connection, "is_gone", True)
+    channel.process_packet(CLOSE, 0, SSHPacket(b""))
+    assert connection.is_gone
+    assert ends == [True]
+
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Of the channels: it goes on by `step` seconds at each look."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: float) -> None:
+        self._now, self._step = 0.0, step
+        monkeypatch.setattr("dbtunnel.forwarder.channel.time.monotonic", self._look)
+
+    def _look(self) -> float:
+        self._now += self._step
+        return self._now
+
+
+def stream(channel: Channel, adjustments: int) -> list[int]:
+    """The server sends, and the client takes, all that the window has; how wide it is after each time."""
+    widths = []
+    for _ in range(adjustments):
+        size = channel._full_window // 2
+        assert channel.receive(memoryview(bytes(size)))
+        channel._pieces.clear()
+        channel.taken(size)
+        widths.append(channel._full_window)
+    return widths
+
+
+async def test_a_window_grows_to_that_of_a_stream_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Near by, the round trip limits nothing."""
+    Clock(monkeypatch, 1)
+    connection = StuckConnection()
+    channel = opened(link_over(connection, 0.001), connection)
+    widths = stream(channel, 64)
+    assert widths[14:16] == [FIRST_WINDOW, 2 * FIRST_WINDOW]
+    assert widths[-1] == STREAM_WINDOW
+
+
+async def test_a_window_grows_at_once_where_the_round_trip_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch, 0.05)
+    connection = StuckConnection()
+    link = link_over(connection, 0.1)
+    channel = opened(link, connection)
+    widths = stream(channel, 8)
+    assert widths[:6] == [2**exponent * FIRST_WINDOW for exponent in range(1, 7)]
+    assert widths[-1] == LARGEST_WINDOW
+    growth = [after - before for before, after in zip([FIRST_WINDOW, *widths], widths, strict=False)]
+    half = [before // 2 for before in [FIRST_WINDOW, *widths[:-1]]]
+    adjusted = [size + more for size, more in zip(half, growth, strict=True)]
+    assert vars(link.packets)["adjusted"] == adjusted, "the server is told of what is taken and of the growth"
+
+
+async def test_windows_grow_by_so_much_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch, 0)
+    connection = StuckConnection()
+    link = link_over(connection, 0.1)
+    several = [opened(link, connection) for _ in range(4)]
+    for channel in several:
+        stream(channel, 8)
+    assert link.grown <= WIDEST_BYTES
+    assert sum(channel._full_window - channel.first_window for channel in several) == link.grown
+    for channel in several:
+        channel.process_packet(CLOSE, 0, SSHPacket(b""))
+    assert link.grown == 0
+
+
+# --- congestion -------------------------------------------------------------------------------------------------------
+
+
+def test_clients_are_held_while_there_is_any_cause() -> None:
+    congestion, relieved = Congestion(), Waiting()
+    congestion.end("output")
+    congestion.begin("output")
+    congestion.begin("key exchange")
+    assert congestion.holds(lambda: setattr(relieved, "outcome", True))
+    congestion.end("output")
+    assert relieved.outcome is None
+    congestion.end("key exchange")
+    assert relieved.outcome
+    assert not congestion.holds(lambda: None)
+
+
+def test_who_has_waited_longest_is_read_first() -> None:
+    """Else the same few would have the connection for themselves."""
+    congestion = Congestion()
+    read: list[int] = []
+
+    def client(name: int) -> None:
+        """Is told that it may be read, which fills the connection."""
+        if not congestion.holds(clients[name]):
+            read.append(name)
+            congestion.begin("output")
+
+    clients: list[Callable[[], None]] = [functools.partial(client, name) for name in range(20)]
+    for _ in range(3):
+        for told in clients:
+            told()
+        while congestion.is_on:
+            congestion.end("output")
+    assert read == 3 * list(range(20))
+
+
+def test_who_is_gone_is_not_relieved() -> None:
+    congestion = Congestion()
+    congestion.begin("output")
+    told: list[int] = []
+    first, second = (lambda: told.append(1)), (lambda: told.append(2))
+    assert congestion.holds(first)
+    assert congestion.holds(second)
+    congestion.forget(first)
+    congestion.forget(first)
+    congestion.end("output")
+    assert told == [2]

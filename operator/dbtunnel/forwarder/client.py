@@ -164,6 +164,8 @@ class Client:
             self._failed_unread(events)
         elif self._channel and self.link:
             self._read(self._channel, self.link)
+        elif self._channel_ended:
+            self._read_in_vain()
         else:
             self._read_early()
 
@@ -179,7 +181,7 @@ class Client:
 
     def _read(self, channel: Channel, link: Link) -> None:
         room = channel.may_send_bytes
-        if not room or link.congestion.holds(self._resume):
+        if not room or link.congestion.holds(self._relieved):
             self._is_held = True
             self._watch()
             return
@@ -221,10 +223,29 @@ class Client:
             self._channel.end_sending()
         self._end_if_done()
 
+    def _read_in_vain(self) -> None:
+        """Its database has closed, and not all is written yet: closing with bytes unread would drop the rest."""
+        try:
+            count = self._socket.recv_into(SLOTS[0].data)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._leave()
+            return
+        if not count:
+            self._client_ended = True
+            self._watch()
+
     def may_send(self) -> None:
         """As End."""
         if self._is_held and not self.is_gone:
             self._resume()
+
+    def _relieved(self) -> None:
+        """Is read at once: else those who have been read meanwhile, and have more to say, would always come first."""
+        self._resume()
+        if self._events & READ and not self.is_gone:
+            self._happened(READ)
 
     def _resume(self) -> None:
         """Reads the client again, after what it said early."""
@@ -312,6 +333,7 @@ class Client:
             return
         self._note(_DATABASE_CLOSED)
         if self._waiting:
+            self._is_held = False
             self._watch()
         else:
             self._leave()
@@ -332,7 +354,7 @@ class Client:
     def _watch(self) -> None:
         """Has its socket watched for what can be done with it now."""
         events = WRITE if self._waiting else 0
-        if not (self._is_held or self._client_ended or self._channel_ended):
+        if not self._is_held and not self._client_ended:
             events |= READ
         if events != self._events or not events:
             self._events = events
@@ -366,7 +388,7 @@ class Client:
         if self._channel:
             self._channel.close()
         if self.link:
-            self.link.congestion.forget(self._resume)
+            self.link.congestion.forget(self._relieved)
         self._host.gone(self)
 
 

@@ -46,10 +46,10 @@ class Congestion:
         """Whether nothing more should be given to the connection."""
         self._causes: set[str] = set()
         self._held: dict[Callable[[], None], None] = {}
-        """In the order in which they were held: who has just been read comes last."""
+        """In the order in which they were held."""
 
     def holds(self, relieve: Callable[[], None]) -> bool:
-        """Whether the client must not be read now; `relieve` is called when it may be."""
+        """Whether the client must not be read now; `relieve` is called when it may be, and reads it."""
         if self.is_on:
             self._held[relieve] = None
         return self.is_on
