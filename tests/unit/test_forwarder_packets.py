@@ -36,7 +36,8 @@ class FakeConnection(SimpleNamespace):
         self._recv_encryption: Any = gcm()
         self._send_encryption: Any = gcm()
         self._kex_complete, self._transport = True, object()
-        self._rekey_bytes, self._send_seq, self._deferred_packets = 2**30, 2**32 - 1, []
+        self._rekey_bytes, self._send_seq = 2**30, 2**32 - 1
+        self._deferred_packets: list[Any] = []
         self.sent: list[tuple[int, bytes]] = []
         self.lost: list[Exception] = []
 
