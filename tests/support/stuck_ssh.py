@@ -63,7 +63,7 @@ def link_over(connection: StuckConnection, round_trip_seconds: float = 0) -> Lin
     adjusted: list[int] = []
     packets = SimpleNamespace(channels={}, adjusted=adjusted, send_adjust=lambda _, growth: adjusted.append(growth))
     fields = cast(Any, connection), lambda: connection.is_gone, Congestion(), End(), cast(Any, packets)
-    return Link(*fields, lambda: round_trip_seconds)
+    return Link(*fields, round_trip_seconds=lambda: round_trip_seconds)
 
 
 def ask(link: Link, count: int, limit: float = 5) -> list[Waiting]:
