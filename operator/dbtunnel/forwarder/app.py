@@ -119,7 +119,10 @@ async def _drain(config: ForwarderConfig, listener: Listener, stop: _Stop) -> No
     event(_LOG, "draining", least=seconds.drain_min, most=seconds.drain_max, clients=listener.clients)
     await _either(stop.now, None, seconds.drain_min)
     listener.refuse_new()
-    await _either(stop.now, listener.empty, seconds.drain_max - seconds.drain_min)
+    left = seconds.drain_max - seconds.drain_min
+    ending = asyncio.ensure_future(listener.end_quiet(left))
+    await _either(stop.now, listener.empty, left)
+    ending.cancel()
 
 
 async def _either(first: asyncio.Event, second: asyncio.Event | None, timeout_seconds: float) -> None:

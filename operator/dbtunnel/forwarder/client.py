@@ -4,13 +4,13 @@ import asyncio
 import socket
 import struct
 from collections import deque
-from collections.abc import Iterator
 from itertools import islice
 from typing import Protocol
 
 from dbtunnel.forwarder.channel import Address, Channel, Opening
 from dbtunnel.forwarder.link import Link
 from dbtunnel.forwarder.packets import LARGEST_DATA, SLOTS
+from dbtunnel.forwarder.pieces import after
 from dbtunnel.forwarder.reserve import Visitor
 from dbtunnel.forwarder.watch import READ, WRITE, watcher
 
@@ -84,6 +84,8 @@ class Client:
         self.how = ""
         """How it ended, by whoever was the first to end it."""
         self.joined_at = 0.0
+        self.awaits_answer = False
+        """Whether it spoke last: a query runs, or data goes in."""
         """When its channel was open, by the loop's time."""
         self.is_gone = self.was_joined = self.was_greeted = self.was_refused = self._is_parked = False
         self._client_ended = self._database_ended = self._channel_ended = False
@@ -207,6 +209,7 @@ class Client:
             self._host.intrudes(self)
             return
         self.sent += count
+        self.awaits_answer = True
         self._host.moved(sent=count)
         for slot in SLOTS:
             size = min(count, largest)
@@ -273,6 +276,7 @@ class Client:
     def received(self, pieces: list[memoryview]) -> None:
         """As End."""
         size = sum(map(len, pieces))
+        self.awaits_answer = False
         self._host.moved(received=size)
         if self.visitor:
             self.visitor.received()
@@ -284,7 +288,7 @@ class Client:
         sent = 0 if self._waiting else self._write_now(pieces)
         if sent == size or self.is_gone:
             return
-        self._keep(b"".join(_after(pieces, sent)))
+        self._keep(b"".join(after(pieces, sent)))
         self._watch()
 
     def _keep(self, rest: bytes) -> None:
@@ -311,7 +315,7 @@ class Client:
             return
         for _ in pieces:
             self._waiting.popleft()
-        self._waiting.extendleft(reversed(list(_after(pieces, sent))))
+        self._waiting.extendleft(reversed(list(after(pieces, sent))))
         if not self._waiting:
             self._all_is_written()
             if not self.is_gone:
@@ -390,11 +394,3 @@ class Client:
         if self.link:
             self.link.congestion.forget(self._relieved)
         self._host.gone(self)
-
-
-def _after(pieces: list[memoryview], sent: int) -> Iterator[memoryview]:
-    """What is left of pieces of which the first bytes, so many, are gone."""
-    for piece in pieces:
-        if sent < len(piece):
-            yield piece[sent:]
-        sent = max(sent - len(piece), 0)

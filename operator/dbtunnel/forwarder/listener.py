@@ -44,6 +44,9 @@ _LEFT_SECONDS = 60
 _SPARE_DESCRIPTORS = 64
 """Kept for the SSH connections, the admin port and files: without them a flood of clients would end the probes."""
 
+_LOOK_SECONDS = 0.5
+"""How often sessions are looked at while the process drains."""
+
 _LOOKS = 10
 """How often sessions are looked at within the idle timeout: they end that part of it later at most."""
 
@@ -107,19 +110,32 @@ class Listener:
             return
         while True:
             await asyncio.sleep(limit / _LOOKS)
-            self._end_idle(limit)
+            for client, seconds in self._look():
+                if seconds >= limit:
+                    self._metrics.add(SESSIONS_IDLE)
+                    client.refuse("idle")
 
-    def _end_idle(self, limit: float) -> None:
+    async def end_quiet(self, left: float) -> None:
+        """Ends sessions that have been quiet for as long as is left of so many seconds: those of pools, which would
+        not end by themselves, go first, and what runs goes last. Who waits for an answer is not quiet.
+        """
+        end = self._loop.time() + left
+        while left > 0:
+            for client, seconds in self._look():
+                if seconds >= left and not client.awaits_answer:
+                    client.refuse("forwarder ended")
+            await asyncio.sleep(min(_LOOK_SECONDS, left))
+            left = end - self._loop.time()
+
+    def _look(self) -> list[tuple[Client, float]]:
+        """Each session, and the seconds for which nothing has passed in it, as far as was seen."""
         now, before = self._loop.time(), self._quiet
         moved = {client: client.sent + client.received_bytes for client in self._clients if client.was_joined}
         known = {client: before.get(client, (-1, now)) for client in moved}
         self._quiet = {
             client: known[client] if known[client][0] == count else (count, now) for client, count in moved.items()
         }
-        for client, (_, since) in list(self._quiet.items()):
-            if now - since >= limit:
-                self._metrics.add(SESSIONS_IDLE)
-                client.refuse("idle")
+        return [(client, now - since) for client, (_, since) in self._quiet.items()]
 
     # --- clients come and go --------------------------------------------------------------------------------------
 
