@@ -6,17 +6,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dbtunnel.api.engines import Engine
 from tests.support.bastion import Bastion
 from tests.support.faults import FaultServer, says_nothing
-from tests.support.forwarder import Forwarder, forwarder_config
+from tests.support.forwarder import Forwarder, forwarder_config, hop_to
+from tests.support.keys import KeyPair
 from tests.support.processes import wait_until
 from tests.support.relay import Relay
 
 StartForwarder = Callable[..., Forwarder]
+StartBastion = Callable[..., Bastion]
 
 CLIENTS = 150
 
@@ -49,7 +52,15 @@ def fill(client: socket.socket) -> None:
         return
 
 
-def test_clients_that_do_not_read(start_forwarder: StartForwarder, sockets: ExitStack) -> None:
+@pytest.fixture(params=["direct", "jump host"])
+def way(request: pytest.FixtureRequest, further_bastions: StartBastion, client_key: KeyPair) -> dict[str, Any]:
+    """The way to the bastion: what it adds to a forwarder's configuration."""
+    if request.param == "direct":
+        return {}
+    return {"jump_hosts": (hop_to(further_bastions(None, client_key.public)),)}
+
+
+def test_clients_that_do_not_read(start_forwarder: StartForwarder, way: dict[str, Any], sockets: ExitStack) -> None:
     """Each has asked for more than it takes."""
     stuck: list[bool] = []
     go = threading.Event()
@@ -60,7 +71,7 @@ def test_clients_that_do_not_read(start_forwarder: StartForwarder, sockets: Exit
         go.wait(60)
 
     with FaultServer(serve) as database:
-        forwarder = start_forwarder(database.port, engine=Engine.MYSQL, probe_mode="Disabled")
+        forwarder = start_forwarder(database.port, engine=Engine.MYSQL, probe_mode="Disabled", **way)
         forwarder.wait_for("authentication", "Succeeded")
         before = megabytes(forwarder)
         for client in connect_all(forwarder, sockets):
@@ -73,12 +84,12 @@ def test_clients_that_do_not_read(start_forwarder: StartForwarder, sockets: Exit
 
 
 def test_clients_that_all_send_to_a_bastion_that_does_not_read(
-    start_forwarder: StartForwarder, bastion: Bastion, sockets: ExitStack
+    start_forwarder: StartForwarder, bastion: Bastion, way: dict[str, Any], sockets: ExitStack
 ) -> None:
     with Relay(bastion.host, bastion.port) as relay, says_nothing() as database:
         hop = forwarder_config(bastion, 1).bastion.model_copy(update={"host": relay.host, "port": relay.port})
         forwarder = start_forwarder(
-            database.port, engine=Engine.MYSQL, probe_mode="Disabled", bastion=hop, keepalive_count_max=60
+            database.port, engine=Engine.MYSQL, probe_mode="Disabled", bastion=hop, keepalive_count_max=60, **way
         )
         forwarder.wait_for("authentication", "Succeeded")
         clients = connect_all(forwarder, sockets)

@@ -11,7 +11,7 @@ from dbtunnel.forwarder.channel import Channel, Opening
 from dbtunnel.forwarder.greeting import Greeting
 from dbtunnel.forwarder.link import Link
 from dbtunnel.forwarder.packets import Slot
-from dbtunnel.forwarder.transport import HIGH_WATER, READ_BYTES, Congestion, Dialer
+from dbtunnel.forwarder.transport import HIGH_WATER, MOST_WAITING, READ_BYTES, Congestion, Dialer
 from dbtunnel.forwarder.watch import watcher
 
 _LOW_WATER = HIGH_WATER // 4
@@ -77,8 +77,11 @@ class ChannelWire(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """As asyncssh asks for it."""
-        if not self._is_closing and data:
-            self.room(len(data))[:] = data
+        if self._is_closing or not data:
+            return
+        self.room(len(data))[:] = data
+        if self._size > MOST_WAITING:
+            self.abort()
 
     def send_soon(self) -> None:
         """Sends what may be sent, at the end of the pass."""
