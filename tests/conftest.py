@@ -1,8 +1,3 @@
 """Settings of all tests."""
 
-import os
-
-from tests.support.binaries import cache_directory
-
-# the forwarder's package takes HOME away from its process, and tests import it
-os.environ.setdefault("DBTUNNEL_CACHE", str(cache_directory()))
+import tests.support  # noqa: F401 - says where the cache is before anything that takes HOME away is imported

@@ -14,6 +14,7 @@ from tests.support.bastion import HOST_KEY_TYPES, Bastion
 from tests.support.databases import PostgresServer
 from tests.support.forwarder import KEY, Forwarder, forwarder_config
 from tests.support.keys import KeyPair, key_pair
+from tests.support.processes import wait_until
 
 StartForwarder = Callable[..., Forwarder]
 
@@ -102,7 +103,7 @@ def test_one_pin_of_any_kind_is_enough(
     rule = HostKeyRule(fingerprints=(bastion.fingerprints[name],))
     forwarder = start(start_forwarder, bastion, postgres.port, rule)
     check_known(forwarder)
-    assert shown(forwarder) == {ALGORITHMS[name]: bastion.fingerprints[name]}
+    assert forwarder.status().hops[0].host_keys[0].fingerprint == bastion.fingerprints[name], "the one in use"
 
 
 def test_a_server_with_other_keys_is_refused(
@@ -269,3 +270,25 @@ def test_a_revoked_authority(start_forwarder: StartForwarder, bastion: Bastion, 
     lines = (f"@cert-authority * {authority.public}", f"@revoked * {authority.public}")
     rule = HostKeyRule(known_hosts="\n".join(lines))
     check_refused(start(start_forwarder, bastion, postgres.port, rule), bastion, "HostKeyRevoked", "revoked")
+
+
+# --- keys that the server has besides ---------------------------------------------------------------------------------
+
+
+def test_keys_that_the_server_proves_to_hold_are_told_and_not_trusted(
+    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer
+) -> None:
+    """OpenSSH announces them (hostkeys-00@openssh.com) before it changes to another."""
+    forwarder = start(start_forwarder, bastion, postgres.port, HostKeyRule(fingerprints=(bastion.fingerprints["rsa"],)))
+    check_known(forwarder)
+    expected = {ALGORITHMS[name]: fingerprint for name, fingerprint in bastion.fingerprints.items()}
+    wait_until(lambda: shown(forwarder) == expected, "the others")
+    assert forwarder.status().hops[0].host_keys[0].algorithm == "ssh-rsa", "first the one in use"
+    (line,) = [line for line in forwarder.log.read_text().splitlines() if "not pinned" in line]
+    assert bastion.fingerprints["ed25519"] in line
+    assert bastion.fingerprints["rsa"] not in line
+
+    bastion.replace_host_keys(["ed25519"])
+    bastion.kill_sessions()
+
+    forwarder.wait_for("transport", "HostKeyMismatch")

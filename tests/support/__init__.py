@@ -1,1 +1,8 @@
 """Starts the real parts that tests and the demo use: Kubernetes, sshd, databases, images."""
+
+import os
+
+from tests.support.binaries import cache_directory
+
+# the forwarder's package takes HOME away from its process, and much here imports it
+os.environ.setdefault("DBTUNNEL_CACHE", str(cache_directory()))

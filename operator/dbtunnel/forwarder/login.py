@@ -1,6 +1,7 @@
 """One attempt to log in to one SSH server: TCP, key exchange, host key, authentication."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from dbtunnel.api.forwarder import Algorithms, ForwarderConfig, HostKeyFact
 from dbtunnel.api.reasons import Reason
 from dbtunnel.domain.authorized_keys import forward_target
 from dbtunnel.domain.diagnosis import printable
-from dbtunnel.domain.hops import jumps_of
+from dbtunnel.domain.hops import hop_name, jumps_of
 from dbtunnel.forwarder.algorithms import offered
 from dbtunnel.forwarder.failures import Failure, Progress, connect_failure, jump_failure, transport_failure
 from dbtunnel.forwarder.host_keys import KnownHostsError, Trust, kinds_left, kinds_to_try, trust_of
@@ -21,11 +22,14 @@ from dbtunnel.forwarder.jump import JumpDialer
 from dbtunnel.forwarder.keyring import Keyring
 from dbtunnel.forwarder.keys import Key, MountedFile
 from dbtunnel.forwarder.link import End, Link
+from dbtunnel.forwarder.logs import event
 from dbtunnel.forwarder.loop import in_daemon_thread
 from dbtunnel.forwarder.pace import pause_seconds
 from dbtunnel.forwarder.packets import packets_over
 from dbtunnel.forwarder.state import State
 from dbtunnel.forwarder.transport import Dialer
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -38,6 +42,10 @@ class Attempt:
     """Those that were offered."""
     signed: Key | None = None
     """The last of which the server said that it would accept it."""
+
+
+_TOLD_KEYS = 8
+"""Host keys of a server that are told; nobody has more."""
 
 
 class _WitnessedKeyPair(SSHLocalKeyPair):
@@ -72,6 +80,8 @@ class _Watcher(asyncssh.SSHClient):
         self.end = End(hop)
         self.is_in = False
         """Whether the login has succeeded."""
+        self.held: Sequence[asyncssh.SSHKey] = ()
+        """The host keys that the server has proved to hold."""
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:  # noqa: ARG002
         self.shown = key
@@ -180,11 +190,13 @@ class Login:
                     client_factory=lambda: watcher,
                     server_host_key_algs=kinds,
                     known_hosts=watcher.trust.for_asyncssh(),
+                    server_host_keys_handler=lambda added, _, kept, __: self._holds(watcher, [*kept, *added]),
                     **self._options(),
                 )
             link = link_over(connection, dialer, watcher.end, own_packets=self._config.own_packets)
             self._accepted(link)
             watcher.is_in = done = True
+            self._holds(watcher, watcher.held)
         except Exception as error:  # a hostile server can make asyncssh raise anything
             raise self._failure(error, dialer, watcher, kinds) from None
         finally:
@@ -247,6 +259,22 @@ class Login:
             cipher=told("send_cipher"),
             mac=told("send_mac") or None,
         )
+
+    def _holds(self, watcher: _Watcher, keys: Sequence[asyncssh.SSHKey]) -> None:
+        """The server has proved that it holds these host keys (OpenSSH's PROTOCOL, section 2.5). They are told, so that
+        they can be pinned before it changes to one of them. None is trusted for that.
+        """
+        watcher.held = keys
+        if not keys or not watcher.is_in:
+            return
+        facts = list(map(_fact, keys))
+        in_use = self._state.status.hops[self.number].host_keys
+        told = (*in_use[:1], *(fact for fact in facts if fact not in in_use[:1]))
+        self._state.set_hop(self.number, host_keys=told[:_TOLD_KEYS])
+        strange = [fact.fingerprint for fact, key in zip(facts, keys, strict=True) if not watcher.trust.accepts(key)]
+        if strange:
+            name = hop_name(self._config, self.number)
+            event(_LOG, "server holds host keys that are not pinned", hop=name, keys=", ".join(strange[:_TOLD_KEYS]))
 
 
 def link_over(connection: asyncssh.SSHClientConnection, dialer: Dialer, end: End, *, own_packets: bool = True) -> Link:
