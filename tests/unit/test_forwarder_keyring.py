@@ -9,10 +9,13 @@ import pytest
 
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.reasons import Reason
+from dbtunnel.domain.forwarding import forwarder_config
+from dbtunnel.domain.settings import Defaults
 from dbtunnel.forwarder.failures import Failure
 from dbtunnel.forwarder.keyring import Keyring, Keys
 from dbtunnel.forwarder.state import State
 from tests.support.keys import KeyPair, Secret, key_pair
+from tests.support.values import tunnel
 from tests.unit.test_forwarder_connect import CONFIG
 
 KEY, NEXT, REVOKED = "ssh-privatekey", "ssh-privatekey-next", "ssh-privatekey-revoked"
@@ -252,3 +255,41 @@ async def test_neither_text_nor_passphrase_of_a_key_is_kept(passphrase: str) -> 
     for one in kept:
         text = one.decode("latin-1") if isinstance(one, bytes) else one
         assert not any(secret in text for secret in texts)
+
+
+# --- several servers --------------------------------------------------------------------------------------------------
+
+
+async def test_what_servers_say_of_the_same_key_is_told_together_and_each_goes_its_way() -> None:
+    """A jump host that knows the next key, and a bastion that does not."""
+    config = forwarder_config(tunnel({"tunnel.jumpHosts": [{"host": "jump.example"}]}), Defaults())
+    state, secret = State(config, ""), Secret({KEY: ONE.private})
+    keys = Keys(secret, config.key)
+    bastion, jump_host = (Keyring(keys, partial(state.set_keys, number)) for number in (0, 1))
+    keys.look()
+    await keys.ready()
+    for server in (jump_host, bastion):
+        server.accepted(server.offers(0)[0])
+    secret.files = {KEY: TWO.private}
+    keys.look()
+    await keys.ready()
+    two, one = bastion.offers(0)
+    jump_host.accepted(two)
+    assert state.status.next_key
+    assert state.status.next_key.fact.reason == "Progressing", "the bastion has not been asked"
+    assert state.status.next_key.public_key
+    assert state.status.next_key.public_key.accepted is None
+    bastion.refused(two, REJECTED, 60)
+    bastion.accepted(one)
+    assert ([key.fingerprint for key in jump_host.offers(0)], [key.fingerprint for key in bastion.offers(0)]) == (
+        [TWO.fingerprint],
+        [ONE.fingerprint],
+    )
+    assert state.status.public_key
+    assert state.status.public_key.fingerprint == ONE.fingerprint
+    assert state.status.next_key.fact.reason == "KeyRejected"
+    assert state.status.next_key.public_key
+    assert state.status.next_key.public_key.accepted is False
+    bastion.accepted(two)
+    assert state.status.next_key is None
+    assert (state.status.public_key.fingerprint, state.status.public_key.accepted) == (TWO.fingerprint, True)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dbtunnel.api.conditions import LAYERS, ConditionType
@@ -90,16 +90,21 @@ class State:
     def set_keys(self, number: int, public: PublicKeyFact | None, following: NextKeyFact | None) -> None:
         """Tells of the keys for a hop, its own or the tunnel's, and of the one that is to replace it."""
         if self._config.hops[number].key:
-            before = self.status.hops[number].next_key
+            _log_next_key(self.status.hops[number].next_key, following)
             self.set_hop(number, public_key=public, next_key=following)
         else:
-            before = self.status.next_key
             self._shared[number] = public, following
-            public, following = _agreed([self._shared[one] for one in sorted(self._shared)])
-            self.set(public_key=public, next_key=following)
-        if following and following.fact.status == LayerStatus.FALSE and following != before:
-            fact = following.fact
-            event(_LOG, "next key cannot be used", key=following.name, reason=fact.reason, seen=fact.seen)
+            self._set_shared_keys()
+
+    def _set_shared_keys(self) -> None:
+        """The tunnel's key is accepted where each server accepts it that clients go through; others are not asked."""
+        numbers = [number for number in sorted(self._shared) if self.status.hops[number].active]
+        facts = [self._shared[number] for number in numbers or sorted(self._shared)]
+        if not facts:
+            return
+        public, following = _agreed(facts)
+        _log_next_key(self.status.next_key, following)
+        self.set(public_key=public, next_key=following)
 
     def uses(self, number: int | None) -> None:
         """Clients go through this bastion or fallback from now on; None: through none."""
@@ -107,6 +112,7 @@ class State:
         used = set() if number is None else {number, *jumps_of(self._config)}
         hops = (fact.model_copy(update={"active": place in used}) for place, fact in enumerate(self.status.hops))
         self.set(hops=tuple(hops))
+        self._set_shared_keys()
 
     def passed_over(self, number: int, failure: Failure | None) -> None:
         """Why a bastion or fallback cannot be used, where others may do in its place; None where it can."""
@@ -171,18 +177,25 @@ def _before(layer: ConditionType) -> tuple[ConditionType, ...]:
 
 
 def _agreed(facts: Sequence[_KeyFacts]) -> _KeyFacts:
-    """What several SSH servers say of one key and the next: where the next fails with one, that is told."""
-    order = (LayerStatus.FALSE, LayerStatus.TRUE, LayerStatus.UNKNOWN)
+    """What several SSH servers say of one key and the next: that one's word counts which is furthest from the next."""
+    order = (LayerStatus.FALSE, LayerStatus.UNKNOWN, LayerStatus.TRUE)
     public, following = min(facts, key=lambda one: order.index(one[1].fact.status) if one[1] else len(order))
-    known = [key for one in facts for key in (one[0], one[1].public_key if one[1] else None) if key]
+    known = [[key for key in (one, other.public_key if other else None) if key] for one, other in facts]
     if following:
         following = following.model_copy(update={"public_key": _accepted(following.public_key, known)})
     return _accepted(public, known), following
 
 
-def _accepted(key: PublicKeyFact | None, known: Iterable[PublicKeyFact]) -> PublicKeyFact | None:
-    """Accepted where all servers accept it that have been asked."""
+def _accepted(key: PublicKeyFact | None, known: Sequence[Sequence[PublicKeyFact]]) -> PublicKeyFact | None:
+    """The key with the verdict of all servers, of each of which the keys are given."""
     if key is None:
         return None
-    verdicts = [one.accepted for one in known if one.fingerprint == key.fingerprint and one.accepted is not None]
-    return key.model_copy(update={"accepted": all(verdicts) if verdicts else None})
+    verdicts = [[one.accepted for one in keys if one.fingerprint == key.fingerprint] for keys in known]
+    refused = any(False in one for one in verdicts)
+    return key.model_copy(update={"accepted": False if refused else True if all(map(any, verdicts)) else None})
+
+
+def _log_next_key(before: NextKeyFact | None, following: NextKeyFact | None) -> None:
+    if following and following.fact.status == LayerStatus.FALSE and following != before:
+        fact = following.fact
+        event(_LOG, "next key cannot be used", key=following.name, reason=fact.reason, seen=fact.seen)
