@@ -137,7 +137,7 @@ def test_the_secret_has_another_key(installed: Cluster, shop: str, private_netwo
 @pytest.mark.parametrize(
     ("reason", "files", "words"),
     [
-        ("PrivateKeyInvalid", {"ssh-privatekey": "garbage"}, ["is not a private key", "BEGIN"]),
+        ("PrivateKeyInvalid", {"ssh-privatekey": "garbage"}, ["is no private key to use", "BEGIN"]),
         ("PublicKeyGiven", {"ssh-privatekey": key_pair().public}, ["the file without .pub"]),
         (
             "PassphraseRequired",
