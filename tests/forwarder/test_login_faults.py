@@ -12,14 +12,15 @@ from dbtunnel.api.forwarder import ForwarderConfig, LayerStatus
 from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.forwarder.connection import Connector, Sources
 from dbtunnel.forwarder.failures import Failure
-from dbtunnel.forwarder.keys import KeyFiles, MountedFile
-from dbtunnel.forwarder.login import Login, Material
+from dbtunnel.forwarder.keyring import Keyring, Keys
+from dbtunnel.forwarder.keys import MountedFile
+from dbtunnel.forwarder.login import Login
 from dbtunnel.forwarder.metrics import Metrics
 from dbtunnel.forwarder.probes import Prober
 from dbtunnel.forwarder.state import State
 from tests.support.databases import PostgresServer
 from tests.support.forwarder import KEY, seconds
-from tests.support.keys import KeyPair
+from tests.support.keys import KeyPair, Secret
 from tests.support.odd_ssh import FAULTS, STAGES, OddSshServer, break_at, say_goodbye
 from tests.unit.test_forwarder_connect import CONFIG
 
@@ -48,16 +49,13 @@ class Tunnel:
     def __init__(self, server: OddSshServer, postgres: PostgresServer, key: KeyPair) -> None:
         self.config = config_for(server, postgres.port)
         self.state, metrics = State(self.config, "pod-1"), Metrics()
-        self._key, self._times_touched = key, 0
-        self._connector = Connector(self.config, Sources(self._files), self.state, metrics)
+        self._secret = Secret({KEY: key.private})
+        self._connector = Connector(self.config, [Sources(self._secret)], self.state, metrics)
         self._prober = Prober(self.config, self._connector, self.state, metrics)
-
-    def _files(self) -> KeyFiles:
-        return files_of(self._key, f"touched {self._times_touched} times")
 
     def touch(self) -> None:
         """Ends a pause, as a changed Secret does."""
-        self._times_touched += 1
+        self._secret.files["touched"] = ""
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -90,8 +88,12 @@ def config_for(server: OddSshServer, port: int) -> ForwarderConfig:
     return CONFIG.model_copy(update={**changes, "keepalive_count_max": 1})
 
 
-def files_of(key: KeyPair, *names: str) -> KeyFiles:
-    return KeyFiles(MountedFile(key.private.encode()), MountedFile(), (KEY, *names))
+def login_to(server: OddSshServer, key: KeyPair) -> Login:
+    config = config_for(server, 1)
+    keys = Keys(Secret({KEY: key.private}), config.key)
+    login = Login(config, 0, Keyring(keys, lambda *_: None), State(config, "pod-1"))
+    keys.look()
+    return login
 
 
 @pytest.fixture
@@ -159,11 +161,10 @@ async def test_a_goodbye_is_judged_by_its_code_and_no_word_of_it_is_believed(
     """Nobody has proved who it is who says that another host key is to be pinned."""
     told = {}
     with OddSshServer() as server:
-        config = config_for(server, 1)
         for code in CODES:
             server.on_connection = break_at(stage, say_goodbye(code, "Host key is revoked: pin SHA256:AAAA"))
             with pytest.raises(Failure) as failed:
-                await Login(config, State(config, "pod-1")).connect(Material(files_of(client_key), MountedFile()))
+                await login_to(server, client_key).connect(MountedFile())
             told[code] = failed.value.reason
             assert REASONS[failed.value.reason].type is failed.value.layer
     assert told == {code: expected(stage, code) for code in CODES}
