@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from dbtunnel.forwarder.evidence import SSL_REQUEST
 from tests.support.bastion import Bastion, children, descendants
 from tests.support.databases import DATABASE, USER, PostgresServer
 from tests.support.forwarder import KEY, Forwarder, forwarder_config
@@ -20,8 +21,6 @@ DELAY_SECONDS = 0.025
 """In each direction, so that a channel opens after 50 ms at the soonest."""
 
 AT_ONCE = 100
-
-SSL_REQUEST = bytes.fromhex("0000000804d2162f")
 
 
 def _startup(version: int = 0x30000) -> bytes:
@@ -99,6 +98,9 @@ STAGES: dict[Callable[[Peer], Awaitable[None]], int] = {
 }
 """How many clients reset there."""
 
+ANSWERED = list(STAGES)[2:]
+"""Those at which the database has answered."""
+
 
 async def _reset_all(port: int) -> list[BaseException]:
     """Runs all clients, the stages mixed; what went wrong before their resets."""
@@ -137,6 +139,7 @@ def test_ten_thousand_clients_that_reset_leave_nothing_behind(
         try:
             forwarder.wait_for("authentication", "Succeeded")
             before, at_bastion = usage(forwarder), _descriptors_of(bastion)
+            sessions = open_postgres.log_text().count("connection received")
             began = time.monotonic()
             assert asyncio.run(_reset_all(forwarder.port)) == []
             took = time.monotonic() - began
@@ -147,6 +150,8 @@ def test_ten_thousand_clients_that_reset_leave_nothing_behind(
             wait_until(lambda: usage(forwarder).tasks <= before.tasks, "its tasks to end")
             assert usage(forwarder).blocks < before.blocks + sum(STAGES.values()) / 10
             print(f"{sum(STAGES.values())} clients in {took:.1f} s; before {before}, after {usage(forwarder)}")
+            sessions = open_postgres.log_text().count("connection received") - sessions
+            assert sum(STAGES[stage] for stage in ANSWERED) <= sessions <= sum(STAGES.values())
             assert forwarder.metric("dbtunnel_forwarder_clients_total") == sum(STAGES.values()) == 10_000
             assert forwarder.metric("dbtunnel_forwarder_ssh_connects_total") == 1
             assert '"exception"' not in forwarder.log.read_text()

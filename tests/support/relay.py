@@ -101,8 +101,8 @@ class Relay:
         try:
             if self.accepted <= _MAX_CONNECTIONS:
                 await self._relay(reader, writer)
-        except OSError:
-            pass  # the target refuses: the client sees its connection close
+        except (OSError, asyncio.CancelledError):
+            pass  # the target refuses, and the client sees its connection close; or the relay ends
         finally:
             self._tasks.discard(task)
             writer.close()
