@@ -247,11 +247,8 @@ BAD: dict[str, tuple[Mapping[str, Any], str, str]] = {
         "spec.drain",
         "minSeconds must not be more",
     ),
-    "a limit of no clients": (
-        {"connectionLimits": {"max": 0}},
-        "spec.connectionLimits.max",
-        "greater than or equal to 1",
-    ),
+    "nine connections": ({"tunnel": {"host": "a", "connections": 9}}, "tunnel.connections", "less than or equal to 8"),
+    "a limit of no clients": ({"connectionLimits": {"max": 0}}, "connectionLimits.max", "greater than or equal to 1"),
     "a probe that logs in": ({"probe": {"mode": "Login"}}, "spec.probe.mode", "Passive"),
     "a probe a second": ({"probe": {"intervalSeconds": 1}}, "spec.probe.intervalSeconds", "greater than or equal to 5"),
     "a Service name with a dot": ({"service": {"name": "a.b"}}, "spec.service.name", "beginning with a letter"),

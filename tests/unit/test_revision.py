@@ -40,6 +40,7 @@ ROLLS: dict[str, Any] = {
     "tunnel.keepalive.countMax": 4,
     "tunnel.compression": True,
     "replicas": 2,
+    "tunnel.connections": 2,
     "connectionLimits.max": 500,
     "connectionLimits.idleTimeoutSeconds": 3600,
     "parking.maxSeconds": 31,

@@ -34,6 +34,7 @@ def test_what_is_filled_in() -> None:
             "connectTimeoutSeconds": 10,
             "keepalive": {},
             "compression": False,
+            "connections": 1,
         },
         "access": {"policy": "SameNamespace"},
         "connectionLimits": {},

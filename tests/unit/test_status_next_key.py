@@ -136,6 +136,17 @@ def test_a_reason_of_a_later_version_is_told_as_well() -> None:
     assert "since 2031" in message(status_of(following(fact)), ConditionType.AUTHENTICATED)
 
 
+# --- several connections ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("up", "told"), [((4, 4), ""), ((4, 3), "7 of 8 SSH connections stand"), ((1, 1), "2 of 8")])
+def test_connections_that_are_missing_are_told_and_ready_it_is(up: tuple[int, int], told: str) -> None:
+    of = tunnel({"replicas": 2, "tunnel.connections": 4})
+    status = decide(of, observed(of, *(working(of, connections=count) for count in up)), INSTALLATION, NOW).status
+    assert message(status, ConditionType.TRANSPORT_READY).startswith(told)
+    assert told in message(status, ConditionType.READY)
+
+
 # --- Events -----------------------------------------------------------------------------------------------------------
 
 

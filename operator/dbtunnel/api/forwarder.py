@@ -137,6 +137,8 @@ class ForwarderConfig(_Document):
     key: ForwarderKey
     keepalive_count_max: Annotated[int, Field(ge=1)] = 3
     compression: bool = False
+    connections: Annotated[int, Field(ge=1)] | None = None
+    """SSH connections, over which channels are spread; None: one."""
     parking_max_clients: Annotated[int, Field(ge=0)] = 1000
     max_clients: Annotated[int, Field(ge=1)] | None = None
     """How many clients are served at most, beside those that come to cancel a query; None: no limit."""
@@ -263,6 +265,8 @@ class ForwarderStatus(_Document):
     hops: Annotated[tuple[HopFact, ...], Field(max_length=MOST_HOPS)] = ()
     """By number."""
     database_fact: DatabaseFact = DatabaseFact()
+    connections: int = 0
+    """SSH connections that take new clients."""
     draining: bool = False
     sessions: Annotated[tuple[KeySessions, ...], Field(max_length=64)] = ()
     """As they are at the answer: a change of these alone is no change of the facts, and ends no wait."""

@@ -207,6 +207,9 @@ class Tunnel(ApiModel):
     """Keepalive of each SSH connection."""
     compression: bool = False
     """Whether zlib compression is offered. Helps on slow links only."""
+    connections: Annotated[int, Field(ge=1, le=8)] = 1
+    """SSH connections per replica. Each new client gets the one with the fewest clients; the loss of one ends the
+    sessions on it and no others. One in each replica is enough for Ready, whose message says how many stand."""
 
 
 _PEERS_WITH_POLICY = Rule(

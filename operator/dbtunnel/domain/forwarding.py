@@ -36,6 +36,7 @@ def forwarder_config(tunnel: DatabaseTunnel, defaults: Defaults) -> ForwarderCon
         key=_key(reference),
         keepalive_count_max=_or(bastion.keepalive.count_max, defaults.keepalive_count_max),
         compression=bastion.compression,
+        connections=bastion.connections if bastion.connections > 1 else None,
         parking_max_clients=_or(spec.parking.max_clients, defaults.parking_max_clients),
         max_clients=spec.connection_limits.max,
         probe_mode=_or(spec.probe.mode, defaults.probe_mode),

@@ -175,7 +175,7 @@ def _layers(
     facts = [_facts(document) for document in documents]
     verdicts = {layer: _worst([fact[layer] for fact in facts], subject) for layer in LAYERS}
     transport = verdicts[ConditionType.TRANSPORT_READY]
-    if transport.status is TRUE and (told := _detour(documents, subject)):
+    if transport.status is TRUE and (told := _detour(documents, subject) or _missing(documents, subject)):
         verdicts[ConditionType.TRANSPORT_READY] = replace(transport, message=told)
     return verdicts | _next_keys(verdicts, subject)
 
@@ -209,6 +209,14 @@ def _detour(documents: Sequence[ForwarderStatus], subject: Subject) -> str:
         count = "" if len(documents) == 1 else f" ({len(users)} of {len(documents)} replicas)"
         return f"New connections go through {hop_name(subject.config, number)}{count}, not through the bastion.{why}"
     return ""
+
+
+def _missing(documents: Sequence[ForwarderStatus], subject: Subject) -> str:
+    """How many SSH connections there are, where several are wanted and some do not stand."""
+    wanted = len(documents) * (subject.config.connections or 1)
+    standing = sum(document.connections for document in documents)
+    several = subject.config.connections is not None and standing < wanted
+    return f"{standing} of {wanted} SSH connections stand; what is missing is being made." if several else ""
 
 
 def _facts(document: ForwarderStatus) -> dict[ConditionType, LayerFact]:

@@ -14,7 +14,7 @@ from dbtunnel.forwarder.link import Link
 from dbtunnel.forwarder.login import lost
 from dbtunnel.forwarder.logs import event
 from dbtunnel.forwarder.metrics import OWN_PACKETS, SSH_CONNECTS, SSH_UP, Metrics
-from dbtunnel.forwarder.pace import STABLE_SECONDS
+from dbtunnel.forwarder.pace import STABLE_SECONDS, Pace
 from dbtunnel.forwarder.route import KnownHosts, Route
 from dbtunnel.forwarder.state import State
 
@@ -37,7 +37,9 @@ async def _no_obstacle(_: Link) -> Failure | None:
 
 
 class Connector:
-    """Keeps an SSH connection. `link` is the one for new channels; None while there is none."""
+    """Keeps an SSH connection, `link`, and what it is the first of: `connections` that were made alike and take new
+    channels. None while there is none.
+    """
 
     def __init__(self, config: ForwarderConfig, sources: Sequence[Sources], state: State, metrics: Metrics) -> None:
         """`sources`: by the hop's number."""
@@ -60,10 +62,17 @@ class Connector:
         """Why no channels can be had over a connection, as far as can be found out before it is in use."""
         self.down_since: float | None = _now()
         """The loop's time; None while there is a connection."""
+        self._further: list[Link] = []
+        """Those beside `link` that take new channels."""
+        self._are_missing = asyncio.Event()
+        self._further_pace = Pace(config.replicas)
+        self._added_at = 0.0
+        """When the last of them was made, by the loop's time."""
         self._retiring: set[Link] = set()
 
     async def run(self) -> None:
         """Connects, again and again, until cancelled."""
+        adding = asyncio.ensure_future(self._add_further())
         try:
             while True:
                 self._look()
@@ -72,8 +81,10 @@ class Connector:
                 else:
                     await self._hold(self.link)
         finally:
+            adding.cancel()
             links = self._all()
             self.link = None
+            self._further.clear()
             self.up.clear()  # before anybody who waits for it looks for a connection that is none
             for link in links:
                 link.close()
@@ -86,6 +97,7 @@ class Connector:
         if has_changed:
             self._has_news = True
             self._route.reset()
+            self._further_pace.reset()
         for link in self._all():
             if self._route.is_revoked(link) and not link.is_closing():
                 event(_LOG, "connection of a revoked key ended", channels=link.uses)
@@ -93,7 +105,16 @@ class Connector:
         return has_changed
 
     def _all(self) -> list[Link]:
-        return [*([self.link] if self.link else []), *self._retiring]
+        return [*([self.link] if self.link else []), *self._further, *self._retiring]
+
+    def takes_channels(self, link: Link) -> bool:
+        """Whether new channels go over this connection, among others."""
+        return link is self.link or link in self._further
+
+    def least_used(self) -> Link | None:
+        """The connection for a new channel."""
+        standing = [link for link in (self.link, *self._further) if link and not link.is_closing()]
+        return min(standing, key=lambda link: link.uses, default=None)
 
     def sessions(self) -> tuple[KeySessions, ...]:
         """What goes over the connections, by the keys with which they logged in, those to jump hosts too."""
@@ -117,7 +138,7 @@ class Connector:
             self._tell(failure, rival)
             await self._pause(self._route.wait_seconds(self._worst()))
         else:
-            await self._admit(link, known_hosts, rival)
+            await self._admit(link, known_hosts)
 
     def _rival(self) -> Link | None:
         """The connection that goes on serving, and says that all is well, whatever becomes of another."""
@@ -127,16 +148,25 @@ class Connector:
         """What a connection that stands is not given up for."""
         return self.link.end.hop if self.link else None
 
-    async def _admit(self, link: Link, known_hosts: KnownHosts, rival: Link | None) -> None:
-        """Uses a connection, unless that which there is is as good."""
-        is_as_good = rival is not None and link.fingerprints() == rival.fingerprints()
-        obstacle = await self.obstacle(link) if rival and not is_as_good else None
+    async def _admit(self, link: Link, known_hosts: KnownHosts) -> None:
+        """Uses a connection in place of what there is, or beside it where it was made alike and more are wanted."""
+        obstacle = None
+        if self._rival() and not self._is_alike(link):
+            obstacle = await self.obstacle(link)
         if obstacle:
             self._route.refuses(link, obstacle)
-        if rival and self.link is rival and (is_as_good or obstacle):
+        if self._rival() is None or not (obstacle or self._is_alike(link)):
+            self._use(link, known_hosts)
+        elif obstacle or self._count_missing() <= 0 or known_hosts != self._made_with:
             link.close()
         else:
-            self._use(link, known_hosts)
+            self._further.append(link)
+            self._added_at = _now()
+            self._begin(link)
+
+    def _is_alike(self, link: Link) -> bool:
+        """Whether it was made as the one in use: through the same servers, with the same keys."""
+        return self.link is not None and link.fingerprints() == self.link.fingerprints()
 
     def _tell(self, failure: Failure, rival: Link | None) -> None:
         """Tells what went wrong, as the tunnel's failure unless another connection goes on that could be made again."""
@@ -172,30 +202,34 @@ class Connector:
             self._route.stood(link)
         if better.done():
             self._use(better.result(), known_hosts)
-        elif link.lost.is_set():
+        elif link.lost.is_set() and self.link is None:
             await self._pause(self._route.lost(link))
 
     def _use(self, link: Link, known_hosts: KnownHosts) -> None:
-        """New channels go over `link`; those of an earlier connection stay where they are."""
-        old, self.link = self.link, link
+        """New channels go over `link`; those of earlier connections stay where they are."""
+        old, self.link, self._further = [*([self.link] if self.link else []), *self._further], link, []
         self._made_with, self._since, self._has_complained = known_hosts, _now(), False
-        if old:
-            self._retire(old)
+        for one in old:
+            self._retire(one)
         self.up.set()
         self.down_since = None
-        self._metrics.add(SSH_CONNECTS)
-        self._metrics.set(SSH_UP, 1)
         self._route.uses(link)
         self._state.uses(link.end.hop)
         self._state.succeeded(ConditionType.TRANSPORT_READY)
         self._state.succeeded(ConditionType.AUTHENTICATED)
         self._metrics.set(OWN_PACKETS, not link.packets.why_not)
+        self._begin(link)
+        if not link.lost.is_set():
+            self.on_up()
+
+    def _begin(self, link: Link) -> None:
+        """It takes new channels from now on."""
+        self._metrics.add(SSH_CONNECTS)
         self._tell_of(link)
+        self._tell_count()
         link.end.on_end = lambda: self._lose(link)
         if link.lost.is_set():
             self._lose(link)
-        else:
-            self.on_up()
 
     def _tell_of(self, link: Link) -> None:
         number, why_not = link.end.hop, link.packets.why_not
@@ -203,19 +237,37 @@ class Connector:
         name, key = hop_name(self._config, number), link.fingerprints().get(number)
         event(_LOG, "connected", hop=name, host=hop.host, port=hop.port, key=key, packets=way, why_not_own=why_not)
 
+    def _tell_count(self) -> None:
+        count = (self.link is not None) + len(self._further)
+        self._metrics.set(SSH_UP, count)
+        self._state.set(connections=count)
+        if self.link and self._count_missing():
+            self._are_missing.set()
+
+    def _count_missing(self) -> int:
+        return (self._config.connections or 1) - 1 - len(self._further)
+
     def _lose(self, link: Link) -> None:
         """Notes the connection's end at once, whatever the attempts to make another are waiting for."""
         self._retiring.discard(link)
-        if self.link is not link:
+        if link in self._further:
+            self._further.remove(link)
+        elif link is not self.link:
             return
-        self.link = None
+        event(_LOG, "connection lost", hop=hop_name(self._config, link.end.at), seen=link.end.reason)
+        self._slow_down(lost(link))
+        if link is self.link:
+            self.link = self._further.pop(0) if self._further else None
+        if self.link is None:
+            self._have_lost_all(link)
+        self._tell_count()
+
+    def _have_lost_all(self, last: Link) -> None:
         self.up.clear()
         self.down_since = _now()
-        self._metrics.set(SSH_UP, 0)
         self._state.uses(None)
-        event(_LOG, "connection lost", hop=hop_name(self._config, link.end.at), seen=link.end.reason)
         if self._state.works(ConditionType.AUTHENTICATED):  # else a newer attempt has more to tell
-            self._state.failed(lost(link))
+            self._state.failed(lost(last))
 
     def _retire(self, link: Link) -> None:
         """It gets no more channels; the last one out closes it."""
@@ -224,6 +276,39 @@ class Connector:
         link.on_unused = link.close
         if not link.uses:
             link.close()
+
+    # --- those beside it ------------------------------------------------------------------------------------------
+
+    async def _add_further(self) -> None:
+        """Makes what is missing of the connections, one after the other, while the first stands."""
+        while True:
+            await self._are_missing.wait()
+            await asyncio.sleep(max(self._further_pace.not_before - _now(), 0))
+            self._are_missing.clear()
+            if self.link is None or self._count_missing() <= 0:
+                continue
+            if self._rival() is None or self._is_outdated(self.link):
+                await asyncio.sleep(_LOOK_SECONDS)  # another first one comes before
+            else:
+                await self._add()
+            self._tell_count()
+
+    async def _add(self) -> None:
+        known_hosts = self._known_hosts
+        try:
+            link = await self._route.connect(known_hosts, self._worst())
+        except Failure as failure:
+            self._slow_down(failure)
+            event(_LOG, "further connection failed", reason=failure.reason, seen=failure.seen)
+        else:
+            await self._admit(link, known_hosts)
+
+    def _slow_down(self, failure: Failure) -> None:
+        """Several that are lost together count as one."""
+        if _now() - self._added_at >= STABLE_SECONDS:
+            self._further_pace.reset()
+        if self._further_pace.is_due:
+            self._further_pace.failed(failure)
 
     # --- when to try again ----------------------------------------------------------------------------------------
 
@@ -238,6 +323,8 @@ class Connector:
             if self._look():
                 return
             if standing and standing.lost.is_set():
+                if self.link:
+                    return
                 deadline = _now() + self._route.lost(standing)
                 standing = None
 

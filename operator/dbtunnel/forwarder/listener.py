@@ -242,8 +242,8 @@ class Listener:
         if client.visitor and not Visitor(self._protocol).may_send(client.early):
             self._refuse_at_limit(client)
             return
-        link = self._connector.link
-        if link is None or link.is_closing():
+        link = self._connector.least_used()
+        if link is None:
             self._park(client)
         else:
             client.open_channel(link, self._target, self._config.seconds.connect_timeout)

@@ -38,7 +38,7 @@ SESSIONS_IDLE = Metric(
     "dbtunnel_forwarder_sessions_idle_total", Kind.COUNTER, "Sessions that were ended since nothing happened on them."
 )
 BYTES = Metric("dbtunnel_forwarder_bytes_total", Kind.COUNTER, "Bytes of clients' streams.", "direction")
-SSH_UP = Metric("dbtunnel_forwarder_ssh_up", Kind.GAUGE, "1 while the SSH connection stands.")
+SSH_UP = Metric("dbtunnel_forwarder_ssh_up", Kind.GAUGE, "SSH connections that take new clients.")
 OWN_PACKETS = Metric(
     "dbtunnel_forwarder_ssh_own_packets",
     Kind.GAUGE,

@@ -104,7 +104,7 @@ class Prober:
         """
         if self._is_disabled:
             return
-        if self._connector.link is link and self._state.works(ConditionType.AUTHENTICATED):
+        if self._connector.takes_channels(link) and self._state.works(ConditionType.AUTHENTICATED):
             self._state.failed(failure)
 
     async def _probe(self, link: Link, probe: "Probe") -> bool:
@@ -145,7 +145,7 @@ class Prober:
                 self.idle.set()
 
     def _conclude(self, link: Link, fact: DatabaseFact) -> None:
-        if self._connector.link is not link:
+        if not self._connector.takes_channels(link):
             return
         known = self._state.status.database_fact
         self._state.set(database_fact=known.model_copy(update=fact.model_dump(exclude_none=True)))

@@ -13,8 +13,9 @@ from dataclasses import replace
 
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.forwarder import ForwarderConfig
+from dbtunnel.api.reasons import Reason
 from dbtunnel.domain.hops import ends_of, jumps_of
-from dbtunnel.forwarder.failures import Failure
+from dbtunnel.forwarder.failures import Failure, transport_failure
 from dbtunnel.forwarder.keyring import Keyring, Keys
 from dbtunnel.forwarder.keys import KeySource, MountedFile
 from dbtunnel.forwarder.link import Link
@@ -66,7 +67,8 @@ class Route:
                 if link:
                     undo.pop_all()
                     return link
-        raise next(end.failure for end in ends if end.failure)
+        # none, where another attempt has succeeded while this one waits for its turn
+        raise next((end.failure for end in ends if end.failure), transport_failure(Reason.CONNECTION_LOST))
 
     async def better(self, link: Link, known_hosts: KnownHosts) -> Link:
         """A connection to an end before that of `link`, once one lets us in again. Never returns where it is the first.
