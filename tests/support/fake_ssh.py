@@ -135,7 +135,10 @@ class Client:
         self._host, self._metrics = host, world.metrics
         self.came_at = self.asked_at = now()
         self.is_gone = self.was_joined = self.was_refused = self.was_greeted = False
-        self.sent = 0
+        self.address = ("", 0)
+        self.visitor, self.how = None, ""
+        self.sent = self.received_bytes = 0
+        self.joined_at = 0.0
         self.link: Link | None = None
         self._opening: asyncio.TimerHandle | None = None
         self.gone_at = 0.0
@@ -178,7 +181,7 @@ class Client:
             self._opening.cancel()
         self._opening = None
 
-    def refuse(self) -> None:
+    def refuse(self, _: str = "") -> None:
         """As the listener asks for it."""
         if not self.is_gone:
             self.was_refused, self.parked_then = True, self._metrics.get(CLIENTS_PARKED)
