@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -90,7 +90,13 @@ class Forwarder:
             self.write_secret(files)
         self._process: Process | None = None
 
-    def start(self, *prefix: str, environment: Mapping[str, str] | None = None, address: str = "127.0.0.1") -> Self:
+    def start(
+        self,
+        *prefix: str,
+        environment: Mapping[str, str] | None = None,
+        address: str = "127.0.0.1",
+        arguments: Sequence[str] = (),
+    ) -> Self:
         """Starts it; returns once it listens. `prefix`: a command that runs it. `address`: empty for every one."""
         command = [
             *prefix,
@@ -103,6 +109,7 @@ class Forwarder:
             f"--key-directory={self.directory / 'key'}",
             f"--known-hosts-directory={self.directory / 'known-hosts'}",
             f"--hops-directory={self.directory / 'hops'}",
+            *arguments,
         ]
         variables = {CONFIG_VARIABLE: self.config.to_json(), "POD_UID": "pod-1", **(environment or {})}
         self._process = Process(command, self.log, env=variables, cwd=Path("/")).start()

@@ -1,10 +1,10 @@
-"""A TCP relay between a client and a server that delays, stalls, resets and drops on demand."""
+"""A TCP relay between a client and a server that delays, stalls, resets, drops and damages on demand."""
 
 import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Self
 
 _CHUNK_BYTES = 65536
@@ -31,6 +31,8 @@ class Relay:
         """`delay_seconds`: in each direction, may be changed later. `source`: the address that the target sees."""
         self.target = (target_host, target_port)
         self.delay_seconds = delay_seconds
+        self.damage: Callable[[bytes, bool], bytes] = lambda data, to_client: data
+        """What becomes of bytes, on their way to a client or to the target."""
         self.accepted = 0
         """How many connections there have been."""
         self._source = (source, 0) if source else None
@@ -114,12 +116,14 @@ class Relay:
             each.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._writers.add(pair)
         try:
-            await asyncio.gather(self._pass_on(reader, target_writer), self._pass_on(target_reader, writer))
+            await asyncio.gather(
+                self._pass_on(reader, target_writer, False), self._pass_on(target_reader, writer, True)
+            )
         finally:
             self._writers.discard(pair)
             target_writer.close()
 
-    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, to_client: bool) -> None:
         """One direction. Reading goes on while chunks wait, so that a delay costs time and not throughput."""
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_QUEUED_CHUNKS)
         receiving = asyncio.create_task(self._receive(reader, queue))
@@ -131,7 +135,7 @@ class Relay:
                 if not data:
                     break
                 if writer not in self._half_closed:
-                    writer.write(data)
+                    writer.write(self.damage(data, to_client))
                     await writer.drain()
             with contextlib.suppress(OSError):
                 writer.write_eof()
