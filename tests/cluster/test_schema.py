@@ -62,6 +62,7 @@ GOOD: dict[str, Mapping[str, Any]] = {
     "known_hosts in a Secret": {"tunnel.hostKey": {"knownHostsRef": {"name": "hosts", "kind": "Secret", "key": "a"}}},
     "an alias": {"tunnel.hostKey": {"alias": "bastion.example.com", "knownHosts": "x"}},
     "compression": {"tunnel.compression": True},
+    "eight connections": {"tunnel.connections": 8},
     "old algorithms": {"tunnel.algorithms": "Legacy"},
     "a time to connect": {"tunnel.connectTimeoutSeconds": 300},
     "keepalive": {"tunnel.keepalive": {"intervalSeconds": 1, "countMax": 1}},
