@@ -74,7 +74,7 @@ def test_no_transaction_fails_while_keys_are_rotated_and_the_old_one_is_revoked(
     prepare(postgres)
     following = key_pair()
     loads = [
-        Pgbench(tmp_path, working.port, clients=16, seconds=12, connect=connect).start() for connect in (False, True)
+        Pgbench(tmp_path, working.port, clients=16, seconds=20, connect=connect).start() for connect in (False, True)
     ]
     wait_until(lambda: channels(working).get(client_key.fingerprint, 0) >= 16, "the clients")
     bastion.authorize(client_key.public, following.public)
