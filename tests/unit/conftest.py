@@ -12,7 +12,7 @@ from dbtunnel.forwarder.watch import hot_loop
 settings.register_profile("dbtunnel", deadline=None)
 settings.load_profile("dbtunnel")
 
-_ON_BOTH_LOOPS = ("test_forwarder_client", "test_forwarder_watch")
+_ON_BOTH_LOOPS = ("test_forwarder_client", "test_forwarder_transport", "test_forwarder_watch")
 """Tests of what sockets are served by: the forwarder's own selector, and asyncio's where a system has no epoll."""
 
 

@@ -321,7 +321,7 @@ class OwnPackets(Packets):
         padding, kind, number, value = struct.unpack_from(">BBII", plain)
         receiver = self.channels.get(number)
         size = value if kind == _DATA else 0
-        if receiver is None or 10 + size + padding != len(plain):
+        if receiver is None or padding < 4 or 10 + size + padding != len(plain):
             return None
         taken = receiver.receive(plain[10 : 10 + size]) if kind == _DATA else receiver.widen(value)
         if not taken:
