@@ -1,67 +1,116 @@
-"""SSH servers and clients of a forwarder that are none, for its connector and listener in virtual time."""
+"""SSH servers that are none, for a forwarder in virtual time: logins, and connections with their channels."""
 
 import asyncio
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from types import SimpleNamespace
-from typing import Any, Protocol, cast
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
 
 import asyncssh
+from asyncssh.packet import SSHPacket
 
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.reasons import REASONS, Reason
+from dbtunnel.forwarder.channel import Channel
 from dbtunnel.forwarder.failures import Failure
 from dbtunnel.forwarder.keyring import Keyring
 from dbtunnel.forwarder.keys import Key
 from dbtunnel.forwarder.link import End, Link
-from dbtunnel.forwarder.listener import Listener
-from dbtunnel.forwarder.metrics import CLIENTS_PARKED, Metrics
 from dbtunnel.forwarder.pace import pause_seconds
 from dbtunnel.forwarder.transport import Congestion
 from tests.support.virtual_time import now
 
 ANSWER_SECONDS, SILENT_SECONDS = 0.05, 10.0
-"""How long a server takes for a login or a channel, and how long nobody waits any more for one that is silent."""
+"""How long a server takes to answer, and how long nobody waits any more for one that is silent."""
+
+_OPEN, _EOF, _CLOSE = 90, 96, 97
+"""SSH_MSG_CHANNEL_... (RFC 4254, section 9)."""
+
+_WINDOW, _PACKET = 2**20, 2**15
 
 _REJECTED = Failure(ConditionType.AUTHENTICATED, Reason.KEY_REJECTED)
 
 
-@dataclass(eq=False)
+class _Packets:
+    """As a Link's: what is sent vanishes."""
+
+    why_not = ""
+    is_over = False
+
+    def __init__(self) -> None:
+        self.channels: dict[int, Channel] = {}
+
+    def send_data(self, *_: object) -> None:
+        """The database takes it."""
+
+    def send_adjust(self, *_: object) -> None:
+        """The server has nothing more to send anyhow."""
+
+
 class Connection:
-    """An SSH connection, and what became of it."""
+    """An SSH connection, as asyncssh's for its Link, and what became of it.
 
-    hop: int
-    key: Key
-    link: Link = field(init=False)
-    made_at: float = field(default_factory=now)
-    ended_at: float | None = None
-    is_closed: bool = False
-    """By the forwarder."""
-    had_users: bool = False
-    """When it was closed."""
+    The server opens each channel that it is asked for, and closes it when the client has ended.
+    """
 
-    def __post_init__(self) -> None:
-        packets = cast(Any, SimpleNamespace(why_not=""))
-        self.link = Link(cast(Any, self), lambda: not self.stands, Congestion(), End(self.hop), packets, self.key)
+    def __init__(self, hop: int, key: Key) -> None:
+        self.hop, self.key = hop, key
+        self.made_at = now()
+        self.ended_at: float | None = None
+        self.is_closed = self.had_users = False
+        """Whether the forwarder closed it, and whether it had users then."""
+        self._channels: dict[int, Channel] = {}
+        self._last = 0
+        me, packets = cast(Any, self), cast(Any, _Packets())
+        self.link = Link(me, lambda: not self.stands, Congestion(), End(hop), packets, key)
 
     @property
     def stands(self) -> bool:
         """Whether neither side has ended it."""
         return not self.is_closed and self.ended_at is None
 
-    def abort(self) -> None:
-        """As asyncssh's: the forwarder closes it."""
-        if not self.is_closed:
-            self.is_closed, self.had_users = True, self.link.uses > 0
-            asyncio.get_running_loop().call_soon(self.end, ())
-
-    def end(self, clients: "Iterable[Client]") -> None:
+    def end(self) -> None:
         """It is gone; channels hear of that first."""
         if self.ended_at is None:
             self.ended_at = now()
-            for client in clients:
-                client.connection_ended(self.link)
+            for channel in list(self._channels.values()):
+                channel.process_connection_close(None)
             self.link.end.happen("reset")
+
+    # --- as asyncssh's --------------------------------------------------------------------------------------------
+
+    def abort(self) -> None:
+        """The forwarder closes it."""
+        if self.stands:
+            self.is_closed, self.had_users = True, self.link.uses > 0
+            asyncio.get_running_loop().call_soon(self.end)
+
+    def add_channel(self, channel: Channel) -> int:
+        """Its number. Raises asyncssh.ChannelOpenError."""
+        if not self.stands:
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, "SSH connection closed")
+        self._last += 1
+        self._channels[self._last] = channel
+        return self._last
+
+    def remove_channel(self, number: int) -> None:
+        """It is no more."""
+        self._channels.pop(number)
+
+    def send_packet(self, kind: int, *parts: bytes) -> None:
+        """The server answers after a moment."""
+        packet = SSHPacket(b"".join(parts))
+        if kind == _OPEN:
+            packet.get_string()
+        answer = {_OPEN: self._confirm, _EOF: self._close, _CLOSE: self._close}[kind]
+        asyncio.get_running_loop().call_later(ANSWER_SECONDS, answer, packet.get_uint32())
+
+    def _confirm(self, number: int) -> None:
+        if self.stands:
+            self._channels[number].process_open_confirmation(number, _WINDOW, _PACKET, SSHPacket(b""))
+
+    def _close(self, number: int) -> None:
+        if self.stands and number in self._channels:
+            self._channels[number].process_packet(_CLOSE, 0, SSHPacket(b""))
 
 
 @dataclass
@@ -71,7 +120,7 @@ class Attempt:
     hop: int
     files: int
     """Number of the state of the Secret that the forwarder knew."""
-    began: float = field(default_factory=now)
+    began: float
     ended: float | None = None
     failure: Failure | None = None
     made: Connection | None = None
@@ -92,7 +141,7 @@ class Server:
 
     async def connect(self, _: object, carrier: None = None) -> Link:
         """As Login's."""
-        attempt = Attempt(self.number, self.files())
+        attempt = Attempt(self.number, self.files(), now())
         self.on_attempt(attempt)
         try:
             attempt.made = await self._made()
@@ -119,77 +168,3 @@ class Server:
     def rest(self, key: Key, failure: Failure) -> None:
         """As Login's."""
         self.keyring.refused(key, failure, now() + pause_seconds(_REJECTED, 0, 1))
-
-
-class ClientsWorld(Protocol):
-    """Whoever wants to know the clients."""
-
-    clients: "list[Client]"
-    metrics: Metrics
-
-
-class Client:
-    """A client as the listener sees it, and what became of it. It is given the world in the place of its address."""
-
-    def __init__(self, _: object, world: ClientsWorld, host: Listener) -> None:
-        self._host, self._metrics = host, world.metrics
-        self.came_at = self.asked_at = now()
-        self.is_gone = self.was_joined = self.was_refused = self.was_greeted = False
-        self.address = ("", 0)
-        self.visitor, self.how = None, ""
-        self.sent = self.received_bytes = 0
-        self.joined_at = 0.0
-        self.link: Link | None = None
-        self._opening: asyncio.TimerHandle | None = None
-        self.gone_at = 0.0
-        self.parked_then = 0.0
-        """How many clients were parked when it was refused."""
-        world.clients.append(self)
-
-    @property
-    def waits(self) -> bool:
-        """Whether it has no channel yet."""
-        return not self.is_gone and not self.was_joined
-
-    def park(self, *, parked: bool) -> None:
-        """The listener counts."""
-
-    def open_channel(self, link: Link, *_: object) -> None:
-        """It opens after a moment."""
-        link.enter()
-        self.link = link
-        self._opening = asyncio.get_running_loop().call_later(ANSWER_SECONDS, self._opened)
-
-    def _opened(self) -> None:
-        self._opening, self.was_joined = None, True
-        self._host.joined(cast(Any, self))
-
-    def connection_ended(self, link: Link) -> None:
-        """Where it is that of its channel."""
-        if self.is_gone or self.link is not link:
-            return
-        if self._opening:
-            self._end_channel()
-            self._host.has_no_channel(cast(Any, self), asyncssh.ChannelOpenError(2, "SSH connection closed"))
-        elif self.was_joined:
-            self.refuse()
-
-    def _end_channel(self) -> None:
-        if self.link and (self._opening or self.was_joined):
-            self.link.leave()
-        if self._opening:
-            self._opening.cancel()
-        self._opening = None
-
-    def refuse(self, _: str = "") -> None:
-        """As the listener asks for it."""
-        if not self.is_gone:
-            self.was_refused, self.parked_then = True, self._metrics.get(CLIENTS_PARKED)
-            self.leave()
-
-    def leave(self) -> None:
-        """Its own connection ends."""
-        if not self.is_gone:
-            self.is_gone, self.gone_at = True, now()
-            self._end_channel()
-            self._host.gone(cast(Any, self))

@@ -1,8 +1,8 @@
 """The connection's states (docs/architecture.md) under random interleavings of all that happens to it.
 
-The real Connector, with a bastion, a fallback and keys that rotate, and the real Listener, on a clock that skips every
-wait; what is faked is the logins, the clients' sockets and the opening of channels. Hypothesis chooses what happens
-when; what must always hold is checked each second and after each event.
+The real Connector, with a bastion, a fallback and keys that rotate, and the real Listener with its clients and their
+channels, on a clock that skips every wait; what is faked is the SSH connections. Hypothesis chooses what happens when;
+what must always hold is checked each second and after each event.
 """
 
 import asyncio
@@ -19,14 +19,15 @@ from hypothesis import strategies as st
 
 from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.forwarder import keyring, listener, route
+from dbtunnel.forwarder.client import Client
 from dbtunnel.forwarder.connection import Connector, Sources
 from dbtunnel.forwarder.keyring import Keyring
 from dbtunnel.forwarder.listener import Listener, listening_socket
-from dbtunnel.forwarder.metrics import CLIENTS_PARKED, SSH_UP, Metrics
+from dbtunnel.forwarder.metrics import CLIENTS_OPEN, CLIENTS_PARKED, SSH_UP, Metrics
 from dbtunnel.forwarder.pace import FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS, LONGEST_RETURN_SECONDS
 from dbtunnel.forwarder.probes import Prober
 from dbtunnel.forwarder.state import State
-from tests.support.fake_ssh import ANSWER_SECONDS, SILENT_SECONDS, Attempt, Client, Connection, Server
+from tests.support.fake_ssh import ANSWER_SECONDS, SILENT_SECONDS, Attempt, Connection, Server
 from tests.support.keys import Secret, key_pair
 from tests.support.virtual_time import at_once, now, run
 from tests.unit.test_forwarder_connect import CONFIG
@@ -35,8 +36,9 @@ LOOK_SECONDS = 1.0
 """How often the files are looked at, and whether there is a better connection. What is read then is acted upon the
 next time."""
 PARKING_SECONDS, PARKED_AT_MOST = 30, 3
+SOONEST_SECONDS = FIRST_BACKOFF_SECONDS / 2
 SLOWEST_SECONDS = 90
-"""The longest pause, with its jitter."""
+"""The shortest and the longest pause, with their jitter."""
 SOON = 0.01
 """What is lost to the clock's floating point."""
 
@@ -61,6 +63,29 @@ class WatchedSecret(Secret):
         return len(self.seen)
 
 
+class KnownClient(Client):
+    """A client and its other end, and what became of it. Its connection is one that needs no network, so that what one
+    end does the other knows at once.
+    """
+
+    def __init__(self, connected: socket.socket, address: tuple[str, int], host: Any) -> None:
+        super().__init__(connected, address, host)
+        self.came_at = now()
+        self.left_at: float | None = None
+        self.refused_at: float | None = None
+        self.parked_then = 0.0
+        """How many clients were parked when it was refused."""
+
+    def refuse(self, *how: str) -> None:
+        if not self.is_gone:
+            self.refused_at, self.parked_then = now(), cast(Listener, self._host)._metrics.get(CLIENTS_PARKED)
+        super().refuse(*how)
+
+    @property
+    def waits(self) -> bool:
+        return not self.is_gone and not self.was_joined
+
+
 class World:
     """All of it, and what can happen: each of `EVENTS` takes a number that chooses among what there is."""
 
@@ -72,7 +97,8 @@ class World:
         self.attempts: list[Attempt] = []
         self.made: dict[Connection, int] = {}
         """Each with the number of the files that it was made with."""
-        self.clients: list[Client] = []
+        self.clients: dict[KnownClient, tuple[socket.socket, socket.socket]] = {}
+        """With both ends of their connections."""
         self.secret, self.changed_at = WatchedSecret({CURRENT: KEYS[0].private}), 0.0
         self.untried_since: float | None = None
         self.was_revoked: set[str] = set()
@@ -94,21 +120,40 @@ class World:
 
     def client_comes(self, _: int = 0) -> None:
         if not self.drains:
-            self.listener._take(cast(Any, None), cast(Any, self))
-            self.listener.wants_channel(cast(Any, self.clients[-1]))
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            theirs.send(b"hello")
+            both = ours.dup(), theirs
+            self.listener._take(ours, ("127.0.0.1", len(self.clients)))
+            (client,) = self.listener._clients - self.clients.keys()
+            self.clients[cast(KnownClient, client)] = both
 
     def client_leaves(self, number: int) -> None:
-        if present := self.present():
-            present[number % len(present)].leave()
+        """Half of them with a reset: so ends a connection of this kind where something was not read."""
+        if present := [client for client in self.present() if client.left_at is None]:
+            client = present[number // 2 % len(present)]
+            client.left_at = now()
+            ours, theirs = self.clients[client]
+            if number % 2:
+                ours.send(b"unread")
+            theirs.close()
 
     def connection_ends(self, number: int) -> None:
         """The current one, or one that was replaced."""
         if standing := [one for one in self.made if one.stands]:
-            standing[number % len(standing)].end(self.clients)
+            standing[number % len(standing)].end()
 
     def server_changes(self, number: int) -> None:
-        """Every other time it lets in."""
-        self.servers[number // 2 % 2].fails = None if number % 2 else FAILURES[number // 4 % len(FAILURES)]
+        """One or both; every other time they let in."""
+        for server in (self.servers, self.servers[:1], self.servers[1:])[number // 2 % 3]:
+            server.fails = None if number % 2 else FAILURES[number // 6 % len(FAILURES)]
+
+    def outage(self, number: int) -> None:
+        """All connections end, and no server lets in."""
+        for server in self.servers:
+            server.fails = FAILURES[number % len(FAILURES)]
+        for one in self.made:
+            one.end()
 
     def key_is_known_or_not(self, number: int) -> None:
         self.servers[number // 3 % 2].rejected ^= {KEYS[number % 3].fingerprint}
@@ -145,7 +190,7 @@ class World:
             is_news = attempt.files != self.made[current]
             assert is_news or current.key.fingerprint != self.wanted(), "what stands is not made again"
 
-    def present(self) -> list[Client]:
+    def present(self) -> list[KnownClient]:
         return [client for client in self.clients if not client.is_gone]
 
     def current(self) -> Connection | None:
@@ -189,6 +234,7 @@ class World:
         for one in self.made:
             is_needed = one is current or one.link.uses or now() - one.made_at <= LOOK_SECONDS + SOON
             assert is_needed or not one.stands, "what was replaced stands for its users alone"
+            assert one.ended_at is None or not one.link.uses, "nobody uses what is gone"
             assert one.key.fingerprint in self.was_revoked or not one.had_users, "none is closed while it has users"
             if self.is_revoked(one.key.fingerprint) and one.stands:
                 longest = 2 * LOOK_SECONDS + len(self.servers) * SILENT_SECONDS
@@ -201,13 +247,18 @@ class World:
         waiting = sum(client.waits for client in present)
         assert 0 <= self.metrics.get(CLIENTS_PARKED) <= min(waiting, PARKED_AT_MOST), "who has left parks no more"
         for client in self.clients:
-            if client.waits:
-                assert now() - client.came_at <= PARKING_SECONDS + ANSWER_SECONDS + SOON, "nobody waits for ever"
-                since = max(client.came_at, current.made_at if current and current.stands else now())
-                assert now() - since < 2 * ANSWER_SECONDS + SOON, "nobody waits while there is a connection"
-            if client.was_refused and not client.was_joined:
-                in_time = client.gone_at - client.came_at < PARKING_SECONDS - SOON
-                assert client.parked_then == PARKED_AT_MOST or not in_time, "nobody is refused who might wait"
+            self.check_client(client, current)
+
+    def check_client(self, client: KnownClient, current: Connection | None) -> None:
+        if client.left_at is not None:
+            assert client.is_gone or now() - client.left_at <= 3 * ANSWER_SECONDS + SOON, "who has left is forgotten"
+        elif client.waits:
+            assert now() - client.came_at <= PARKING_SECONDS + ANSWER_SECONDS + SOON, "nobody waits for ever"
+            since = max(client.came_at, current.made_at if current and current.stands else now())
+            assert now() - since < 2 * ANSWER_SECONDS + SOON, "nobody waits while there is a connection"
+        elif client.refused_at is not None and not client.was_joined:
+            in_time = client.refused_at - client.came_at < PARKING_SECONDS - SOON
+            assert client.parked_then == PARKED_AT_MOST or not in_time, "nobody is refused who might wait"
 
     def check_pace(self) -> None:
         """No attempt comes sooner than its server's turn, unless the files have changed."""
@@ -221,24 +272,26 @@ class World:
         ends = [one.ended_at for one in self.made if one.hop == number and one.ended_at is not None]
         failed = 0
         for before, after in pairwise(attempts):
-            least, since = FIRST_BACKOFF_SECONDS / 2, before.ended or 0.0
-            lost_at = max((end for end in ends if before.began <= end < after.began), default=None)
-            failed = failed + 1 if before.failure and lost_at is None else 0
-            if lost_at is not None:
-                since = lost_at
-            elif before.failure:
-                usual = min(least * 2 ** (failed - 1), LONGEST_BACKOFF_SECONDS / 2)
+            failed = failed + 1 if before.failure else 0
+            soonest = [end + SOONEST_SECONDS for end in ends if before.began <= end < after.began]
+            if before.failure and before.ended is not None:
+                usual = min(SOONEST_SECONDS * 2 ** (failed - 1), LONGEST_BACKOFF_SECONDS / 2)
                 least = REASONS[before.failure.reason].retry_seconds or usual
-            assert after.began - since >= least - SOON, "each in its turn"
+                soonest.append(before.ended + least)
+            assert after.began >= min(soonest, default=0.0) - SOON, "each in its turn"
+            failed = 0 if len(soonest) > 1 else failed
 
 
 EVENTS = (
     World.client_comes,
     World.client_comes,
+    World.client_comes,
+    World.client_leaves,
     World.client_leaves,
     World.connection_ends,
     World.server_changes,
     World.server_changes,
+    World.outage,
     World.key_changes,
     World.key_changes,
     World.next_key_comes,
@@ -248,8 +301,10 @@ EVENTS = (
 )
 
 HAPPENINGS = st.lists(
-    st.tuples(st.sampled_from((0, 0.02, 0.3, 1.5, 1.5, 12, 70)), st.sampled_from(EVENTS), st.integers(0, 11)),
-    min_size=5,
+    st.tuples(
+        st.sampled_from((0, 0.02, 0.02, 0.02, 0.3, 1.5, 1.5, 12, 70)), st.sampled_from(EVENTS), st.integers(0, 17)
+    ),
+    min_size=20,
     max_size=40,
 )
 """Seconds to wait, what happens then, and to which."""
@@ -260,6 +315,41 @@ async def pass_time(world: World, seconds: float) -> None:
     while (left := end - now()) > 0:
         await asyncio.sleep(min(left, 1))
         world.check()
+
+
+async def settle(world: World) -> None:
+    """In the end all is well again, and all that is promised then is kept."""
+    world.all_is_well()
+    await pass_time(world, SLOWEST_SECONDS + 2 * SILENT_SECONDS + 2 * LOOK_SECONDS)
+    assert world.connector.link, "there is a connection"
+    world.client_comes()
+    await pass_time(world, LONGEST_RETURN_SECONDS)
+    assert not any(client.waits for client in world.present())
+    current = world.current()
+    assert current
+    assert (current.hop, current.key.fingerprint) == (0, world.wanted()), "it is the best that there is"
+    while world.present():
+        world.client_leaves(1)
+        await pass_time(world, 1)
+    assert not current.link.uses, "nothing is left of those who have left"
+    assert not world.metrics.get(CLIENTS_OPEN)
+
+
+async def finish(world: World, connecting: "asyncio.Task[None]") -> None:
+    """The process ends, with a client."""
+    world.client_comes()
+    await pass_time(world, 1)
+    connecting.cancel()
+    world.listener.cut()
+    world.listener.refuse_new()
+    assert isinstance((await asyncio.gather(connecting, return_exceptions=True))[0], asyncio.CancelledError)
+    await asyncio.sleep(ANSWER_SECONDS)
+    assert not any(one.stands for one in world.made)
+    assert not world.present()
+    for ends in world.clients.values():
+        for end in ends:
+            end.close()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def live_through(happenings: Sequence[Any]) -> None:
@@ -274,31 +364,16 @@ async def live_through(happenings: Sequence[Any]) -> None:
         await asyncio.sleep(0)  # a task that was cancelled has ended by now
         world.check()
         assert not connecting.done(), connecting
-    world.all_is_well()
-    await pass_time(world, SLOWEST_SECONDS + 2 * SILENT_SECONDS + 2 * LOOK_SECONDS)
-    assert world.connector.link, "once all is well there is a connection"
-    world.client_comes()
-    await pass_time(world, LONGEST_RETURN_SECONDS)
-    assert not any(client.waits for client in world.present())
-    current = world.current()
-    assert current
-    assert (current.hop, current.key.fingerprint) == (0, world.wanted()), "and in the end the best that there is"
+    await settle(world)
     world.check_pace()
-    connecting.cancel()
-    world.listener.cut()
-    world.listener.refuse_new()
-    assert isinstance((await asyncio.gather(connecting, return_exceptions=True))[0], asyncio.CancelledError)
-    await asyncio.sleep(ANSWER_SECONDS)
-    assert not any(one.stands for one in world.made)
-    assert not world.present()
-    assert asyncio.all_tasks() == {asyncio.current_task()}
+    await finish(world, connecting)
 
 
-@settings(max_examples=150)
+@settings(max_examples=200)
 @given(HAPPENINGS)
 def test_what_must_hold_holds_whatever_happens(happenings: Sequence[Any]) -> None:
     with (
-        mock.patch.object(listener, "Client", Client),
+        mock.patch.object(listener, "Client", KnownClient),
         mock.patch.object(keyring, "in_daemon_thread", at_once),
     ):
         run(live_through(happenings))

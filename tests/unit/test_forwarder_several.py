@@ -112,7 +112,7 @@ def test_the_loss_of_one_is_no_failure(in_world: Live, is_first: bool) -> None:
     async def story(world: World) -> None:
         first = world.first()
         lost = first if is_first else next(one for one in world.standing if one is not first)
-        lost.end(())
+        lost.end()
         assert world.is_well()
         assert world.connector.down_since is None
         assert world.metrics.get(SSH_UP) == COUNT - 1
@@ -127,7 +127,7 @@ def test_all_lost_at_once_are_back_soon(in_world: Live) -> None:
     async def story(world: World) -> None:
         await asyncio.sleep(60)
         for one in world.standing:
-            one.end(())
+            one.end()
         assert not world.is_well()
         await asyncio.sleep(2)
         assert len(world.standing) == COUNT
@@ -140,7 +140,7 @@ def test_further_ones_that_cannot_be_had_are_asked_for_seldom(in_world: Live, re
     async def story(world: World) -> None:
         for one in world.standing:
             if one is not world.first():
-                one.end(())
+                one.end()
         world.bastion.fails = reason
         before = len(world.attempts)
         await asyncio.sleep(HOUR)
@@ -160,7 +160,7 @@ def test_a_bastion_that_lets_in_and_cuts_is_not_asked_all_the_time(in_world: Liv
             await asyncio.sleep(0.1)
             for one in world.standing:
                 if one is not world.first():
-                    one.end(())
+                    one.end()
         assert len(world.attempts) - before < 2 * HOUR / 15
         assert world.is_well()
 
