@@ -235,10 +235,7 @@ def test_packets_of_one_byte_and_a_window_of_ten(log: pytest.LogCaptureFixture, 
     with odd_path(own, small) as (_, path), path.connect() as client:
         ask(client)
         client.sendall(b"0123456789" * 20)
-        client.settimeout(10)
-        assert client.recv(6, socket.MSG_WAITALL) == b"012345", (
-            "what is left of the window, which this server does not widen"
-        )
+        assert receive(client, 6) == b"012345", "what is left of the window, which this server does not widen"
 
 
 @WAYS

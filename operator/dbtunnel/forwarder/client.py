@@ -84,9 +84,9 @@ class Client:
         self.how = ""
         """How it ended, by whoever was the first to end it."""
         self.joined_at = 0.0
+        """When its channel was open, by the loop's time."""
         self.awaits_answer = False
         """Whether it spoke last: a query runs, or data goes in."""
-        """When its channel was open, by the loop's time."""
         self.is_gone = self.was_joined = self.was_greeted = self.was_refused = self._is_parked = False
         self._client_ended = self._database_ended = self._channel_ended = False
         self._is_held = self._is_bulk = False
