@@ -41,6 +41,12 @@ test-cluster: $(INSTALLED) ## The whole way on a real Kubernetes (CLUSTER=kind, 
 	@$(IN)python -m tests.support.prepare cluster
 	$(IN)pytest tests/cluster $(if $(filter existing,$(CLUSTER)),,-n 2 --dist loadfile) $(ARGS)
 
+.PHONY: soak
+soak: $(INSTALLED) ## Ten GiB each way through the forwarder in pieces of random sizes, byte by byte (GIB=n)
+	@$(IN)python -m tests.support.prepare forwarder
+	DBTUNNEL_IDENTITY_MEBIBYTES=$$(( $(or $(GIB),10) * 1024 )) \
+	  $(IN)pytest tests/forwarder/test_packets.py -k arrive_as_they_were_sent -s --timeout 3600 $(ARGS)
+
 .PHONY: bench
 bench: $(INSTALLED) ## Speed and memory beside `ssh -N -L` (ROUNDS=n, ROWS=name,name, QUICK=1)
 	@$(IN)python -m bench run $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ROWS),--rows $(ROWS)) $(if $(QUICK),--quick) $(ARGS)
