@@ -161,6 +161,22 @@ def crumbling(bastion: Bastion, part: Callable[[socket.socket, bytes], None]) ->
         yield relay.port
 
 
+def test_a_bastion_with_an_address_of_ipv6(tmp_path: Path, client_key: KeyPair) -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as bound:
+        port = int(bound.getsockname()[1])
+    server = Bastion(tmp_path / "six", host="::1", port=port)
+    server.authorize(client_key.public)
+    server.start()
+    exchanges = [Exchange(2 * MEBIBYTE, 3 * MEBIBYTE, 1)]
+    try:
+        with far_end(exchanges) as target, DataPath(hop_to(server), target, key=client_key.private) as path:
+            assert path.link.packets.why_not == ""
+            exchange(exchanges, path.connect)
+            assert exchanges[0].is_whole
+    finally:
+        server.stop()
+
+
 # --- key exchanges ----------------------------------------------------------------------------------------------------
 
 

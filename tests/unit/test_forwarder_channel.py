@@ -167,6 +167,21 @@ async def test_there_is_no_data_after_the_end_of_data() -> None:
     assert not channel.receive(memoryview(b"x"))
 
 
+async def test_empty_data_is_nothing() -> None:
+    told: list[int] = []
+
+    class Listening(_Nobody):
+        def received(self, pieces: list[memoryview]) -> None:
+            told.append(len(pieces))
+
+    connection = StuckConnection()
+    channel = opened(link_over(connection), connection)
+    channel.end = Listening()
+    assert channel.receive(memoryview(b""))
+    channel.deliver()
+    assert told == []
+
+
 async def test_answers_that_nobody_asked_for_end_the_connection() -> None:
     connection = StuckConnection()
     with pytest.raises(asyncssh.ProtocolError):
@@ -335,3 +350,18 @@ def test_who_is_gone_is_not_relieved() -> None:
     congestion.forget(first)
     congestion.end("output")
     assert told == [2]
+
+
+def test_a_bug_in_reading_one_client_again_is_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    """asyncssh, which has just exchanged keys, would end the connection of all."""
+    congestion, told = Congestion(), Waiting()
+
+    def broken() -> None:
+        raise RuntimeError("a bug")
+
+    congestion.begin("key exchange")
+    assert congestion.holds(broken)
+    assert congestion.holds(lambda: setattr(told, "outcome", True))
+    congestion.end("key exchange")
+    assert told.outcome
+    assert "a bug" in caplog.text

@@ -146,7 +146,7 @@ class Channel(SSHPacketHandler):
         if len(data) > self._window or self._has_got_eof:
             return False
         self._window -= len(data)
-        if self.end is not _NOBODY:
+        if data and self.end is not _NOBODY:
             self._pieces.append(data)
         return True
 

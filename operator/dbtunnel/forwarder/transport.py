@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
 import struct
@@ -13,6 +14,8 @@ import asyncssh
 
 from dbtunnel.forwarder.greeting import Greeting
 from dbtunnel.forwarder.watch import READ, WRITE, watcher
+
+_LOG = logging.getLogger(__name__)
 
 _ADDRESS_DELAY_SECONDS = 0.25
 """RFC 8305: when to try the next address while the first does not answer."""
@@ -72,7 +75,10 @@ class Congestion:
         while self._held and not self.is_on:  # they may bring it about again
             relieve = next(iter(self._held))
             del self._held[relieve]
-            relieve()
+            try:
+                relieve()
+            except Exception:  # a bug; the others go on, and asyncssh, which may have called
+                _LOG.exception("serving a client again failed")
 
 
 class AnyWire(Protocol):
