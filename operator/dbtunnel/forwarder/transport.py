@@ -117,7 +117,8 @@ class Wire(asyncio.Transport):
         self._start = self._end = 0
         self._events = READ
         self._ends_pass = False
-        self._is_unacknowledged = False
+        self._delays_acknowledgement = True
+        """Whether the kernel may hold acknowledgements back, to send them with data: it does so after each sending."""
         self._is_closing = False
 
     def begin(self) -> None:
@@ -145,8 +146,7 @@ class Wire(asyncio.Transport):
             self._protocol.eof_received()
             self._lose(None)
             return
-        self._is_unacknowledged = True
-        if not self._ends_pass:
+        if self._delays_acknowledgement and not self._ends_pass:
             self._end_of_pass()
         self._filled = self.consume(self._filled + count)
 
@@ -201,14 +201,15 @@ class Wire(asyncio.Transport):
             return
         if self._end:
             self._flush()  # which acknowledges, too
-        elif self._is_unacknowledged and _QUICKACK is not None:
-            # the server's socket may be under Nagle's algorithm, and waits for it; the option does not last
+        elif self._delays_acknowledgement and _QUICKACK is not None:
+            # the server's socket may be under Nagle's algorithm, and waits for it; the option lasts until we send
             self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
-        self._is_unacknowledged = False
+            self._delays_acknowledgement = False
 
     def _flush(self) -> None:
         try:
             self._start += self._socket.send(self._waiting[self._start : self._end])
+            self._delays_acknowledgement = True
         except (BlockingIOError, InterruptedError):
             pass
         except OSError as error:
