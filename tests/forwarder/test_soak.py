@@ -40,8 +40,9 @@ def test_nothing_grows(tmp_path: Path, bastion: Bastion, client_key: KeyPair, op
     first, last = used[: ROUNDS // 3], used[-ROUNDS // 3 :]
     print(*used, sep="\n")
     # at one moment or another a connection that is replaced, or the question that came just before, is still there
-    assert median(one.descriptors for one in last) <= max(one.descriptors for one in first)
-    assert median(one.tasks for one in last) <= max(one.tasks for one in first)
+    # what leaks once a round is six more by then
+    assert median(one.descriptors for one in last) <= max(one.descriptors for one in first) + 1
+    assert median(one.tasks for one in last) <= max(one.tasks for one in first) + 2
     served = CLIENTS * TRANSACTIONS * ROUNDS * 2 // 3  # from the middle of the one third to that of the other
     assert median(one.blocks for one in last) - median(one.blocks for one in first) < served / 4
     # the allocator takes more until it has seen everything, two connections at a time too, and then none

@@ -2,7 +2,9 @@
 
 import contextlib
 import ctypes
+import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -12,6 +14,11 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 T = TypeVar("T")
+
+_FIRST_PORT, _PORTS, _PORTS_EACH = 10_000, 20_000, 2_000
+"""Below those that Linux gives to clients (from 32768) and Kubernetes to Services (from 30000)."""
+
+_ports = itertools.count(random.randrange(_PORTS_EACH))
 
 ROOT = Path(__file__).parents[2]
 """The project's folder."""
@@ -140,10 +147,16 @@ def wait_until(
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that is free now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that is free now, and that nobody else takes while a server of the test is down: it is of this process
+    of the run alone, not one that the system gives to clients, and is not given again soon.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % (_PORTS // _PORTS_EACH)
+    for _ in range(_PORTS_EACH):
+        port = _FIRST_PORT + worker * _PORTS_EACH + next(_ports) % _PORTS_EACH
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return port
+    raise ProcessError(f"none of {_PORTS_EACH} TCP ports is free at {host}")
 
 
 def listens(host: str, port: int) -> bool:
