@@ -159,8 +159,13 @@ class Bastion:
 
     def pause(self) -> None:
         """Hangs it with all connections: nothing is answered, nothing is closed."""
-        for process in [*children(self.pid), *self._sessions()]:
-            _signal(process, signal.SIGSTOP)
+        halted: set[int] = set()
+        # one that is about to start another process does so before it halts
+        while fresh := {*children(self.pid), *self._sessions()} - halted:
+            for process in fresh:
+                _signal(process, signal.SIGSTOP)
+            halted |= fresh
+            wait_until(lambda: all(map(_is_halted, halted)), "sshd to halt")
 
     def resume(self) -> None:
         """Ends the hang."""
