@@ -165,7 +165,7 @@ class Bastion:
             for process in fresh:
                 _signal(process, signal.SIGSTOP)
             halted |= fresh
-            wait_until(lambda: all(map(_is_halted, halted)), "sshd to halt")
+            _wait_until_halted(fresh)
 
     def resume(self) -> None:
         """Ends the hang."""
@@ -332,6 +332,10 @@ def _is_halted(pid: int) -> bool:
     except OSError:
         return True
     return state in "TtZX"
+
+
+def _wait_until_halted(pids: Iterable[int]) -> None:
+    wait_until(lambda: all(map(_is_halted, pids)), "sshd to halt")
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
