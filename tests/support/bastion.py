@@ -33,6 +33,8 @@ HARDENED = (
     "MaxSessions 0",
     "PermitTTY no",
     "X11Forwarding no",
+    "ClientAliveInterval 15",
+    "ClientAliveCountMax 3",
 )
 """What the documentation recommends for the tunnels' user."""
 
