@@ -39,7 +39,7 @@ def test_max_startups(start_forwarder: StartForwarder, bastion: Bastion, postgre
         fact = forwarder.wait_for("transport", "BastionRefusing")
         assert fact.seen == 'it says "Exceeded MaxStartups"'
         check_it_asks_once(forwarder)
-    forwarder.wait_for("database", "Succeeded", 25)
+    forwarder.wait_for("database", "Succeeded", 30)
     assert forwarder.metric(REFUSALS) == 1
 
 

@@ -72,7 +72,7 @@ class Connector:
 
     async def run(self) -> None:
         """Connects, again and again, until cancelled."""
-        adding = asyncio.ensure_future(self._add_further())
+        beside = [asyncio.ensure_future(task) for task in (self._add_further(), self._keep_looking())]
         try:
             while True:
                 self._look()
@@ -81,7 +81,8 @@ class Connector:
                 else:
                     await self._hold(self.link)
         finally:
-            adding.cancel()
+            for task in beside:
+                task.cancel()
             links = self._all()
             self.link = None
             self._further.clear()
@@ -89,8 +90,16 @@ class Connector:
             for link in links:
                 link.close()
 
-    def _look(self) -> bool:
-        """Takes up the mounted files. Returns whether they are others than before."""
+    async def _keep_looking(self) -> None:
+        """Looks at the files while an attempt goes on, too, which may take minutes: what a revoked key has made must not
+        stand for so long.
+        """
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            self._look()
+
+    def _look(self) -> None:
+        """Takes up the mounted files."""
         known_hosts = [source.read_known_hosts() for source in self._sources]
         has_changed = self._route.look() or known_hosts != self._known_hosts
         self._known_hosts = known_hosts
@@ -102,7 +111,6 @@ class Connector:
             if self._route.is_revoked(link) and not link.is_closing():
                 event(_LOG, "connection of a revoked key ended", channels=link.uses)
                 link.close()
-        return has_changed
 
     def _all(self) -> list[Link]:
         return [*([self.link] if self.link else []), *self._further, *self._retiring]
@@ -131,6 +139,8 @@ class Connector:
 
     async def _attempt(self) -> None:
         """Tries to make a connection; waits where that fails."""
+        if self._has_news:
+            self._route.reset()  # an attempt may have failed since they were seen
         known_hosts, rival, self._has_news = self._known_hosts, self._rival(), False
         try:
             link = await self._route.connect(known_hosts, self._worst())
@@ -203,6 +213,7 @@ class Connector:
         if better.done():
             self._use(better.result(), known_hosts)
         elif link.lost.is_set() and self.link is None:
+            self._has_news = False  # which another connection was not needed for
             await self._pause(self._route.lost(link))
 
     def _use(self, link: Link, known_hosts: KnownHosts) -> None:
@@ -320,7 +331,8 @@ class Connector:
         while (remaining := deadline - _now()) > 0:
             left = min(_LOOK_SECONDS, remaining)
             await (wait_for(standing.lost, left) if standing else asyncio.sleep(left))
-            if self._look():
+            self._look()
+            if self._has_news:
                 return
             if standing and standing.lost.is_set():
                 if self.link:
