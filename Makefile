@@ -39,7 +39,7 @@ test-forwarder: $(INSTALLED) ## The forwarder against a real sshd and real datab
 .PHONY: test-cluster
 test-cluster: $(INSTALLED) ## The whole way on a real Kubernetes (CLUSTER=kind, local or existing)
 	@$(IN)python -m tests.support.prepare cluster
-	$(IN)pytest tests/cluster $(if $(filter existing,$(CLUSTER)),,-n 2 --dist loadfile) $(ARGS)
+	$(IN)pytest tests/cluster $(if $(filter existing,$(CLUSTER)),,-n 3 --dist loadfile --no-loadscope-reorder) $(ARGS)
 
 .PHONY: soak
 soak: $(INSTALLED) ## Ten GiB each way through the forwarder in pieces of random sizes, byte by byte (GIB=n)

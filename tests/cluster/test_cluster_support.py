@@ -134,7 +134,11 @@ def test_the_audit_log_shows_each_write_with_its_user_and_object_and_no_read(clu
     cluster.kubectl("-n", namespace, "patch", "configmap", "counted", "-p", '{"data": {"a": "2"}}')
 
     def about() -> list[dict[str, Any]]:
-        return [event for event in cluster.audit_events() if event["objectRef"].get("name") == "counted"]
+        return [
+            event
+            for event in cluster.audit_events()
+            if event["objectRef"].get("namespace") == namespace and event["objectRef"].get("name") == "counted"
+        ]
 
     wait_until(lambda: len(about()) >= 2, "both writes are in the audit log", 20)
     assert [(event["verb"], event["responseStatus"]["code"]) for event in about()] == [("create", 201), ("patch", 200)]

@@ -10,7 +10,7 @@ from tests.support.clients import AUTHORITY_FILE, COMMANDS, Endpoint, first_quer
 from tests.support.cluster import Cluster, ClusterError
 from tests.support.databases import ROWS
 from tests.support.private_network import BASTION, DATABASES, PrivateDatabase, PrivateNetwork
-from tests.support.tunnels import Manifest, apply, example, find, wait_for_ready, wait_for_reason
+from tests.support.tunnels import Manifest, apply, example, find, try_at_once, wait_for_ready, wait_for_reason
 
 QUERY = "select id, item from orders order by id"
 
@@ -30,7 +30,6 @@ def test_a_generated_key_waits_for_its_line(installed: Cluster, shop: str, priva
 
     assert hop["authorizedKeysLine"] in ready["message"]
     assert tunnel["status"]["publicKeys"][0]["accepted"] is False
-    # it is tried again after a minute: the last test of this file sees it accepted
     private_network.authorize(hop["authorizedKeysLine"])
 
 
@@ -179,7 +178,8 @@ def test_forwarders_satisfy_restricted_pod_security_and_have_no_token(installed:
 
 
 def test_a_generated_key_is_accepted_once_its_line_is_there(installed: Cluster, shop: str) -> None:
-    tunnel = wait_for_ready(installed, shop, "reports", 120)
+    try_at_once(installed, shop, "reports")
+    tunnel = wait_for_ready(installed, shop, "reports")
 
     assert tunnel["status"]["publicKeys"][0]["accepted"] is True
     printed = first_query(installed, shop, COMMANDS[Engine.POSTGRESQL](Endpoint.of(tunnel), QUERY))

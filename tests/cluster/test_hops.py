@@ -13,10 +13,7 @@ from tests.support.keys import key_pair
 from tests.support.private_network import PrivateNetwork, config_map, secret
 from tests.support.processes import wait_until
 from tests.support.traffic import Traffic
-from tests.support.tunnels import Manifest, apply, example, find, wait_for_ready, wait_for_reason
-
-PATIENCE = 130
-"""Seconds for a rejected key to be tried again."""
+from tests.support.tunnels import Manifest, apply, example, find, try_at_once, wait_for_ready, wait_for_reason
 
 INNER = "bastion.inner"
 """What the jump host resolves, and nobody else."""
@@ -92,12 +89,14 @@ def test_a_chain_of_jump_hosts_is_mended_hop_by_hop_as_the_status_says(
     outer.authorize(lines["JumpHost", outer.port].replace(f"jump.inner:{inner.port}", "elsewhere:22"))
     inner.authorize(lines["JumpHost", inner.port])
     bastion.authorize(lines["Bastion", bastion.port])
-    found = wait_for_reason(installed, shop, "chain", "ForwardingProhibited", PATIENCE)
+    try_at_once(installed, shop, "chain")
+    found = wait_for_reason(installed, shop, "chain", "ForwardingProhibited")
     assert message_of(found, "TransportReady").startswith(
         f"{outer_name}: forwarding to jump.inner:{inner.port} is prohibited"
     )
     outer.authorize(lines["JumpHost", outer.port])
-    found = wait_for_ready(installed, shop, "chain", PATIENCE)
+    try_at_once(installed, shop, "chain")
+    found = wait_for_ready(installed, shop, "chain")
 
     assert {(one["role"], one["active"], one["replicas"]) for one in found["status"]["hops"]} == {
         ("Bastion", True, 1),

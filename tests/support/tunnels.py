@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from dbtunnel.domain.names import TUNNEL_LABEL
 from tests.support.cluster import Cluster
 from tests.support.processes import ROOT, wait_until
 
@@ -94,6 +95,11 @@ def wait_for_reason(
 ) -> Manifest:
     """The tunnel, once its Ready is False for this reason."""
     return _wait_for(cluster, namespace, name, ("False", reason), timeout_seconds)
+
+
+def try_at_once(cluster: Cluster, namespace: str, name: str) -> None:
+    """Replaces a tunnel's pods: a new one does not wait the minute after which a rejected key is tried again."""
+    cluster.kubectl("-n", namespace, "delete", "pod", "-l", f"{TUNNEL_LABEL}={name}", "--wait=false")
 
 
 def _wait_for(cluster: Cluster, namespace: str, name: str, wanted: tuple[str, str], timeout_seconds: float) -> Manifest:

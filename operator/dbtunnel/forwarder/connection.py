@@ -91,9 +91,7 @@ class Connector:
                 link.close()
 
     async def _keep_looking(self) -> None:
-        """Looks at the files while an attempt goes on, too, which may take minutes: what a revoked key has made must not
-        stand for so long.
-        """
+        """Looks at the files while an attempt goes on, too: what a revoked key has made must not outlast it."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             self._look()
