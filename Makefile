@@ -42,7 +42,8 @@ test-cluster: $(INSTALLED) ## The whole way on a real Kubernetes (CLUSTER=kind, 
 	$(IN)pytest tests/cluster $(if $(filter existing,$(CLUSTER)),,-n 3 --dist loadfile --no-loadscope-reorder) $(ARGS)
 
 .PHONY: soak
-soak: $(INSTALLED) ## Ten GiB each way through the forwarder in pieces of random sizes, byte by byte (GIB=n)
+soak: $(INSTALLED) ## Ten GiB each way in pieces of random sizes, byte by byte (GIB=n); 5,000 random lives of a connection
+	DBTUNNEL_EXAMPLES=5000 $(IN)pytest tests/unit/test_connection_machine.py --timeout 3600
 	@$(IN)python -m tests.support.prepare forwarder
 	DBTUNNEL_IDENTITY_MEBIBYTES=$$(( $(or $(GIB),10) * 1024 )) \
 	  $(IN)pytest tests/forwarder/test_packets.py -k arrive_as_they_were_sent -s --timeout 3600 $(ARGS)

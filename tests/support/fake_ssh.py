@@ -118,8 +118,10 @@ class Attempt:
     """An attempt to log in, and what came of it."""
 
     hop: int
-    files: int
+    seen: int
     """Number of the state of the Secret that the forwarder knew."""
+    files: int
+    """Number of that which it tries: the same, but for a server whose turn comes in the middle of a round."""
     began: float
     ended: float | None = None
     failure: Failure | None = None
@@ -141,7 +143,7 @@ class Server:
 
     async def connect(self, _: object, carrier: None = None) -> Link:
         """As Login's."""
-        attempt = Attempt(self.number, self.files(), now())
+        attempt = Attempt(self.number, self.files(), self.files(), now())
         self.on_attempt(attempt)
         try:
             attempt.made = await self._made()
