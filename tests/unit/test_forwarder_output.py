@@ -1,4 +1,4 @@
-"""What a forwarder tells: its document, its metrics, its log lines, and which algorithms it offers."""
+"""What a forwarder tells: its document, its metrics and its log lines."""
 
 import asyncio
 import json
@@ -11,12 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dbtunnel.api.conditions import LAYERS, ConditionType
-from dbtunnel.api.forwarder import Algorithms, HopFact, LayerFact, LayerStatus
+from dbtunnel.api.forwarder import HopFact, LayerFact, LayerStatus
 from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.settings import Defaults
 from dbtunnel.forwarder import metrics as counted
-from dbtunnel.forwarder.algorithms import offered
 from dbtunnel.forwarder.failures import Failure
 from dbtunnel.forwarder.logs import Budget, JsonFormatter, TextFormatter, event
 from dbtunnel.forwarder.metrics import METRICS, Metrics
@@ -238,32 +237,6 @@ def test_a_layer_that_comes_and_goes_is_not_logged_for_ever(caplog: pytest.LogCa
         state.failed(refused)
         state.succeeded(ConditionType.DATABASE_REACHABLE)
     assert 1 <= len(caplog.records) <= 40
-
-
-# --- algorithms -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("choice", Algorithms)
-def test_what_is_offered_is_something_and_each_once(choice: Algorithms) -> None:
-    for names in offered(choice, compression=False).values():
-        assert names
-        assert len(set(names)) == len(names)
-
-
-def test_legacy_adds_to_what_is_offered_and_takes_nothing_away() -> None:
-    usual, old = (offered(choice, compression=False) for choice in (Algorithms.DEFAULT, Algorithms.LEGACY))
-    for kind, names in usual.items():
-        assert old[kind][: len(names)] == names, "what is current stays preferred"
-
-
-def test_nothing_weak_is_offered_unless_asked_for() -> None:
-    names = {name for group in offered(Algorithms.DEFAULT, compression=True).values() for name in group}
-    assert not [name for name in names if re.search(r"sha1|md5|cbc|arcfour|3des|ssh-rsa|ssh-dss|group1-", name)]
-
-
-def test_compression_is_offered_when_asked_for() -> None:
-    assert offered(Algorithms.DEFAULT, compression=False)["compression_algs"] == ("none",)
-    assert offered(Algorithms.DEFAULT, compression=True)["compression_algs"] == ("zlib@openssh.com", "none")
 
 
 @given(st.text(max_size=300))
