@@ -137,8 +137,6 @@ class Connector:
 
     async def _attempt(self) -> None:
         """Tries to make a connection; waits where that fails."""
-        if self._has_news:
-            self._route.reset()  # an attempt may have failed since they were seen
         known_hosts, rival, self._has_news = self._known_hosts, self._rival(), False
         try:
             link = await self._route.connect(known_hosts, self._worst())

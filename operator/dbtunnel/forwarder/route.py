@@ -51,6 +51,8 @@ class Route:
         self._ends = [_End(self._logins[number], Pace(config.replicas)) for number in ends_of(config)]
         self._jumps = [self._logins[number] for number in jumps_of(config)]
         self._jumps_pace = Pace(config.replicas)
+        self._changes = 0
+        """How often something has changed. What an attempt finds that began before says nothing about the next one."""
 
     # --- to connect -----------------------------------------------------------------------------------------------
 
@@ -59,11 +61,11 @@ class Route:
 
         Raises Failure, that of the first end: it is the one to be mended.
         """
-        ends = self._up_to(worst)
+        ends, changes = self._up_to(worst), self._changes
         if self._jumps_pace.is_due and any(end.pace.is_due for end in ends):
             with contextlib.ExitStack() as undo:
-                carrier = await self._through_jump_hosts(ends, known_hosts, undo)
-                link = await self._first_of(ends, known_hosts, carrier)
+                carrier = await self._through_jump_hosts(ends, known_hosts, undo, changes)
+                link = await self._first_of(ends, known_hosts, carrier, changes)
                 if link:
                     undo.pop_all()
                     return link
@@ -84,7 +86,7 @@ class Route:
         return await never
 
     async def _through_jump_hosts(
-        self, ends: Sequence[_End], known_hosts: KnownHosts, undo: contextlib.ExitStack
+        self, ends: Sequence[_End], known_hosts: KnownHosts, undo: contextlib.ExitStack, changes: int
     ) -> Link | None:
         """A connection to the last jump host; None where there is none. Raises Failure."""
         link: Link | None = None
@@ -92,28 +94,33 @@ class Route:
             try:
                 link = await login.connect(known_hosts[login.number], link)
             except Failure as failure:
-                self._metrics.add(SSH_FAILURES, label=failure.reason)
-                self._jumps_pace.failed(_for_the_pace(login, failure))
+                self._slow_down(self._jumps_pace, login, failure, changes)
                 for end in ends:
                     self._note(end, failure)
                 raise
             undo.callback(link.close)
         return link
 
-    async def _first_of(self, ends: Sequence[_End], known_hosts: KnownHosts, carrier: Link | None) -> Link | None:
+    async def _first_of(
+        self, ends: Sequence[_End], known_hosts: KnownHosts, carrier: Link | None, changes: int
+    ) -> Link | None:
         for end in ends:
             if not end.pace.is_due:
                 continue
             try:
                 link = await end.login.connect(known_hosts[end.login.number], carrier)
             except Failure as failure:
-                self._metrics.add(SSH_FAILURES, label=failure.reason)
-                end.pace.failed(_for_the_pace(end.login, failure))
+                self._slow_down(end.pace, end.login, failure, changes)
                 self._note(end, failure)
             else:
                 self._note(end, None)
                 return link
         return None
+
+    def _slow_down(self, pace: Pace, login: Login, failure: Failure, changes: int) -> None:
+        self._metrics.add(SSH_FAILURES, label=failure.reason)
+        if changes == self._changes:
+            pace.failed(_for_the_pace(login, failure))
 
     def _note(self, end: _End, failure: Failure | None) -> None:
         end.failure = failure
@@ -144,6 +151,7 @@ class Route:
 
     def reset(self) -> None:
         """Something has changed: all may be tried at once."""
+        self._changes += 1
         for pace in (self._jumps_pace, *(end.pace for end in self._ends)):
             pace.reset()
 
