@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -131,7 +132,7 @@ def test_they_are_made_one_after_the_other(
 
 def test_one_is_enough(start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer) -> None:
     with Relay(bastion.host, bastion.port) as way:
-        hop = forwarder_config(bastion, 1).bastion.model_copy(update={"host": way.host, "port": way.port})
+        hop = replace(forwarder_config(bastion, 1).bastion, host=way.host, port=way.port)
         forwarder = start_forwarder(postgres.port, connections=2, bastion=hop)
         wait_for(forwarder, 2)
         with connect(forwarder) as first, connect(forwarder) as second:

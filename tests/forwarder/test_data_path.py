@@ -7,6 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -233,7 +234,7 @@ def test_a_stalled_bastion_stops_the_clients(
 ) -> None:
     """And lets them go on later; between the two memory is bounded."""
     with Relay(bastion.host, bastion.port) as relay:
-        hop = forwarder_config(bastion, 1).bastion.model_copy(update={"host": relay.host, "port": relay.port})
+        hop = replace(forwarder_config(bastion, 1).bastion, host=relay.host, port=relay.port)
         forwarder = plain(start_forwarder, start_server(answer_with_the_digest), bastion=hop, keepalive_count_max=60)
         before = rss(forwarder)
         relay.stall()
@@ -263,7 +264,7 @@ def test_uploads_over_a_bastion_that_stops_reading(
     start_forwarder: StartForwarder, start_server: StartServer, bastion: Bastion
 ) -> None:
     with Relay(bastion.host, bastion.port) as relay:
-        hop = forwarder_config(bastion, 1).bastion.model_copy(update={"host": relay.host, "port": relay.port})
+        hop = replace(forwarder_config(bastion, 1).bastion, host=relay.host, port=relay.port)
         forwarder = plain(start_forwarder, start_server(answer_with_the_digest), bastion=hop, keepalive_count_max=60)
         clients = [connect(forwarder) for _ in range(30)]
         wait_until(lambda: forwarder.metric("dbtunnel_forwarder_clients") == len(clients), "the channels to open")
@@ -307,7 +308,7 @@ def test_clients_that_leave_while_their_channel_opens_leave_nothing_behind(
     end: Callable[[socket.socket], None],
 ) -> None:
     with Relay(bastion.host, bastion.port, delay_seconds=DELAY_SECONDS) as relay:
-        hop = forwarder_config(bastion, 1).bastion.model_copy(update={"host": relay.host, "port": relay.port})
+        hop = replace(forwarder_config(bastion, 1).bastion, host=relay.host, port=relay.port)
         forwarder = plain(start_forwarder, postgres.port, bastion=hop)
         opened = postgres.log_text().count("connection received")
         for number in range(30):

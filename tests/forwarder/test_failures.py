@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,7 @@ def test_an_old_bastion_needs_legacy_algorithms(
     bastion.authorize(rsa.public)
     forwarder = start_forwarder(postgres.port, {KEY: rsa.private})
     check(forwarder, "transport", "NoCommonAlgorithm")
-    hop = forwarder.config.bastion.model_copy(update={"algorithms": Algorithms.LEGACY})
+    hop = replace(forwarder.config.bastion, algorithms=Algorithms.LEGACY)
     check_working(start_forwarder(postgres.port, {KEY: rsa.private}, bastion=hop))
 
 

@@ -6,6 +6,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,7 @@ def test_a_resolver_that_never_answers_holds_up_neither_clients_nor_the_end(
     (tmp_path / "resolv.conf").write_text(f"nameserver {RESOLVER}\noptions timeout:30 attempts:3\n")
     (tmp_path / "nsswitch.conf").write_text("hosts: files dns\n")
     script = "".join(f"mount --bind {tmp_path}/{name} /etc/{name} && " for name in ("resolv.conf", "nsswitch.conf"))
-    hop = forwarder_config(bastion, 1).bastion.model_copy(update={"host": "bastion.example"})
+    hop = replace(forwarder_config(bastion, 1).bastion, host="bastion.example")
     config = forwarder_config(bastion, 1, bastion=hop, seconds=seconds(connect_timeout=1, drain_max=0))
     forwarder = Forwarder(tmp_path / "fwd", config, {KEY: client_key.private})
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
@@ -209,7 +210,7 @@ def test_a_bastion_that_returns_behind_something_that_takes_connections_is_back_
 ) -> None:
     """A load balancer, or a published port of a container: while the bastion restarts each connection is closed."""
     with Relay(bastion.host, bastion.port) as relay:
-        hop = forwarder_config(bastion, 1).bastion.model_copy(update={"host": relay.host, "port": relay.port})
+        hop = replace(forwarder_config(bastion, 1).bastion, host=relay.host, port=relay.port)
         forwarder = start_forwarder(postgres.port, bastion=hop)
         forwarder.wait_for("database", "Succeeded")
         bastion.stop()

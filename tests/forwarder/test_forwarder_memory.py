@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_clients_that_all_send_to_a_bastion_that_does_not_read(
     start_forwarder: StartForwarder, bastion: Bastion, way: dict[str, Any], sockets: ExitStack
 ) -> None:
     with Relay(bastion.host, bastion.port) as relay, says_nothing() as database:
-        hop = forwarder_config(bastion, 1).bastion.model_copy(update={"host": relay.host, "port": relay.port})
+        hop = replace(forwarder_config(bastion, 1).bastion, host=relay.host, port=relay.port)
         forwarder = start_forwarder(
             database.port, engine=Engine.MYSQL, probe_mode="Disabled", bastion=hop, keepalive_count_max=60, **way
         )

@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ ALGORITHMS = {"ed25519": "ssh-ed25519", "ecdsa": "ecdsa-sha2-nistp256", "rsa": "
 
 def start(start_forwarder: StartForwarder, bastion: Bastion, port: int, rule: HostKeyRule) -> Forwarder:
     """A forwarder that trusts what the rule says."""
-    hop = forwarder_config(bastion, port).bastion.model_copy(update={"host_key": rule})
+    hop = replace(forwarder_config(bastion, port).bastion, host_key=rule)
     return start_forwarder(port, bastion=hop)
 
 
@@ -81,7 +82,7 @@ def test_known_hosts_of_the_home_folder_count_for_nothing(
         "Host *\n  Hostname 192.0.2.1\n  StrictHostKeyChecking no\n  ProxyCommand touch stolen\n"
     )
     (ssh / "id_ed25519").write_text(client_key.private)
-    hop = forwarder_config(bastion, 1).bastion.model_copy(update={"host_key": HostKeyRule()})
+    hop = replace(forwarder_config(bastion, 1).bastion, host_key=HostKeyRule())
     forwarder = Forwarder(
         tmp_path / "fwd", forwarder_config(bastion, postgres.port, bastion=hop), {KEY: client_key.private}
     )

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,8 +85,8 @@ class Tunnel:
 
 def config_for(server: OddSshServer, port: int) -> ForwarderConfig:
     short = seconds(connect_timeout=1)
-    changes = {"bastion": server.hop, "database_host": "127.0.0.1", "database_port": port, "seconds": short}
-    return CONFIG.model_copy(update={**changes, "keepalive_count_max": 1})
+    target = replace(CONFIG, database_host="127.0.0.1", database_port=port)
+    return replace(target, bastion=server.hop, seconds=short, keepalive_count_max=1)
 
 
 def login_to(server: OddSshServer, key: KeyPair) -> Login:

@@ -53,10 +53,14 @@ def run(environment: dict[str, str], *arguments: str) -> "subprocess.CompletedPr
     ("environment", "said"),
     [
         ({}, "DBTUNNEL_CONFIG: not set"),
-        ({CONFIG_VARIABLE: "{"}, "DBTUNNEL_CONFIG: Invalid JSON"),
-        ({CONFIG_VARIABLE: '{"engine": "Oracle"}'}, "DBTUNNEL_CONFIG: engine: Input should be 'PostgreSQL'"),
+        ({CONFIG_VARIABLE: "{"}, "DBTUNNEL_CONFIG: it is no JSON: "),
+        ({CONFIG_VARIABLE: "{}"}, "DBTUNNEL_CONFIG: namespace: it is missing"),
+        (
+            {CONFIG_VARIABLE: '{"namespace": "shop", "name": "orders", "engine": "Oracle"}'},
+            'DBTUNNEL_CONFIG: engine: found "Oracle"; write one of PostgreSQL, Redshift, AlloyDB, MySQL',
+        ),
     ],
-    ids=["none", "json", "engine"],
+    ids=["none", "json", "empty", "engine"],
 )
 def test_a_configuration_that_cannot_be_used(environment: dict[str, str], said: str) -> None:
     done = run(environment)

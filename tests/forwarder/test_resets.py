@@ -6,6 +6,7 @@ import socket
 import struct
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 from dbtunnel.forwarder.evidence import SSL_REQUEST
@@ -132,7 +133,7 @@ def test_ten_thousand_clients_that_reset_leave_nothing_behind(
     tmp_path: Path, bastion: Bastion, client_key: KeyPair, open_postgres: PostgresServer
 ) -> None:
     with Relay(bastion.host, bastion.port, delay_seconds=DELAY_SECONDS) as relay:
-        hop = forwarder_config(bastion, 1).bastion.model_copy(update={"host": relay.host, "port": relay.port})
+        hop = replace(forwarder_config(bastion, 1).bastion, host=relay.host, port=relay.port)
         config = forwarder_config(bastion, open_postgres.port, bastion=hop, probe_mode="Disabled")
         forwarder = Forwarder(tmp_path / "fwd", config, {KEY: client_key.private})
         forwarder.start(environment=told_by(forwarder.directory))

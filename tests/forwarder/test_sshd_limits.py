@@ -4,6 +4,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 
 from dbtunnel.api.engines import Engine
 from tests.support import faults
@@ -50,7 +51,7 @@ def test_penalties(
     once.
     """
     with faults.says(faults.NOT_ALLOWED_NOW) as fault:
-        hop = forwarder_config(bastion, 1).bastion.model_copy(update={"host": fault.host, "port": fault.port})
+        hop = replace(forwarder_config(bastion, 1).bastion, host=fault.host, port=fault.port)
         forwarder = start_forwarder(postgres.port, bastion=hop)
         fact = forwarder.wait_for("transport", "BastionRefusing")
         assert fact.seen == 'it says "Not allowed at this time"'

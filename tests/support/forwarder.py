@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from dbtunnel.api.documents import read
 from dbtunnel.api.engines import Engine
 from dbtunnel.api.forwarder import (
     CONFIG_VARIABLE,
@@ -145,7 +146,7 @@ class Forwarder:
 
     def status(self) -> ForwarderStatus:
         """The current facts."""
-        return ForwarderStatus.model_validate_json(self.get("/status"))
+        return read(ForwarderStatus, self.get("/status"))
 
     def metric(self, line: str) -> float:
         """The value of a metric, named with its label as it stands at /metrics; 0 where it is not there."""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dbtunnel.api import forwarder as wire
+from dbtunnel.api.documents import read
 from dbtunnel.api.forwarder import ForwarderConfig
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.domain.children import (
@@ -236,7 +237,7 @@ def test_the_pod_has_no_credentials_of_the_cluster() -> None:
 def test_the_container_gets_its_configuration_and_its_name() -> None:
     config, uid = container(tunnel())["env"]
     assert config["name"] == wire.CONFIG_VARIABLE
-    assert ForwarderConfig.model_validate_json(config["value"]) == forwarder_config(tunnel(), INSTALLATION.defaults)
+    assert read(ForwarderConfig, config["value"]) == forwarder_config(tunnel(), INSTALLATION.defaults)
     assert uid == {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}
     assert container(tunnel())["args"] == ["forward"]
 

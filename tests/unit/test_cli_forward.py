@@ -41,9 +41,12 @@ def test_an_address_that_cannot_be_used_is_told_with_its_flag(capsys: pytest.Cap
     ("config", "told"),
     [
         (None, "DBTUNNEL_CONFIG: not set; the operator sets it"),
-        ("{", "DBTUNNEL_CONFIG: Invalid JSON"),
-        ("{}", "DBTUNNEL_CONFIG: namespace: Field required"),
-        ('{"engine": "Oracle"}', "DBTUNNEL_CONFIG: engine: Input should be 'PostgreSQL'"),
+        ("{", "DBTUNNEL_CONFIG: it is no JSON: "),
+        ("{}", "DBTUNNEL_CONFIG: namespace: it is missing"),
+        (
+            '{"namespace": "shop", "name": "orders", "engine": "Oracle"}',
+            'DBTUNNEL_CONFIG: engine: found "Oracle"; write one of PostgreSQL, Redshift, AlloyDB, MySQL',
+        ),
     ],
 )
 def test_a_configuration_that_cannot_be_used(

@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby, pairwise
 from types import SimpleNamespace
 from typing import Any, cast
@@ -91,9 +92,8 @@ class World:
     """All of it, and what can happen: each of `EVENTS` takes a number that chooses among what there is."""
 
     def __init__(self) -> None:
-        seconds = CONFIG.seconds.model_copy(update={"parking_max": PARKING_SECONDS})
-        changes = {"parking_max_clients": PARKED_AT_MOST, "seconds": seconds, "fallbacks": (CONFIG.bastion,)}
-        config = CONFIG.model_copy(update=changes)
+        seconds = replace(CONFIG.seconds, parking_max=PARKING_SECONDS)
+        config = replace(CONFIG, parking_max_clients=PARKED_AT_MOST, seconds=seconds, fallbacks=(CONFIG.bastion,))
         self.servers = [Server(number) for number in range(2)]
         self.attempts: list[Attempt] = []
         self.made: dict[Connection, int] = {}

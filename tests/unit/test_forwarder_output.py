@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dbtunnel.api.conditions import LAYERS, ConditionType
+from dbtunnel.api.documents import read, written
 from dbtunnel.api.forwarder import HopFact, LayerFact, LayerStatus
 from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.domain.forwarding import forwarder_config
@@ -81,7 +82,7 @@ def test_what_was_seen_is_bounded() -> None:
     state = works()
     state.failed(Failure(ConditionType.TRANSPORT_READY, Reason.CONNECTION_LOST, "\x00" * 5000))
     assert len(state.status.transport.seen) == 1000
-    type(state.status).model_validate_json(state.status.model_dump_json())
+    read(type(state.status), written(state.status))
 
 
 def test_a_layer_cannot_work_before_those_below_it() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -28,7 +29,7 @@ class World:
     """A forwarder with three connections to one bastion."""
 
     def __init__(self) -> None:
-        config = CONFIG.model_copy(update={"connections": COUNT})
+        config = replace(CONFIG, connections=COUNT)
         self.bastion = Server(0)
         self.bastion.on_attempt = self._note
         self.attempts: list[Attempt] = []

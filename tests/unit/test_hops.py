@@ -7,6 +7,7 @@ import pytest
 
 from dbtunnel.api import forwarder as wire
 from dbtunnel.api.conditions import ConditionType
+from dbtunnel.api.documents import read
 from dbtunnel.api.forwarder import (
     Algorithms,
     ForwarderHop,
@@ -96,7 +97,7 @@ def test_empty_lists_change_nothing() -> None:
 @pytest.mark.parametrize("row", GOOD_HOPS)
 def test_a_configuration_that_was_read_is_the_one_that_was_written(row: str) -> None:
     config = forwarder_config(tunnel(GOOD_HOPS[row]), Defaults())
-    assert wire.ForwarderConfig.model_validate_json(config.to_json()) == config
+    assert read(wire.ForwarderConfig, config.to_json()) == config
 
 
 def test_there_are_never_more_hops_than_a_status_may_have() -> None:

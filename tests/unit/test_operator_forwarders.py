@@ -11,6 +11,7 @@ from typing import Any, cast
 import aiohttp
 import pytest
 
+from dbtunnel.api.documents import written
 from dbtunnel.api.forwarder import ForwarderStatus
 from dbtunnel.controller.client import ApiError, Client
 from dbtunnel.controller.forwarders import (
@@ -36,7 +37,7 @@ def status(sequence: int = 1, **facts: Any) -> ForwarderStatus:
 
 
 def body(sequence: int = 1, **facts: Any) -> bytes:
-    return status(sequence, **facts).model_dump_json(by_alias=True).encode()
+    return written(status(sequence, **facts)).encode()
 
 
 class Pod:

@@ -63,9 +63,7 @@ async def test_a_small_change_waits_for_others() -> None:
     world = await settled()
     for number, (seconds, again) in enumerate([(10, 3), (11, 2), (12.5, 0.5)]):
         hop = HopFact(cipher=f"cipher-{number}")
-        world.forwarders.known["pod-1"] = Report(
-            working(ORDERS, hops=(hop.model_copy(update={"server_version": "x"}),))
-        )
+        world.forwarders.known["pod-1"] = Report(working(ORDERS, hops=(replace(hop, server_version="x"),)))
         assert await world.reconcile(seconds) == again
         assert "status" not in world.cluster.done
     assert await world.reconcile(13) is None

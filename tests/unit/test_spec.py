@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from dbtunnel.api.documents import read
 from dbtunnel.api.engines import ENGINES, Engine, WireProtocol
 from dbtunnel.api.forwarder import ForwarderConfig, ForwarderStatus
 from dbtunnel.api.resource import DatabaseTunnel
@@ -174,15 +175,15 @@ def test_the_configurations_text_and_digest_are_stable() -> None:
 
 def test_a_configuration_that_was_read_has_the_digest_of_the_one_that_was_written() -> None:
     config = forwarder_config(tunnel({"tunnel.hostKey": {"knownHosts": 'é "\n\x00', "alias": "a"}}), Defaults())
-    assert ForwarderConfig.model_validate_json(config.to_json()) == config
-    assert ForwarderConfig.model_validate_json(config.to_json()).digest() == config.digest()
+    assert read(ForwarderConfig, config.to_json()) == config
+    assert read(ForwarderConfig, config.to_json()).digest() == config.digest()
 
 
 def test_a_forwarder_reads_the_configuration_of_a_newer_operator() -> None:
     config = forwarder_config(tunnel(), Defaults())
     newer = config.to_json().replace("{", '{"quantum":1,', 1)
-    assert ForwarderConfig.model_validate_json(newer) == config
+    assert read(ForwarderConfig, newer) == config
 
 
 def test_an_operator_reads_the_status_of_a_newer_forwarder() -> None:
-    assert ForwarderStatus.model_validate({"sequence": 1, "configHash": "a", "quantum": {}}).sequence == 1
+    assert read(ForwarderStatus, '{"sequence": 1, "configHash": "a", "quantum": {}}').sequence == 1

@@ -1,14 +1,15 @@
 """What a tunnel's status tells beside its conditions, and when the tunnel is looked at again."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from dbtunnel.api.conditions import ConditionType
+from dbtunnel.api.documents import DocumentError, read
 from dbtunnel.api.forwarder import DatabaseFact, ForwarderStatus, HopFact, HostKeyFact, PublicKeyFact
 from dbtunnel.api.reasons import Reason
 from dbtunnel.api.resource import DatabaseTunnel
@@ -128,7 +129,7 @@ def test_a_forwarder_that_knows_the_bastion_is_asked_before_one_that_does_not() 
 
 
 def test_the_public_key_and_whether_the_bastion_accepted_it() -> None:
-    accepted = PUBLIC_KEY.model_copy(update={"accepted": True})
+    accepted = replace(PUBLIC_KEY, accepted=True)
     (key,) = decided(observed(ORDERS, working(ORDERS, public_key=accepted))).status.public_keys or ()
     assert key.document() == {
         "key": f"{PUBLIC_KEY.key} shop/orders",
@@ -205,25 +206,38 @@ def test_what_was_seen_of_the_database_stays_while_no_forwarder_answers() -> Non
 
 # --- what a forwarder says is not trusted -----------------------------------------------------------------------------
 
-FORGED: dict[str, Mapping[str, Any]] = {
-    "a key of two lines": {"public_key": {"key": "ssh-rsa A\nssh-rsa B", "fingerprint": "x"}},
-    "a key with a comment": {"public_key": {"key": "ssh-rsa A evil", "fingerprint": "x"}},
-    "a fingerprint with an escape": {"public_key": {"key": "ssh-rsa A", "fingerprint": "\x1b[2J"}},
-    "a host key with an escape": {"hops": [{"host_keys": [{"algorithm": "ssh-rsa\n", "fingerprint": "x"}]}]},
-    "a host key that reads like a sentence": {
-        "hops": [{"host_keys": [{"algorithm": "rsa", "fingerprint": "is fine"}]}]
-    },
-    "a cipher with an escape": {"hops": [{"cipher": "aes\x1b"}]},
-    "a reason of two words": {"transport": {"status": "False", "reason": "All good"}},
-    "a reason with a line end": {"transport": {"status": "False", "reason": "Lost\n"}},
-    "a date with an escape": {"database_fact": {"protocol": "MySQL", "certificate_not_after": "2027\x1b"}},
+FORGED: dict[str, tuple[Mapping[str, Any], str]] = {
+    "a key of two lines": ({"publicKey": {"key": "ssh-rsa A\nssh-rsa B", "fingerprint": "x"}}, "publicKey.key"),
+    "a key with a comment": ({"publicKey": {"key": "ssh-rsa A evil", "fingerprint": "x"}}, "publicKey.key"),
+    "a fingerprint with an escape": (
+        {"publicKey": {"key": "ssh-rsa A", "fingerprint": "\x1b[2J"}},
+        "publicKey.fingerprint",
+    ),
+    "a host key with an escape": (
+        {"hops": [{"hostKeys": [{"algorithm": "ssh-rsa\n", "fingerprint": "x"}]}]},
+        "hops[0].hostKeys[0].algorithm",
+    ),
+    "a host key that reads like a sentence": (
+        {"hops": [{}, {"hostKeys": [{"algorithm": "rsa", "fingerprint": "is fine"}]}]},
+        "hops[1].hostKeys[0].fingerprint",
+    ),
+    "a cipher with an escape": ({"hops": [{"cipher": "aes\x1b"}]}, "hops[0].cipher"),
+    "a reason of two words": ({"transport": {"status": "False", "reason": "All good"}}, "transport.reason"),
+    "a reason with a line end": ({"transport": {"status": "False", "reason": "Lost\n"}}, "transport.reason"),
+    "a date with an escape": (
+        {"databaseFact": {"protocol": "MySQL", "certificateNotAfter": "2027\x1b"}},
+        "databaseFact.certificateNotAfter",
+    ),
 }
 
 
 @pytest.mark.parametrize("forgery", FORGED)
 def test_a_document_that_would_forge_something_is_none(forgery: str) -> None:
-    with pytest.raises(ValidationError):
-        ForwarderStatus.model_validate({"sequence": 1, "config_hash": "a", **FORGED[forgery]})
+    facts, field = FORGED[forgery]
+    with pytest.raises(DocumentError) as refusal:
+        read(ForwarderStatus, json.dumps({"sequence": 1, "configHash": "a", **facts}))
+    assert str(refusal.value).startswith(f"{field}: found ")
+    assert str(refusal.value).isprintable()
 
 
 def test_a_documents_free_text_is_bounded_to_what_the_schema_takes() -> None:

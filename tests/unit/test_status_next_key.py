@@ -1,5 +1,6 @@
 """What the status tells of a key that is to replace another, and which Events that deserves."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tests.support.values import INSTALLATION, NOW, PUBLIC_KEY, observed, tunnel
 
 NEXT = PublicKeyFact(key="ssh-ed25519 NEXTNEXT", fingerprint="SHA256:next")
 ACCEPTED = LayerFact(status=LayerStatus.TRUE, reason=Reason.SUCCEEDED)
-CURRENT = PUBLIC_KEY.model_copy(update={"accepted": True})
+CURRENT = replace(PUBLIC_KEY, accepted=True)
 
 
 def fails(reason: Reason, seen: str = "", hop: int = 0) -> LayerFact:
@@ -23,7 +24,7 @@ def fails(reason: Reason, seen: str = "", hop: int = 0) -> LayerFact:
 
 
 def following(fact: LayerFact, *, accepted: bool | None = None, name: str = "ssh-privatekey-next") -> NextKeyFact:
-    return NextKeyFact(name=name, public_key=NEXT.model_copy(update={"accepted": accepted}), fact=fact)
+    return NextKeyFact(name=name, public_key=replace(NEXT, accepted=accepted), fact=fact)
 
 
 GARBAGE = NextKeyFact(name="ssh-privatekey-next", fact=fails(Reason.PRIVATE_KEY_INVALID, "it is empty"))
@@ -80,7 +81,7 @@ def test_one_that_cannot_be_read_is_shown_without_a_key() -> None:
 
 def test_one_that_is_current_for_a_replica_already_is_not_shown_as_the_next() -> None:
     of = tunnel({"replicas": 2})
-    moved = working(of, public_key=NEXT.model_copy(update={"accepted": True}))
+    moved = working(of, public_key=replace(NEXT, accepted=True))
     seen = observed(of, moved, working(of, public_key=CURRENT, next_key=following(ACCEPTED, accepted=True)))
     shown = keys(decide(of, seen, INSTALLATION, NOW).status)
     assert ("Current", "SHA256:next", True) in shown

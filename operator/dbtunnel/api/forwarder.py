@@ -3,13 +3,12 @@
 A forwarder imports this module and not the resource's, which keeps its start short and its memory small.
 """
 
+from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import sha256
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
-
-from dbtunnel.api.base import ApiModel, Port
+from dbtunnel.api.documents import UNWRITTEN, Limits, written
 from dbtunnel.api.engines import Engine
 
 CONFIG_VARIABLE = "DBTUNNEL_CONFIG"
@@ -46,14 +45,13 @@ REVOKED_SUFFIX = "-revoked"
 """After the private key's name: the fingerprints or public halves of keys that must not be used any more."""
 
 
-class _Document(ApiModel):
-    """Read by programs alone: pydantic need not search the source for docstrings, which takes most of the start."""
-
-    model_config = ConfigDict(use_attribute_docstrings=False)
-
-
-_WORD = "^[!-~]*$"
+_WORD = "[!-~]*"
 """A word of printable ASCII: a status is shown to people, and whoever can make pods can pose as a forwarder."""
+
+_Port = Annotated[int, Limits(1, 65535)]
+_Positive = Annotated[int, Limits(1)]
+_NotNegative = Annotated[int, Limits(0)]
+_ShortWord = Annotated[str, Limits(most=64, pattern=_WORD)]
 
 
 class Algorithms(StrEnum):
@@ -76,7 +74,8 @@ class ProbeMode(StrEnum):
     """Not at all; DatabaseReachable stays Unknown with the reason NotProbed."""
 
 
-class HostKeyRule(_Document):
+@dataclass(frozen=True, kw_only=True)
+class HostKeyRule:
     """How the SSH server's host key is verified. All empty: nothing is sent, and what the server shows is reported."""
 
     fingerprints: tuple[str, ...] = ()
@@ -86,7 +85,8 @@ class HostKeyRule(_Document):
     alias: str | None = None
 
 
-class ForwarderKey(_Document):
+@dataclass(frozen=True, kw_only=True)
+class ForwarderKey:
     """Names of the files in the key directory."""
 
     secret: str
@@ -95,11 +95,12 @@ class ForwarderKey(_Document):
     passphrase_key: str
 
 
-class ForwarderHop(_Document):
+@dataclass(frozen=True, kw_only=True)
+class ForwarderHop:
     """An SSH server that the forwarder connects to."""
 
     host: str
-    port: Port
+    port: _Port
     user: str
     host_key: HostKeyRule = HostKeyRule()
     algorithms: Algorithms = Algorithms.DEFAULT
@@ -107,27 +108,29 @@ class ForwarderHop(_Document):
     """The key of a jump host or fallback; None: the tunnel's."""
 
 
-class Seconds(_Document):
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
     """Every duration, in seconds."""
 
-    connect_timeout: Annotated[int, Field(ge=1)] = 10
-    keepalive_interval: Annotated[int, Field(ge=1)] = 15
-    parking_max: Annotated[int, Field(ge=0)] = 30
-    drain_min: Annotated[int, Field(ge=0)] = 3
-    drain_max: Annotated[int, Field(ge=0)] = 30
-    probe_interval: Annotated[int, Field(ge=1)] = 60
-    idle: Annotated[int, Field(ge=1)] | None = None
+    connect_timeout: _Positive = 10
+    keepalive_interval: _Positive = 15
+    parking_max: _NotNegative = 30
+    drain_min: _NotNegative = 3
+    drain_max: _NotNegative = 30
+    probe_interval: _Positive = 60
+    idle: _Positive | None = None
     """After which a session on which nothing happens is ended; None: never."""
 
 
-class ForwarderConfig(_Document):
+@dataclass(frozen=True, kw_only=True)
+class ForwarderConfig:
     """All that a forwarder is told. A change rolls the pods, so nothing is here that it does not need."""
 
     namespace: str
     name: str
     engine: Engine
     database_host: str
-    database_port: Port
+    database_port: _Port
     database_server_name: str
     bastion: ForwarderHop
     fallbacks: tuple[ForwarderHop, ...] | None = None
@@ -135,18 +138,18 @@ class ForwarderConfig(_Document):
     jump_hosts: tuple[ForwarderHop, ...] | None = None
     """The way to the bastion and to each fallback, in this order."""
     key: ForwarderKey
-    keepalive_count_max: Annotated[int, Field(ge=1)] = 3
+    keepalive_count_max: _Positive = 3
     compression: bool = False
-    connections: Annotated[int, Field(ge=1)] | None = None
+    connections: _Positive | None = None
     """SSH connections, over which channels are spread; None: one."""
-    parking_max_clients: Annotated[int, Field(ge=0)] = 1000
-    max_clients: Annotated[int, Field(ge=1)] | None = None
+    parking_max_clients: _NotNegative = 1000
+    max_clients: _Positive | None = None
     """How many clients are served at most, beside those that come to cancel a query; None: no limit."""
     probe_mode: ProbeMode = ProbeMode.AUTO
-    replicas: Annotated[int, Field(ge=1)] = 1
+    replicas: _Positive = 1
     """How many neighbours share the source address: slow retries are slower with more of them."""
     seconds: Seconds = Seconds()
-    own_packets: Annotated[bool, Field(exclude=True)] = True
+    own_packets: bool = field(default=True, metadata=UNWRITTEN)
     """No part of the document, but the command's switch `--packets`."""
 
     @property
@@ -156,7 +159,7 @@ class ForwarderConfig(_Document):
 
     def to_json(self) -> str:
         """The document for the environment; the same value always gives the same text."""
-        return self.model_dump_json(by_alias=True, exclude_none=True)
+        return written(self)
 
     def digest(self) -> str:
         """Hash of the configuration: the forwarder reports it, so that the operator believes current pods only."""
@@ -171,39 +174,43 @@ class LayerStatus(StrEnum):
     UNKNOWN = "Unknown"
 
 
-class LayerFact(_Document):
+@dataclass(frozen=True, kw_only=True)
+class LayerFact:
     """One layer as a forwarder sees it. Layers after the first that is False are Unknown."""
 
     status: LayerStatus = LayerStatus.UNKNOWN
-    reason: Annotated[str, Field(max_length=64, pattern="^[A-Za-z0-9]+$")] = "Progressing"
+    reason: Annotated[str, Limits(most=64, pattern="[A-Za-z0-9]+")] = "Progressing"
     """A `Reason`; a text here so that an older operator reads a newer forwarder."""
-    seen: Annotated[str, Field(max_length=1024)] = ""
+    seen: Annotated[str, Limits(most=1024)] = ""
     """What was observed, already bounded and printable; a remote server may have written it."""
-    hop: Annotated[int, Field(ge=0, lt=MOST_HOPS)] = 0
+    hop: Annotated[int, Limits(0, MOST_HOPS - 1)] = 0
     """Number of the SSH server that this speaks of."""
 
 
-class HostKeyFact(_Document):
+@dataclass(frozen=True, kw_only=True)
+class HostKeyFact:
     """A host key that the server showed."""
 
-    algorithm: Annotated[str, Field(max_length=64, pattern=_WORD)]
-    fingerprint: Annotated[str, Field(max_length=64, pattern=_WORD)]
+    algorithm: _ShortWord
+    fingerprint: _ShortWord
 
 
-class PublicKeyFact(_Document):
+@dataclass(frozen=True, kw_only=True)
+class PublicKeyFact:
     """A key that the forwarder has, never its private half."""
 
-    key: Annotated[str, Field(max_length=4096, pattern="^[!-~]+ [!-~]+$")]
+    key: Annotated[str, Limits(most=4096, pattern="[!-~]+ [!-~]+")]
     """As in authorized_keys: type and base64, no comment."""
-    fingerprint: Annotated[str, Field(max_length=64, pattern=_WORD)]
+    fingerprint: _ShortWord
     accepted: bool | None = None
     """Whether the bastion accepted it at the last attempt; None while that is not known."""
 
 
-class NextKeyFact(_Document):
+@dataclass(frozen=True, kw_only=True)
+class NextKeyFact:
     """A key that is to replace the one in use."""
 
-    name: Annotated[str, Field(max_length=300, pattern=_WORD)]
+    name: Annotated[str, Limits(most=300, pattern=_WORD)]
     """Where it stands in the Secret."""
     public_key: PublicKeyFact | None = None
     """None where there is none to read."""
@@ -211,16 +218,18 @@ class NextKeyFact(_Document):
     """True once the SSH server has accepted it, False with the reason why it cannot be used."""
 
 
-class KeySessions(_Document):
+@dataclass(frozen=True, kw_only=True)
+class KeySessions:
     """What goes over the SSH connections that logged in with one key."""
 
-    fingerprint: Annotated[str, Field(max_length=64, pattern=_WORD)]
+    fingerprint: _ShortWord
     connections: int = 0
     channels: int = 0
     """Sessions of clients, and probes; those that are being opened counted too."""
 
 
-class HopFact(_Document):
+@dataclass(frozen=True, kw_only=True)
+class HopFact:
     """What is known of an SSH server."""
 
     active: bool = False
@@ -231,29 +240,31 @@ class HopFact(_Document):
     """Its key, where it has one of its own."""
     next_key: NextKeyFact | None = None
     """The one that is to replace that."""
-    host_keys: Annotated[tuple[HostKeyFact, ...], Field(max_length=8)] = ()
-    server_version: Annotated[str | None, Field(max_length=256)] = None
-    cipher: Annotated[str | None, Field(max_length=64, pattern=_WORD)] = None
-    mac: Annotated[str | None, Field(max_length=64, pattern=_WORD)] = None
+    host_keys: Annotated[tuple[HostKeyFact, ...], Limits(most=8)] = ()
+    server_version: Annotated[str, Limits(most=256)] | None = None
+    cipher: _ShortWord | None = None
+    mac: _ShortWord | None = None
 
 
-class DatabaseFact(_Document):
+@dataclass(frozen=True, kw_only=True)
+class DatabaseFact:
     """What a probe or real traffic showed of the database."""
 
-    protocol: Annotated[str | None, Field(max_length=64)] = None
-    server_version: Annotated[str | None, Field(max_length=256)] = None
+    protocol: Annotated[str, Limits(most=64)] | None = None
+    server_version: Annotated[str, Limits(most=256)] | None = None
     tls_offered: bool | None = None
-    certificate_not_after: Annotated[str | None, Field(max_length=64, pattern=_WORD)] = None
+    certificate_not_after: _ShortWord | None = None
     """RFC 3339, UTC."""
 
 
-class ForwarderStatus(_Document):
+@dataclass(frozen=True, kw_only=True)
+class ForwarderStatus:
     """The document at /status: the layered facts of one forwarder."""
 
     sequence: int
     """Grows with every change of the facts; `?after=SEQUENCE&timeoutSeconds=N` waits for a later one."""
-    pod_uid: Annotated[str, Field(max_length=64)] = ""
-    config_hash: Annotated[str, Field(max_length=64)]
+    pod_uid: Annotated[str, Limits(most=64)] = ""
+    config_hash: Annotated[str, Limits(most=64)]
     key: LayerFact = LayerFact()
     transport: LayerFact = LayerFact()
     authentication: LayerFact = LayerFact()
@@ -262,11 +273,11 @@ class ForwarderStatus(_Document):
     """The tunnel's key."""
     next_key: NextKeyFact | None = None
     """The one that is to replace that."""
-    hops: Annotated[tuple[HopFact, ...], Field(max_length=MOST_HOPS)] = ()
+    hops: Annotated[tuple[HopFact, ...], Limits(most=MOST_HOPS)] = ()
     """By number."""
     database_fact: DatabaseFact = DatabaseFact()
     connections: int = 0
     """SSH connections that take new clients."""
     draining: bool = False
-    sessions: Annotated[tuple[KeySessions, ...], Field(max_length=64)] = ()
+    sessions: Annotated[tuple[KeySessions, ...], Limits(most=64)] = ()
     """As they are at the answer: a change of these alone is no change of the facts, and ends no wait."""

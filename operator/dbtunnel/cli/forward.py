@@ -5,12 +5,12 @@ import asyncio
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from dbtunnel.api import forwarder as wire
+from dbtunnel.api.documents import DocumentError, read
 from dbtunnel.cli import UnusableInputError
 from dbtunnel.forwarder import app, logs
 from dbtunnel.forwarder.connection import Sources
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     except UnusableInputError as error:
         print(error, file=sys.stderr)
         return 2
-    config = config.model_copy(update={"own_packets": arguments.packets == "own"})
+    config = replace(config, own_packets=arguments.packets == "own")
     logs.configure(arguments.log_level, arguments.log_format or ("json" if arguments.filename is None else "text"))
     harden()
     try:
@@ -151,13 +151,9 @@ def _config_from_environment() -> wire.ForwarderConfig:
             " Without a cluster give a manifest and a key: -f tunnel.yaml -i KEY"
         )
     try:
-        return wire.ForwarderConfig.model_validate_json(text)
-    except ValidationError as error:
-        problems = (
-            ": ".join(filter(None, (wire.CONFIG_VARIABLE, ".".join(map(str, problem["loc"])), problem["msg"])))
-            for problem in error.errors()
-        )
-        raise UnusableInputError("\n".join(problems)) from None
+        return read(wire.ForwarderConfig, text)
+    except DocumentError as error:
+        raise UnusableInputError(f"{wire.CONFIG_VARIABLE}: {error}") from None
 
 
 def address(text: str) -> app.Address:

@@ -4,6 +4,7 @@ import argparse
 import getpass
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -60,15 +61,16 @@ def _config(tunnel: DatabaseTunnel, arguments: argparse.Namespace) -> tuple[wire
         hosts[0] = arguments.known_hosts
     hops = [_hop(config, number, keys.get(number), hosts.get(number)) for number in range(len(config.hops))]
     further = iter(hops[1:])
-    changes = {
-        "bastion": hops[0],
-        "fallbacks": tuple(next(further) for _ in config.fallbacks or ()),
-        "jump_hosts": tuple(further),
-        "key": _key_file(config, arguments.identity),
-        "replicas": 1,
-        "seconds": config.seconds.model_copy(update={"drain_min": 0}),  # no endpoints that lag
-    }
-    return config.model_copy(update=changes), hosts
+    here = replace(
+        config,
+        bastion=hops[0],
+        fallbacks=tuple(next(further) for _ in config.fallbacks or ()),
+        jump_hosts=tuple(further),
+        key=_key_file(config, arguments.identity),
+        replicas=1,
+        seconds=replace(config.seconds, drain_min=0),  # no endpoints that lag
+    )
+    return here, hosts
 
 
 def _by_hop(config: wire.ForwarderConfig, option: str, given: Sequence[str]) -> dict[int, Path]:
@@ -101,8 +103,8 @@ def _hop(config: wire.ForwarderConfig, number: int, key: Path | None, known_host
             f"{option}: {spec_path(config, number)}.hostKey pins the host key already; leave one of them out"
         )
     if known_hosts is not None:
-        rule = rule.model_copy(update={"known_hosts_file": known_hosts.name})
-    return hop.model_copy(update={"host_key": rule, "key": _key_file(config, key) if key else None})
+        rule = replace(rule, known_hosts_file=known_hosts.name)
+    return replace(hop, host_key=rule, key=_key_file(config, key) if key else None)
 
 
 def _known_hosts_option(config: wire.ForwarderConfig, number: int) -> str:
@@ -111,7 +113,7 @@ def _known_hosts_option(config: wire.ForwarderConfig, number: int) -> str:
 
 
 def _key_file(config: wire.ForwarderConfig, path: Path) -> wire.ForwarderKey:
-    return config.key.model_copy(update={"secret": str(path), "key": path.name})
+    return replace(config.key, secret=str(path), key=path.name)
 
 
 class _KeySource:

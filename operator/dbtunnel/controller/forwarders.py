@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 import aiohttp
-from pydantic import ValidationError
 
+from dbtunnel.api.documents import DocumentError, read
 from dbtunnel.api.forwarder import ADMIN_PORT, ForwarderStatus
 from dbtunnel.controller.client import ApiError, Client, read_bounded
 from dbtunnel.controller.logs import event
@@ -49,7 +49,7 @@ class Target:
 Read = Callable[[Target, str, float], Awaitable[bytes]]
 """Gets the document at a path and query; the number is the time limit in seconds."""
 
-_FAILURES = (aiohttp.ClientError, OSError, TimeoutError, ApiError, ValidationError, UnbelievableError)
+_FAILURES = (aiohttp.ClientError, OSError, TimeoutError, ApiError, DocumentError, UnbelievableError)
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class Forwarders:
     async def _ask(self, target: Target, after: int | None) -> ForwarderStatus:
         query = "" if after is None else f"?after={after}&timeoutSeconds={POLL_SECONDS}"
         body = await self._read(target, f"status{query}", _ANSWER_SECONDS + (0 if after is None else POLL_SECONDS))
-        status = ForwarderStatus.model_validate_json(body)
+        status = read(ForwarderStatus, body)
         if status.pod_uid != target.uid:
             raise UnbelievableError("another pod answers at the address")
         if status.config_hash != target.config_hash:
@@ -135,12 +135,12 @@ class Forwarders:
 
 def _unnumbered(report: Report) -> Report:
     """The facts alone: a number that grows while nothing changes is no news."""
-    return replace(report, status=report.status and report.status.model_copy(update={"sequence": 0}))
+    return replace(report, status=report.status and replace(report.status, sequence=0))
 
 
 def describe(error: Exception) -> str:
     """A failure in a few words."""
-    if isinstance(error, ValidationError):
+    if isinstance(error, DocumentError):
         return "the answer is not a status document"
     if isinstance(error, TimeoutError):
         return "no answer in time"

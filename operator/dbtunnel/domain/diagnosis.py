@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dbtunnel.api.engines import ENGINES
 from dbtunnel.api.forwarder import (
@@ -95,7 +95,7 @@ def _named(key: ForwarderKey, following: NextKeyFact | None) -> ForwarderKey:
     """The names within the Secret that a message gives."""
     if following is None or following.name != key.key + NEXT_SUFFIX:
         return key
-    return key.model_copy(update={"key": following.name, "passphrase_key": key.passphrase_key + NEXT_SUFFIX})
+    return replace(key, key=following.name, passphrase_key=key.passphrase_key + NEXT_SUFFIX)
 
 
 def _template(known: ReasonInfo | None, *, is_behind: bool) -> str:

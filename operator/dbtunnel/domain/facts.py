@@ -1,6 +1,7 @@
 """What a tunnel's status tells beside its conditions."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.forwarder import ForwarderStatus, HopFact, LayerStatus, NextKeyFact, PublicKeyFact
@@ -58,7 +59,7 @@ def hop_fact(documents: Sequence[ForwarderStatus], number: int) -> HopFact:
     host_keys = next((fact.host_keys for fact in facts if fact.host_keys), ())
     public_key = next((fact.public_key for fact in facts if fact.public_key), None)
     following = next_key([fact.next_key for fact in facts])
-    return shown.model_copy(update={"host_keys": host_keys, "public_key": public_key, "next_key": following})
+    return replace(shown, host_keys=host_keys, public_key=public_key, next_key=following)
 
 
 def next_key(facts: Iterable[NextKeyFact | None]) -> NextKeyFact | None:

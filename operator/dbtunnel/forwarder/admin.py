@@ -6,11 +6,12 @@ A web framework would double the forwarder's memory and its time to start.
 import asyncio
 import contextlib
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import cast
 from urllib.parse import parse_qs
 
+from dbtunnel.api.documents import written
 from dbtunnel.api.forwarder import ForwarderConfig, LayerStatus
 from dbtunnel.domain.hops import hop_name
 from dbtunnel.forwarder.connection import Connector
@@ -139,8 +140,8 @@ class Admin:
         except ValueError:
             return _Answer(HTTPStatus.BAD_REQUEST, "after and timeoutSeconds are whole numbers\n")
         facts = await self._state.after(after, min(max(seconds, 0), _LONGEST_POLL_SECONDS))
-        status = facts.model_copy(update={"sessions": self._connector.sessions()})
-        return _Answer(HTTPStatus.OK, status.model_dump_json(by_alias=True, exclude_none=True), _JSON)
+        status = replace(facts, sessions=self._connector.sessions())
+        return _Answer(HTTPStatus.OK, written(status), _JSON)
 
 
 def _asks_to_close(head: bytes) -> bool:

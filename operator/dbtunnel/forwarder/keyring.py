@@ -6,6 +6,7 @@ no failed login, which sshd would hold against the address.
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.forwarder import (
@@ -186,7 +187,7 @@ class Keyring:
     def _public(self, outcome: Outcome) -> PublicKeyFact | None:
         if isinstance(outcome, KeyProblemError):
             return None
-        return outcome.public.model_copy(update={"accepted": self._accepted.get(outcome.fingerprint)})
+        return replace(outcome.public, accepted=self._accepted.get(outcome.fingerprint))
 
     def _verdict(self, outcome: Outcome) -> LayerFact:
         if isinstance(outcome, KeyProblemError):

@@ -10,6 +10,7 @@ import contextlib
 import random
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 
 import asyncssh
 
@@ -148,7 +149,8 @@ class Prober:
         if not self._connector.takes_channels(link):
             return
         known = self._state.status.database_fact
-        self._state.set(database_fact=known.model_copy(update=fact.model_dump(exclude_none=True)))
+        shown = {name: value for name, value in vars(fact).items() if value is not None}
+        self._state.set(database_fact=replace(known, **shown))
         self._state.succeeded(ConditionType.DATABASE_REACHABLE)
 
 
@@ -250,7 +252,7 @@ async def _ask(stream: _Stream, server_name: str) -> DatabaseFact | None:
     fact = judge(WireProtocol.POSTGRESQL, first) or DatabaseFact(protocol=WireProtocol.POSTGRESQL)
     if not fact.tls_offered:
         return fact
-    return fact.model_copy(update={"certificate_not_after": await _certificate_end(stream, server_name)})
+    return replace(fact, certificate_not_after=await _certificate_end(stream, server_name))
 
 
 async def _certificate_end(stream: _Stream, server_name: str) -> str | None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dbtunnel.api.conditions import LAYERS, ConditionType
@@ -61,7 +62,7 @@ class State:
         if all(getattr(self.status, name) == value for name, value in facts.items()):
             return
         before = dict(self.layers())
-        self.status = self.status.model_copy(update={**facts, "sequence": self.status.sequence + 1})
+        self.status = replace(self.status, **facts, sequence=self.status.sequence + 1)
         for name, fact in self.layers():
             if (fact.status, fact.reason) != (before[name].status, before[name].reason):
                 self._log(name, fact)
@@ -84,7 +85,7 @@ class State:
     def set_hop(self, number: int, **facts: Any) -> None:
         """Replaces facts about a hop by name."""
         hops = list(self.status.hops)
-        hops[number] = hops[number].model_copy(update=facts)
+        hops[number] = replace(hops[number], **facts)
         self.set(hops=tuple(hops))
 
     def set_keys(self, number: int, public: PublicKeyFact | None, following: NextKeyFact | None) -> None:
@@ -110,7 +111,7 @@ class State:
         """Clients go through this bastion or fallback from now on; None: through none."""
         self._end = self._end if number is None else number
         used = set() if number is None else {number, *jumps_of(self._config)}
-        hops = (fact.model_copy(update={"active": place in used}) for place, fact in enumerate(self.status.hops))
+        hops = (replace(fact, active=place in used) for place, fact in enumerate(self.status.hops))
         self.set(hops=tuple(hops))
         self._set_shared_keys()
 
@@ -182,7 +183,7 @@ def _agreed(facts: Sequence[_KeyFacts]) -> _KeyFacts:
     public, following = min(facts, key=lambda one: order.index(one[1].fact.status) if one[1] else len(order))
     known = [[key for key in (one, other.public_key if other else None) if key] for one, other in facts]
     if following:
-        following = following.model_copy(update={"public_key": _accepted(following.public_key, known)})
+        following = replace(following, public_key=_accepted(following.public_key, known))
     return _accepted(public, known), following
 
 
@@ -192,7 +193,7 @@ def _accepted(key: PublicKeyFact | None, known: Sequence[Sequence[PublicKeyFact]
         return None
     verdicts = [[one.accepted for one in keys if one.fingerprint == key.fingerprint] for keys in known]
     refused = any(False in one for one in verdicts)
-    return key.model_copy(update={"accepted": False if refused else True if all(map(any, verdicts)) else None})
+    return replace(key, accepted=False if refused else True if all(map(any, verdicts)) else None)
 
 
 def _log_next_key(before: NextKeyFact | None, following: NextKeyFact | None) -> None:
