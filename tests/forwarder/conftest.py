@@ -11,6 +11,7 @@ from tests.support.certificates import ServerCertificate, server_certificate
 from tests.support.databases import MariaDBServer, PostgresServer
 from tests.support.forwarder import KEY, Forwarder, forwarder_config
 from tests.support.keys import KeyPair, key_pair
+from tests.support.laptop import Laptop
 
 StartBastion = Callable[..., Bastion]
 
@@ -119,3 +120,12 @@ def start_forwarder(tmp_path: Path, bastion: Bastion, client_key: KeyPair) -> It
     yield start
     for forwarder in running:
         forwarder.stop()
+
+
+@pytest.fixture
+def laptop(tmp_path: Path, bastion: Bastion, postgres: PostgresServer, client_key: KeyPair) -> Iterator[Laptop]:
+    """A machine without a cluster, with a manifest that works."""
+    laptop = Laptop(tmp_path, bastion, postgres.port, client_key)
+    yield laptop
+    if laptop.process:
+        laptop.process.stop()

@@ -1,99 +1,22 @@
 """`dbtunnel forward -f MANIFEST -i KEY`: a tunnel on any machine, with no cluster."""
 
-import fcntl
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
-import sys
-import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from tests.support.bastion import USER as BASTION_USER
 from tests.support.bastion import Bastion
-from tests.support.databases import DATABASE, PASSWORD, USER, PostgresServer
+from tests.support.databases import DATABASE, PASSWORD, USER
 from tests.support.keys import KeyPair, key_pair
-from tests.support.processes import Process, free_port, wait_until
-
-COMMAND = (sys.executable, "-m", "dbtunnel.cli.main", "forward")
-
-PASSPHRASE = "open sesame"
-
-
-class Laptop:
-    """A directory with a manifest and a key, and the command that is run there."""
-
-    def __init__(self, directory: Path, bastion: Bastion, database_port: int, key: KeyPair) -> None:
-        self.directory = directory
-        self.manifest: dict[str, Any] = {
-            "apiVersion": "dbtunnel.dev/v1alpha1",
-            "kind": "DatabaseTunnel",
-            "metadata": {"name": "orders"},
-            "spec": {
-                "engine": "PostgreSQL",
-                "database": {"host": "orders.internal", "port": database_port},
-                "tunnel": {
-                    "host": bastion.host,
-                    "port": bastion.port,
-                    "user": BASTION_USER,
-                    "hostKey": {"fingerprints": list(bastion.fingerprints.values())},
-                },
-                "service": {"port": free_port()},
-            },
-        }
-        self.write("id", key.private)
-        self.admin_port = free_port()
-        self.process: Process | None = None
-
-    @property
-    def tunnel(self) -> dict[str, Any]:
-        """The manifest's `spec.tunnel`."""
-        found: dict[str, Any] = self.manifest["spec"]["tunnel"]
-        return found
-
-    def write(self, name: str, text: str) -> str:
-        """A file there; tells its path."""
-        (self.directory / name).write_text(text)
-        return str(self.directory / name)
-
-    def arguments(self, *more: str) -> list[str]:
-        """The command for the manifest as it is now."""
-        manifest = self.write("tunnel.yaml", json.dumps(self.manifest))
-        return [*COMMAND, "-f", manifest, "-i", str(self.directory / "id"), *more]
-
-    def refused(self, *more: str) -> str:
-        """What it says of input that it cannot use."""
-        done = subprocess.run(self.arguments(*more), capture_output=True, text=True, timeout=30, check=False)
-        assert done.returncode == 2, done.stderr
-        assert "Traceback" not in done.stderr
-        return done.stderr
-
-    def start(self, *more: str) -> Process:
-        """Starts it; returns once it listens."""
-        arguments = self.arguments(f"--admin-listen=127.0.0.1:{self.admin_port}", *more)
-        # a home full of traps, as a laptop has it
-        self.process = Process(arguments, self.directory / "log", env={"HOME": str(self.directory)}).start()
-        self.process.wait_until(lambda: "listen" in self.log(), "it to listen")
-        return self.process
-
-    def log(self) -> str:
-        """What it has said."""
-        return (self.directory / "log").read_text()
-
-
-@pytest.fixture
-def laptop(tmp_path: Path, bastion: Bastion, postgres: PostgresServer, client_key: KeyPair) -> Iterator[Laptop]:
-    laptop = Laptop(tmp_path, bastion, postgres.port, client_key)
-    yield laptop
-    if laptop.process:
-        laptop.process.stop()
+from tests.support.laptop import COMMAND, PASSPHRASE, Laptop, at_a_terminal
+from tests.support.processes import wait_until
 
 
 def orders(port: int) -> int:
@@ -198,29 +121,6 @@ def test_jump_hosts_and_fallbacks_with_keys_and_host_keys_of_this_machine(
 
 
 # --- a person at a terminal -------------------------------------------------------------------------------------------
-
-
-def at_a_terminal(arguments: list[str], typed: str, until: str) -> str:
-    """What a command shows at a terminal that is typed at once it asks; ends it when it has shown `until`."""
-    ours, theirs = pty.openpty()
-
-    def control() -> None:
-        os.setsid()
-        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
-
-    shown = ""
-    with subprocess.Popen(arguments, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=control) as process:
-        os.close(theirs)
-        asked = False
-        while until not in shown:
-            shown += os.read(ours, 4096).decode()
-            if not asked and "Passphrase of " in shown:
-                asked = True
-                os.write(ours, f"{typed}\n".encode())
-        process.terminate()
-        process.wait(10)
-    os.close(ours)
-    return shown
 
 
 @pytest.mark.parametrize(

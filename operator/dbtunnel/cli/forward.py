@@ -12,12 +12,15 @@ from pathlib import Path
 from dbtunnel.api import forwarder as wire
 from dbtunnel.api.documents import DocumentError, read
 from dbtunnel.cli import UnusableInputError
+from dbtunnel.cli.options import add_local_arguments
 from dbtunnel.forwarder import app, logs
 from dbtunnel.forwarder.connection import Sources
 from dbtunnel.forwarder.hardening import harden
 from dbtunnel.forwarder.keys import MountedKeys, read_file
 from dbtunnel.forwarder.loop import ForwarderLoop
 from dbtunnel.forwarder.watch import hot_loop
+
+_LOOPBACK = "127.0.0.1"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f" :{wire.ADMIN_PORT}.",
         )
     )
-    _add_local_arguments(
+    add_local_arguments(
         parser.add_argument_group(
             "on any machine, without a cluster",
             "It listens on 127.0.0.1, on the port that the tunnel's Service has, and on 127.0.0.1:"
@@ -73,30 +76,6 @@ def _add_pod_arguments(group: "argparse._ArgumentGroup") -> None:
     )
 
 
-def _add_local_arguments(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("-f", "--filename", help="a DatabaseTunnel in YAML or JSON; - for standard input")
-    group.add_argument("-n", "--namespace", default="default", help="namespace where the manifest names none")
-    group.add_argument("-i", "--identity", type=Path, metavar="KEY", help="the private key, a file")
-    group.add_argument(
-        "--passphrase-file", type=Path, metavar="FILE", help="the keys' passphrase; asked for at a terminal"
-    )
-    group.add_argument(
-        "--known-hosts", type=Path, metavar="FILE", help="host keys, in place of the object of hostKey.knownHostsRef"
-    )
-    group.add_argument(
-        "--hop-identity",
-        action="append",
-        metavar="HOST:PORT=KEY",
-        help="another private key for a jump host or fallback; may be repeated (default: that of -i)",
-    )
-    group.add_argument(
-        "--hop-known-hosts",
-        action="append",
-        metavar="HOST:PORT=FILE",
-        help="host keys of a jump host or fallback, in place of its knownHostsRef; may be repeated",
-    )
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Runs until SIGTERM or SIGINT. 2 where the input cannot be used, 1 where an address is taken."""
     try:
@@ -118,10 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _prepared(arguments: argparse.Namespace) -> tuple[wire.ForwarderConfig, app.Surroundings]:
     if arguments.filename is not None:
-        # a pod needs none of what this imports: it starts faster and stays smaller without
-        from dbtunnel.cli.local import local_tunnel  # noqa: PLC0415
-
-        return local_tunnel(arguments)
+        return _local(arguments)
     for name in ("identity", "passphrase_file", "known_hosts", "hop_identity", "hop_known_hosts"):
         if getattr(arguments, name) is not None:
             raise UnusableInputError(f"--{name.replace('_', '-')} needs -f MANIFEST")
@@ -131,6 +107,20 @@ def _prepared(arguments: argparse.Namespace) -> tuple[wire.ForwarderConfig, app.
         listen=arguments.listen or app.Address("", wire.DATABASE_PORT),
         admin_listen=arguments.admin_listen or app.Address("", wire.ADMIN_PORT),
         sources=list(_mounted(config, arguments)),
+    )
+
+
+def _local(arguments: argparse.Namespace) -> tuple[wire.ForwarderConfig, app.Surroundings]:
+    # a pod needs none of what this imports: it starts faster and stays smaller without
+    from dbtunnel.cli.local import local_tunnel  # noqa: PLC0415
+    from dbtunnel.domain.forwarding import service_port  # noqa: PLC0415
+
+    tunnel, config, sources = local_tunnel(arguments)
+    return config, app.Surroundings(
+        pod_uid="",
+        listen=arguments.listen or app.Address(_LOOPBACK, service_port(tunnel)),
+        admin_listen=arguments.admin_listen or app.Address(_LOOPBACK, wire.ADMIN_PORT),
+        sources=sources,
     )
 
 

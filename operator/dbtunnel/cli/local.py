@@ -14,15 +14,12 @@ from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.cli import UnusableInputError
 from dbtunnel.cli.manifests import read_tunnel
 from dbtunnel.domain.authorized_keys import forward_target
-from dbtunnel.domain.forwarding import forwarder_config, service_port
+from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.hops import spec_path
 from dbtunnel.domain.settings import Defaults
-from dbtunnel.forwarder.app import Address, Surroundings
 from dbtunnel.forwarder.connection import Sources
 from dbtunnel.forwarder.host_keys import KnownHostsError, trust_of
 from dbtunnel.forwarder.keys import KeyFiles, KeyProblemError, MountedFile, file_stamp, parse_key, read_file
-
-_LOOPBACK = "127.0.0.1"
 
 _KEY_PROBLEMS = {
     Reason.SECRET_KEY_MISSING: "there is no such file",
@@ -33,8 +30,8 @@ _KEY_PROBLEMS = {
 }
 
 
-def local_tunnel(arguments: argparse.Namespace) -> tuple[wire.ForwarderConfig, Surroundings]:
-    """What a forwarder needs, checked as far as it can be here. Raises UnusableInputError."""
+def local_tunnel(arguments: argparse.Namespace) -> tuple[DatabaseTunnel, wire.ForwarderConfig, list[Sources]]:
+    """The manifest's tunnel, its forwarder's configuration, the files of this machine. Raises UnusableInputError."""
     tunnel = read_tunnel(arguments.filename, arguments.namespace)
     if arguments.identity is None:
         raise UnusableInputError("-i KEY is needed with -f: the file of the private key that the bastion accepts")
@@ -44,12 +41,7 @@ def local_tunnel(arguments: argparse.Namespace) -> tuple[wire.ForwarderConfig, S
         Sources(_hop_key(hop, arguments.passphrase_file) or key, _known_hosts_source(config, number, hosts.get(number)))
         for number, hop in enumerate(config.hops)
     ]
-    return config, Surroundings(
-        pod_uid="",
-        listen=arguments.listen or Address(_LOOPBACK, service_port(tunnel)),
-        admin_listen=arguments.admin_listen or Address(_LOOPBACK, wire.ADMIN_PORT),
-        sources=sources,
-    )
+    return tunnel, config, sources
 
 
 def _config(tunnel: DatabaseTunnel, arguments: argparse.Namespace) -> tuple[wire.ForwarderConfig, dict[int, Path]]:

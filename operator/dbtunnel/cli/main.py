@@ -10,6 +10,7 @@ from dbtunnel import __version__
 COMMANDS = {
     "operator": "run the operator",
     "forward": "run a forwarder, the process of a tunnel's pod",
+    "check": "test the connection that a manifest describes, once and layer by layer",
     "crd": "print the CustomResourceDefinition",
     "render": "print the objects that the operator would make for a manifest",
 }

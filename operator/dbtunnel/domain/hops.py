@@ -28,7 +28,12 @@ def role_of(config: ForwarderConfig, number: int) -> Role:
 def hop_name(config: ForwarderConfig, number: int = 0) -> str:
     """How messages, logs and metrics name a hop."""
     hop = config.hops[number]
-    return f"{_WORDS[role_of(config, number)]} {forward_target(hop.host, hop.port)}"
+    return server_name(role_of(config, number), hop.host, hop.port)
+
+
+def server_name(role: Role, host: str, port: int) -> str:
+    """The same, of what is told of it elsewhere."""
+    return f"{_WORDS[role]} {forward_target(host, port)}"
 
 
 def ends_of(config: ForwarderConfig) -> range:

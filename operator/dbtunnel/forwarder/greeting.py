@@ -5,6 +5,7 @@ sshd says there why it turns a client away (RFC 4253, section 4.2, allows such l
 
 import asyncio
 import re
+import time
 
 _KEPT_BYTES = 16384
 """How much of the greeting is kept."""
@@ -24,6 +25,8 @@ class Greeting(asyncio.Protocol):
         self._inner = inner
         self.heard = b""
         """What the server first said, as far as it is in the clear."""
+        self.heard_at: float | None = None
+        """When it first said something; `time.monotonic`."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is there."""
@@ -31,6 +34,8 @@ class Greeting(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes up to the end of the server's first packet; those after it go to asyncssh directly."""
+        if self.heard_at is None:
+            self.heard_at = time.monotonic()
         self.heard = (self.heard + data)[:_KEPT_BYTES]
         if self.host_key_algorithms() or len(self.heard) == _KEPT_BYTES:
             self.data_received = self._inner.data_received  # type: ignore[method-assign]

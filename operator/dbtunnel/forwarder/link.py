@@ -118,6 +118,8 @@ class Link:
     """Called whenever the last channel has ended."""
     uses: int = 0
     """Channels that are open or being opened."""
+    probed_at: float | None = None
+    """When the channel of the last probe was open; `time.monotonic`."""
     grown: int = 0
     """By how much the windows of its channels have grown."""
 

@@ -27,6 +27,7 @@ from dbtunnel.forwarder.loop import in_daemon_thread
 from dbtunnel.forwarder.pace import pause_seconds
 from dbtunnel.forwarder.packets import packets_over
 from dbtunnel.forwarder.state import State
+from dbtunnel.forwarder.steps import Step, Stopwatch
 from dbtunnel.forwarder.transport import Dialer
 
 _LOG = logging.getLogger(__name__)
@@ -78,10 +79,14 @@ class _Watcher(asyncssh.SSHClient):
                 self._offers.append(_WitnessedKeyPair(key, attempt, progress, [b"ssh-rsa"]))
         self.shown: asyncssh.SSHKey | None = None
         self.end = End(hop)
+        self.stopwatch = Stopwatch()
         self.is_in = False
         """Whether the login has succeeded."""
         self.held: Sequence[asyncssh.SSHKey] = ()
         """The host keys that the server has proved to hold."""
+
+    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:  # noqa: ARG002
+        self.stopwatch.ended(Step.CONNECT)
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:  # noqa: ARG002
         self.shown = key
@@ -89,6 +94,7 @@ class _Watcher(asyncssh.SSHClient):
 
     def begin_auth(self, username: str) -> None:  # noqa: ARG002
         self.progress.host_key_verified = True
+        self.stopwatch.ended(Step.KEY_EXCHANGE)
 
     def public_key_auth_requested(self) -> Any:
         self.progress.key_asked_for = True
@@ -98,6 +104,9 @@ class _Watcher(asyncssh.SSHClient):
         if offer.of not in self.attempt.asked:
             self.attempt.asked.append(offer.of)
         return offer
+
+    def auth_completed(self) -> None:
+        self.stopwatch.ended(Step.AUTHENTICATION)
 
     def connection_lost(self, exc: Exception | None) -> None:
         before = self.carrier
@@ -117,6 +126,8 @@ class Login:
         self._config, self._hop = config, config.hops[number]
         self._is_jump_host = number in jumps_of(config)
         self._state = state
+        self.seconds: dict[Step, float] = {}
+        """How long the steps of the last connection took."""
 
     async def connect(self, known_hosts: MountedFile, carrier: Link | None = None) -> Link:
         """A connection that is verified and authenticated; over that to the jump host before. Raises Failure."""
@@ -200,6 +211,9 @@ class Login:
         except Exception as error:  # a hostile server can make asyncssh raise anything
             raise self._failure(error, dialer, watcher, kinds) from None
         finally:
+            if dialer.greeting and dialer.greeting.heard_at:
+                watcher.stopwatch.ended(Step.VERSION, dialer.greeting.heard_at)
+            self.seconds = watcher.stopwatch.seconds()
             if not done:
                 dialer.abort()
         return link

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import random
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 
@@ -38,10 +39,8 @@ class Prober:
 
     def __init__(self, config: ForwarderConfig, connector: Connector, state: State, metrics: Metrics) -> None:
         self._config, self._connector, self._state, self._metrics = config, connector, state, metrics
-        engine = ENGINES[config.engine]
-        self._protocol = engine.protocol
-        probe = engine.quiet_probe if config.probe_mode is ProbeMode.AUTO else None
-        self._probe_with = PROBES_BY_KIND[probe] if probe else None
+        self._protocol = ENGINES[config.engine].protocol
+        self._probe_with = probe_of(config)
         self._is_disabled = config.probe_mode is ProbeMode.DISABLED
         self._under_way = 0
         self.idle = asyncio.Event()
@@ -80,10 +79,7 @@ class Prober:
     def _wait_for_clients(self) -> None:
         if self._state.status.database != NOT_REACHED:
             return  # what an earlier connection showed still holds
-        seen = "no client has connected yet; the first that does will show whether the database answers"
-        if self._is_disabled:
-            seen = "spec.probe.mode is Disabled"
-        self._state.unknown(ConditionType.DATABASE_REACHABLE, Reason.NOT_PROBED, seen)
+        self._state.unknown(ConditionType.DATABASE_REACHABLE, Reason.NOT_PROBED, why_not_probed(self._config))
 
     def saw(self, link: Link, first: bytes) -> None:
         """What a database first said to a real client."""
@@ -169,6 +165,7 @@ class _Stream:
             await self._channel
         finally:
             opening.give_up()
+        link.probed_at = time.monotonic()
 
     def opened(self, channel: Channel) -> None:
         """As End."""
@@ -307,3 +304,16 @@ def _handshaken(tls: ssl.SSLObject) -> bool:
 Probe = Callable[[Link, ForwarderConfig], Awaitable[DatabaseFact | None]]
 
 PROBES_BY_KIND: dict[QuietProbe, Probe] = {QuietProbe.SSL_REQUEST: probe_postgresql}
+
+
+def probe_of(config: ForwarderConfig) -> Probe | None:
+    """What shows over a connection of its own whether the database answers; None where nothing does."""
+    kind = ENGINES[config.engine].quiet_probe if config.probe_mode is ProbeMode.AUTO else None
+    return PROBES_BY_KIND[kind] if kind else None
+
+
+def why_not_probed(config: ForwarderConfig) -> str:
+    """What is told where there is no such probe, and no client has come."""
+    if config.probe_mode is ProbeMode.DISABLED:
+        return "spec.probe.mode is Disabled"
+    return "no client has connected yet; the first that does will show whether the database answers"

@@ -8,8 +8,9 @@ so that staying would add no safety. What is wrong is told all the same: in the 
 import asyncio
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.forwarder import ForwarderConfig
@@ -23,6 +24,7 @@ from dbtunnel.forwarder.login import Login, lost
 from dbtunnel.forwarder.metrics import SSH_FAILURES, Metrics
 from dbtunnel.forwarder.pace import FIRST_BACKOFF_SECONDS, Pace, return_seconds
 from dbtunnel.forwarder.state import State
+from dbtunnel.forwarder.steps import Step
 
 KnownHosts = Sequence[MountedFile]
 """What stands in the mounted directories, by the hop's number."""
@@ -84,6 +86,26 @@ class Route:
                 return await self.connect(known_hosts, link.end.hop - 1)
         never: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
         return await never
+
+    async def every(self, known_hosts: KnownHosts) -> AsyncGenerator[tuple[int, Link | Failure], None]:
+        """What comes of each bastion and fallback, by number, whether or not those before it let us in.
+
+        The connections stand until all have been told, since with one goes that to the jump host.
+        """
+        with contextlib.ExitStack() as undo:
+            carrier = None
+            with contextlib.suppress(Failure):  # which is noted for each end
+                carrier = await self._through_jump_hosts(self._ends, known_hosts, undo, self._changes)
+            for end in self._ends:
+                link = None if end.failure else await self._first_of([end], known_hosts, carrier, self._changes)
+                if link:
+                    undo.callback(link.close)
+                yield end.login.number, link or cast(Failure, end.failure)
+
+    @property
+    def seconds(self) -> Sequence[Mapping[Step, float]]:
+        """How long the steps of the last login took, by the hop's number."""
+        return [login.seconds for login in self._logins]
 
     async def _through_jump_hosts(
         self, ends: Sequence[_End], known_hosts: KnownHosts, undo: contextlib.ExitStack, changes: int
@@ -161,6 +183,11 @@ class Route:
         """Begins to read the keys anew where they are others. Returns whether they are."""
         changed = [keys.look() for keys in self._secrets]
         return any(changed)
+
+    async def ready(self) -> None:
+        """Returns once the keys are read."""
+        for keys in self._secrets:
+            await keys.ready()
 
     def has_better_keys(self, link: Link) -> bool:
         """Whether a connection with other keys is to take the place of this one."""

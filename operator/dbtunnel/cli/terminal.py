@@ -1,0 +1,55 @@
+"""What people read at a terminal: colour where it is wanted, text that a server sent made harmless, lines that fit."""
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from typing import TextIO
+
+from dbtunnel.domain.diagnosis import printable
+
+COLUMNS = 80
+"""Width that text keeps to, but for what must stay in one piece."""
+
+_LIMIT = 20_000
+"""Characters of one piece of text."""
+
+
+class Color(StrEnum):
+    """SGR sequences (ECMA-48)."""
+
+    GREEN = "\x1b[32m"
+    RED = "\x1b[31m"
+    YELLOW = "\x1b[33m"
+    DIM = "\x1b[2m"
+    BOLD = "\x1b[1m"
+
+
+_PLAIN = "\x1b[0m"
+
+COLOR_CHOICES = ("auto", "always", "never")
+
+
+class Style:
+    """How to write to a stream."""
+
+    def __init__(self, *, color: bool, unicode: bool) -> None:
+        self._color = color
+        self.branch, self.last, self.line = ("├─ ", "└─ ", "│  ") if unicode else ("|- ", "`- ", "|  ")
+        """What stands before the branches of a tree, and before what is behind one."""
+
+    def text(self, text: str, color: Color | None = None) -> str:
+        """A text in which nothing but this colour is a control character."""
+        harmless = printable(text, _LIMIT)
+        return f"{color}{harmless}{_PLAIN}" if color and self._color else harmless
+
+
+def style_for(stream: TextIO, choice: str, environment: Mapping[str, str]) -> Style:
+    """`choice`: one of COLOR_CHOICES. Auto: at a terminal that is not dumb, unless NO_COLOR is set (no-color.org)."""
+    wanted = stream.isatty() and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
+    is_unicode = (stream.encoding or "").lower().replace("-", "") == "utf8"
+    return Style(color=choice == "always" or (choice == "auto" and wanted), unicode=is_unicode)
+
+
+def wrapped(text: str, indent: str = "") -> Iterator[str]:
+    """Lines that fit, parted at spaces where there are any."""
+    yield from textwrap.wrap(text, COLUMNS, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
