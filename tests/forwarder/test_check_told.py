@@ -39,6 +39,8 @@ def test_a_tunnel_that_works(laptop: Laptop, postgres: PostgresServer, bastion: 
     assert hop["serverVersion"].startswith("SSH-2.0-OpenSSH")
     assert hop["hostKeyFingerprints"][0] == f"ssh-ed25519 {bastion.fingerprints['ed25519']}"
     assert client_key.public in hop["authorizedKeysLine"]
+    assert "gcm" in hop["cipher"] or "chacha20" in hop["cipher"]
+    assert "mac" not in hop, "such a cipher has none of its own"
     assert list(hop["milliseconds"]) == ["connect", "version", "keyExchange", "authentication", "channel", "database"]
     assert sum(hop["milliseconds"].values()) <= document["milliseconds"]
     transport, login, answer = (layer["milliseconds"] for layer in document["layers"][1:])

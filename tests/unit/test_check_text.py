@@ -102,6 +102,27 @@ def test_a_document_of_somebody_else_can_forge_nothing(place: str) -> None:
     assert "\nREADY\\" not in text
 
 
+def test_the_lines_that_pin_a_fallback_name_it() -> None:
+    unknown = example("json")["layers"][1]
+    keys = [{"op": "add", "path": "/spec/tunnel/fallbacks/1/hostKey", "value": {"fingerprints": ["SHA256:b"]}}]
+    place, pinned = {"host": "spare", "port": 2222}, {"fingerprints": ["SHA256:b"]}
+    failed = {**unknown, "message": f"fallback spare:2222: no host key is pinned, then pin it: {json.dumps(keys)}"}
+    fallback = {**example("json")["hops"][0], **place, "role": "Fallback", "layers": [failed, *unreached()]}
+    works = example("yaml")
+    text = as_text({**works, "hops": [*works["hops"], fallback | {"hostKeyFingerprints": ["ssh-ed25519 SHA256:b"]}]})
+
+    before, _, rest = text.partition("fallback spare:2222: no host key is pinned, then pin it: (below)\n\n")
+    lines, _, after = rest.partition("\n\n")
+    assert yaml.safe_load(lines) == {"spec": {"tunnel": {"fallbacks": [{**place, "hostKey": pinned}]}}}
+    assert after.startswith("READY through bastion bastion.example.com:22\n"), "the verdict comes last"
+    assert "fallback spare:2222" in before
+
+
+def unreached() -> list[dict[str, Any]]:
+    layers: list[dict[str, Any]] = example("json")["layers"][2:]
+    return layers
+
+
 class _Stream(StringIO):
     def __init__(self, encoding: str, *, is_terminal: bool) -> None:
         super().__init__()

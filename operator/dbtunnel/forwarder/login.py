@@ -266,12 +266,13 @@ class Login:
     def _accepted(self, link: Link) -> None:
         shown = link.connection.get_server_host_key()
         told = link.connection.get_extra_info
+        cipher, mac = told("send_cipher"), told("send_mac")
         self._state.set_hop(
             self.number,
             host_keys=(_fact(shown),) if shown else (),
             server_version=printable(str(told("server_version", "")), 255) or None,
-            cipher=told("send_cipher"),
-            mac=told("send_mac") or None,
+            cipher=cipher,
+            mac=None if mac == cipher else mac or None,  # of an AEAD cipher asyncssh tells the cipher twice
         )
 
     def _holds(self, watcher: _Watcher, keys: Sequence[asyncssh.SSHKey]) -> None:
