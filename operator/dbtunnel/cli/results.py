@@ -161,6 +161,7 @@ def _alone(tunnel: DatabaseTunnel) -> DatabaseTunnel:
 
 
 def _status(tunnel: DatabaseTunnel, document: ForwarderStatus, now: datetime) -> DatabaseTunnelStatus:
+    """What the operator decides where the tunnel's only pod reports this document."""
     revision = current_revision(build_deployment(tunnel, _INSTALLATION))
     pod = Pod("check", "check", revision, ip="", is_ending=False, problem=None, running_since=now, is_ready=True)
     return decide(tunnel, Observation(pods=(pod,), reports={pod.uid: Report(document)}), _INSTALLATION, now).status
