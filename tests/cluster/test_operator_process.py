@@ -102,7 +102,7 @@ def test_it_ends_in_time_while_its_metrics_are_being_read(quiet: Cluster, tmp_pa
             operator.process.signal(signal.SIGTERM)
 
             assert operator.process.wait(10) == 0
-            assert b"dbtunnel_queue_depth" in response.read()
+            assert b"dbtunnel_operator_queue_depth" in response.read()
 
 
 # --- leader election --------------------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ def test_every_metric_is_documented_and_well_formed(start_forwarder: StartForwar
     forwarder = start_forwarder(postgres.port)
     forwarder.wait_for("database", "Succeeded")
     lines = forwarder.get("/metrics").splitlines()
-    sample = re.compile(r'[a-z_]+(\{[a-z]+="[A-Za-z0-9 .:]+"\})? [0-9]+')
+    sample = re.compile(r'[a-z_]+(\{[a-z]+="[A-Za-z0-9 .:+]+"\})? [0-9.]+')
     for metric in METRICS:
         assert f"# HELP {metric.name} {metric.help}" in lines
         assert f"# TYPE {metric.name} {metric.kind}" in lines
@@ -169,6 +169,8 @@ def test_every_metric_is_documented_and_well_formed(start_forwarder: StartForwar
     assert forwarder.metric("dbtunnel_forwarder_ssh_up") == 1
     for layer in ("key", "transport", "authentication", "database"):
         assert forwarder.metric(f'dbtunnel_forwarder_layer_ready{{layer="{layer}"}}') == 1
+    assert forwarder.metric("dbtunnel_forwarder_ssh_handshake_seconds_count") == 1
+    assert 0 < forwarder.metric("dbtunnel_forwarder_ssh_handshake_seconds_sum") < 10
 
 
 def test_failures_are_counted_by_their_reason(start_forwarder: StartForwarder, bastion: Bastion) -> None:

@@ -12,6 +12,9 @@ from dbtunnel.api.conditions import CAUSAL_ORDER, ConditionType
 from dbtunnel.api.crd import crd, resource_schema
 from dbtunnel.api.engines import ENGINES, Engine, EngineInfo
 from dbtunnel.api.reasons import REASONS, Reason, ReasonInfo
+from dbtunnel.controller import metrics as operators
+from dbtunnel.domain.metrics import Metric
+from dbtunnel.forwarder import metrics as forwarders
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,14 +81,45 @@ def resource_page() -> str:
     return "\n".join(lines)
 
 
+def metrics_page() -> str:
+    """Every metric of both processes, and how many series there can be."""
+    both = (("operator", 8082, operators.METRICS), ("forwarder", 8080, forwarders.METRICS))
+    lines = [
+        "# Metrics",
+        f"<!-- {_HEADER} -->",
+        "",
+        "In Prometheus' text format, over plain HTTP and without a login. How to have them scraped, and the alerts and",
+        "the dashboard that use them, is in the [chart's README](../charts/dbtunnel-operator/README.md#monitoring).",
+        "",
+        "No label has a value that a client or a server chooses: each is one of a list, or a name in the resource. The",
+        "last column says how many series one process has of a metric at most. A histogram has one for each bucket and",
+        'three more (`le="+Inf"`, `_sum`, `_count`).',
+    ]
+    for process, port, metrics in both:
+        at_most = sum(metric.series for metric in metrics if not metric.is_per_tunnel)
+        lines += ["", f"## Of each {process}", "", f"At `/metrics` on port {port}; at most {at_most} series", ""]
+        lines[-2] += ", and one for each tunnel." if any(one.is_per_tunnel for one in metrics) else "."
+        lines += ["| metric | type | labels | what it tells | series |", "| --- | --- | --- | --- | --- |"]
+        lines += [_metric_row(metric) for metric in metrics]
+    return "\n".join(lines) + "\n"
+
+
 GENERATED: Mapping[str, Callable[[], str]] = {
     "crds/dbtunnel.dev_databasetunnels.yaml": crd_yaml,
     "charts/dbtunnel-operator/files/crd.yaml": crd_yaml,
     "docs/conditions.md": conditions_page,
     "docs/engines.md": engines_page,
+    "docs/metrics.md": metrics_page,
     "docs/resource.md": resource_page,
 }
 """Each generated file, and what makes its text."""
+
+
+def _metric_row(metric: Metric) -> str:
+    labels = "; ".join(f"`{label.name}`: {label.values}" for label in metric.labels)
+    buckets = f" Buckets: {', '.join(map(str, metric.buckets))}." if metric.buckets else ""
+    series = f"{metric.series} a tunnel" if metric.is_per_tunnel else str(metric.series)
+    return f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help}{buckets} | {series} |"
 
 
 def _row(reason: Reason, info: ReasonInfo) -> str:

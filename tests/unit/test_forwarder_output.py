@@ -134,12 +134,13 @@ def test_every_metric_is_declared_in_order_and_those_without_label_have_a_value(
     lines = Metrics().text().splitlines()
     declared = [line.split()[2] for line in lines if line.startswith("# TYPE")]
     assert declared == [metric.name for metric in METRICS]
-    assert [line for line in lines if not line.startswith("#")] == [
-        f"{metric.name} 0" for metric in METRICS if metric.label is None
+    assert [line for line in lines if not line.startswith("#") and "_seconds" not in line] == [
+        f"{metric.name} 0" for metric in METRICS if not metric.labels and not metric.buckets
     ]
     for metric in METRICS:
         assert metric.name.startswith("dbtunnel_forwarder_")
         assert (metric.kind == "counter") == metric.name.endswith("_total")
+        assert (metric.kind == "histogram") == bool(metric.buckets)
 
 
 def test_values_by_label() -> None:

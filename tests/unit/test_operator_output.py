@@ -12,7 +12,7 @@ from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.reasons import Reason
 from dbtunnel.api.status import DatabaseTunnelStatus
 from dbtunnel.controller.logs import JsonFormatter, event
-from dbtunnel.controller.metrics import Metrics
+from dbtunnel.controller.metrics import API_WRITES, METRICS, QUEUE_DEPTH, RECONCILE_SECONDS, Metrics, code_of
 from dbtunnel.controller.reconcile import transition
 from dbtunnel.domain.observed import Observation
 from dbtunnel.domain.status import decide
@@ -25,42 +25,60 @@ ORDERS = tunnel()
 SAMPLE = re.compile(r'[a-z_]+(\{[a-z]+="(\\.|[^"\\])*"(,[a-z]+="(\\.|[^"\\])*")*\})? [0-9.e+-]+')
 
 
+def samples(metrics: Metrics) -> list[str]:
+    return [line for line in metrics.text().splitlines() if not line.startswith("#")]
+
+
 def test_every_metric_is_declared_whether_it_has_values_or_not() -> None:
     lines = Metrics().text().splitlines()
-    assert lines[:2] == [
-        "# HELP dbtunnel_reconciles_total Reconciles of tunnels.",
-        "# TYPE dbtunnel_reconciles_total counter",
-    ]
+    assert f"# HELP {API_WRITES.name} Writes to the API server." in lines
     declared = [line.split()[2:] for line in lines if line.startswith("# TYPE")]
-    assert len(declared) == 7
-    for name, kind in declared:
-        assert name.startswith("dbtunnel_")
-        assert (kind == "counter") == name.endswith("_total")
+    assert declared == [[metric.name, metric.kind] for metric in METRICS]
+    for metric in METRICS:
+        assert metric.name.startswith("dbtunnel_operator_")
+        assert (metric.kind == "counter") == metric.name.endswith("_total")
 
 
 def test_counters_count_by_their_labels_and_gauges_are_looked_up() -> None:
     metrics, depth = Metrics(), 3
-    metrics.api_writes.add("Service", "create")
-    metrics.api_writes.add("Service", "create")
-    metrics.api_writes.add("DatabaseTunnel/status", "patch")
-    metrics.reconcile_seconds.add(amount=0.25)
-    metrics.queue_depth.read = lambda: {(): depth}
+    metrics.add(API_WRITES, label=("Service", "create"))
+    metrics.add(API_WRITES, label=("Service", "create"))
+    metrics.add(API_WRITES, label=("DatabaseTunnel/status", "patch"))
+    metrics.look_up(QUEUE_DEPTH, lambda: {"": depth})
     depth = 4
-    samples = [line for line in metrics.text().splitlines() if not line.startswith("#")]
-    assert samples == [
-        "dbtunnel_reconcile_seconds_total 0.25",
-        'dbtunnel_api_writes_total{kind="DatabaseTunnel/status",verb="patch"} 1',
-        'dbtunnel_api_writes_total{kind="Service",verb="create"} 2',
-        "dbtunnel_queue_depth 4",
+    assert samples(metrics) == [
+        'dbtunnel_operator_api_writes_total{kind="DatabaseTunnel/status",verb="patch"} 1',
+        'dbtunnel_operator_api_writes_total{kind="Service",verb="create"} 2',
+        "dbtunnel_operator_queue_depth 4",
+        "dbtunnel_operator_last_reconcile_age_seconds 0",
+        "dbtunnel_operator_working 0",
     ]
+
+
+def test_a_histogram_counts_what_is_at_most_each_bound() -> None:
+    metrics = Metrics()
+    for seconds in (0.001, 0.1, 0.11, 100):
+        metrics.observe(RECONCILE_SECONDS, seconds, "succeeded")
+    name = RECONCILE_SECONDS.name
+    buckets = {"0.01": 1, "0.1": 2, "0.5": 3, "2.5": 3, "10": 3, "60": 3, "+Inf": 4}
+    assert [line for line in samples(metrics) if line.startswith(name)] == [
+        *(f'{name}_bucket{{result="succeeded",le="{bound}"}} {count}' for bound, count in buckets.items()),
+        f'{name}_sum{{result="succeeded"}} 100.211',
+        f'{name}_count{{result="succeeded"}} 4',
+    ]
+    assert RECONCILE_SECONDS.series == 4 * (len(buckets) + 2)
 
 
 def test_a_label_cannot_end_its_line() -> None:
     metrics = Metrics()
-    metrics.reconciles.add('a"} 1\nforged{x="\\')
-    (sample,) = [line for line in metrics.text().splitlines() if not line.startswith("#")]
-    assert sample == 'dbtunnel_reconciles_total{result="a\\"} 1\\nforged{x=\\"\\\\"} 1'
+    metrics.add(API_WRITES, label=('a"} 1\nforged{x="\\', "create"))
+    (sample,) = [line for line in samples(metrics) if line.startswith(API_WRITES.name)]
+    assert sample == f'{API_WRITES.name}{{kind="a\\"}} 1\\nforged{{x=\\"\\\\",verb="create"}} 1'
     assert SAMPLE.fullmatch(sample)
+
+
+def test_no_status_of_a_server_makes_a_label_of_its_own() -> None:
+    assert [code_of(status) for status in (404, 409, 503, 299, 799, 10**9)] == ["404", "409", "503", *["other"] * 3]
 
 
 # --- logs -------------------------------------------------------------------------------------------------------------

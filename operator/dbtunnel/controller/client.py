@@ -10,7 +10,7 @@ from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 
 from dbtunnel.api.resource import API_VERSION, KIND, PLURAL
-from dbtunnel.controller.metrics import Metrics
+from dbtunnel.controller.metrics import API_ERRORS, API_WRITES, Metrics, code_of
 from dbtunnel.controller.store import trimmed
 from dbtunnel.domain.children import Manifest
 from dbtunnel.domain.names import MANAGER
@@ -120,13 +120,13 @@ class Client:
 
     async def create(self, kind: Kind, manifest: Mapping[str, Any]) -> Manifest:
         """Makes an object that must not exist; 409 where it does."""
-        self._metrics.api_writes.add(kind.name, "create")
+        self._metrics.add(API_WRITES, label=(kind.name, "create"))
         path = kind.path(manifest["metadata"]["namespace"])
         return await self._request("POST", path, _STRICT, manifest)
 
     async def replace(self, kind: Kind, manifest: Mapping[str, Any]) -> Manifest:
         """Replaces the object with the uid and resourceVersion that the manifest has; 409 where it is another."""
-        self._metrics.api_writes.add(kind.name, "update")
+        self._metrics.add(API_WRITES, label=(kind.name, "update"))
         metadata = manifest["metadata"]
         return await self._request("PUT", kind.path(metadata["namespace"], metadata["name"]), _STRICT, manifest)
 
@@ -134,13 +134,13 @@ class Client:
         self, kind: Kind, namespace: str, name: str, change: Mapping[str, Any], subresource: str = ""
     ) -> Manifest:
         """Changes an object by a merge patch (RFC 7396)."""
-        self._metrics.api_writes.add(f"{kind.name}/{subresource}" if subresource else kind.name, "patch")
+        self._metrics.add(API_WRITES, label=(f"{kind.name}/{subresource}" if subresource else kind.name, "patch"))
         path = kind.path(namespace, name, subresource)
         return await self._request("PATCH", path, {"fieldManager": MANAGER}, change, _MERGE_PATCH)
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
         """Deletes the object that has this uid, and in the background what it owns."""
-        self._metrics.api_writes.add(kind.name, "delete")
+        self._metrics.add(API_WRITES, label=(kind.name, "delete"))
         options = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         await self._request("DELETE", kind.path(namespace, name), body=options)
 
@@ -159,7 +159,14 @@ class Client:
         body: Mapping[str, Any] | None = None,
         content_type: str = "application/json",
     ) -> Manifest:
-        document: Manifest = json.loads(await self._send(method, path, query, body, content_type))
+        try:
+            document: Manifest = json.loads(await self._send(method, path, query, body, content_type))
+        except ApiError as error:
+            self._metrics.add(API_ERRORS, label=(method, code_of(error.status)))
+            raise
+        except (aiohttp.ClientError, OSError):  # a TimeoutError is one
+            self._metrics.add(API_ERRORS, label=(method, "none"))
+            raise
         return document
 
     async def _send(

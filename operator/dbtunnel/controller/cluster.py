@@ -21,7 +21,7 @@ from dbtunnel.controller.client import (
     Kind,
 )
 from dbtunnel.controller.logs import event
-from dbtunnel.controller.metrics import Metrics
+from dbtunnel.controller.metrics import REPAIRS, Metrics
 from dbtunnel.controller.queue import TunnelKey
 from dbtunnel.controller.store import ObjectKey, Store, trimmed
 from dbtunnel.domain import names
@@ -145,7 +145,7 @@ class Cluster:
         if current is None or standing(current, tunnel):
             raise ApiError(409, "Conflict", f"{kind.name} {key.name} has changed")
         if desired_hash(live) == desired_hash(wanted):
-            self._metrics.repairs.add(kind.name)
+            self._metrics.add(REPAIRS, label=kind.name)
         self._remember(
             tunnel, key, wanted, await self._client.replace(kind, replacement(current, wanted)), "child written"
         )

@@ -1,67 +1,82 @@
-"""The operator's metrics in Prometheus' text format (version 0.0.4); each is declared once, here."""
+"""What the operator counts, declared once: the text at /metrics and its documentation come from here."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+from dbtunnel.domain.metrics import Kind, Label, Metric, Values
+
+_RESULTS = ("succeeded", "conflict", "refused", "failed")
+_CODES = frozenset(str(status.value) for status in HTTPStatus if status >= HTTPStatus.MULTIPLE_CHOICES)
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+_WRITTEN = "DatabaseTunnel/status, Service, NetworkPolicy, PodDisruptionBudget, Deployment, Pod, Secret, Event, Lease"
+
+_RESULT = Label(
+    "result",
+    "`succeeded`; `conflict`: somebody else wrote meanwhile; `refused`: the API server refused or did not answer;"
+    " `failed`: a bug",
+    len(_RESULTS),
+)
+_KIND = Label("kind", _WRITTEN, len(_WRITTEN.split(", ")))
+_CHILD = Label("kind", "Service, NetworkPolicy, PodDisruptionBudget, Deployment", 4)
+_VERB = Label("verb", "`create`, `update`, `patch`, `delete`", 4)
+_METHOD = Label("method", ", ".join(f"`{method}`" for method in _METHODS), len(_METHODS))
+_CODE = Label("code", "the HTTP status; `none` where it did not answer, `other` for one of nobody's", len(_CODES) + 2)
+_READY = Label("ready", "`True`, `False`, `Unknown`", 3)
+_NAMESPACE = Label("namespace", "the tunnel's", None)
+_TUNNEL = Label("tunnel", "the tunnel's name", None)
+_REASON = Label("reason", "that of its condition Ready, of [conditions.md](conditions.md); one at a time", None)
+
+RECONCILE_SECONDS = Metric(
+    "dbtunnel_operator_reconcile_seconds",
+    Kind.HISTOGRAM,
+    "Reconciles of tunnels: how long each took, and how it ended.",
+    (_RESULT,),
+    buckets=(0.01, 0.1, 0.5, 2.5, 10, 60),
+)
+API_WRITES = Metric("dbtunnel_operator_api_writes_total", Kind.COUNTER, "Writes to the API server.", (_KIND, _VERB))
+API_ERRORS = Metric(
+    "dbtunnel_operator_api_errors_total",
+    Kind.COUNTER,
+    "Requests that the API server refused or did not answer. A 404 of a GET and a 409 may be as they should be. Watches"
+    " are not counted, nor what pods answer through its proxy.",
+    (_METHOD, _CODE),
+)
+REPAIRS = Metric("dbtunnel_operator_repairs_total", Kind.COUNTER, "Children that were not as wanted.", (_CHILD,))
+QUEUE_DEPTH = Metric("dbtunnel_operator_queue_depth", Kind.GAUGE, "Tunnels that wait for a reconcile.")
+LAST_RECONCILE = Metric(
+    "dbtunnel_operator_last_reconcile_age_seconds", Kind.GAUGE, "Time since the last finished reconcile."
+)
+WORKING = Metric(
+    "dbtunnel_operator_working", Kind.GAUGE, "1 while this one reconciles, 0 while it stands by or waits at its start."
+)
+TUNNELS = Metric("dbtunnel_operator_tunnels", Kind.GAUGE, "Tunnels by the status of their condition Ready.", (_READY,))
+TUNNEL_READY = Metric(
+    "dbtunnel_operator_tunnel_ready",
+    Kind.GAUGE,
+    "1 while the tunnel's condition Ready is True, else 0. By the operator that works alone.",
+    (_NAMESPACE, _TUNNEL, _REASON),
+)
+
+METRICS = (
+    RECONCILE_SECONDS,
+    API_WRITES,
+    API_ERRORS,
+    REPAIRS,
+    QUEUE_DEPTH,
+    LAST_RECONCILE,
+    WORKING,
+    TUNNELS,
+    TUNNEL_READY,
+)
+"""All of them, in the order of /metrics."""
 
 
-class Counter:
-    """Values that only grow, by their labels."""
-
-    kind = "counter"
-
-    def __init__(self, name: str, text: str, *labels: str) -> None:
-        self.name, self.text, self.labels = name, text, labels
-        self._values: dict[tuple[str, ...], float] = defaultdict(float)
-
-    def add(self, *labels: str, amount: float = 1) -> None:
-        """Counts; one value for each label."""
-        self._values[labels] += amount
-
-    def samples(self) -> Mapping[tuple[str, ...], float]:
-        """Values by label values."""
-        return self._values
+def code_of(status: int) -> str:
+    """The label for an HTTP status: whatever is between the operator and the API server cannot make up others."""
+    return str(status) if str(status) in _CODES else "other"
 
 
-class Gauge:
-    """A value that is looked up when it is asked for."""
-
-    kind = "gauge"
-
-    def __init__(self, name: str, text: str, *labels: str) -> None:
-        self.name, self.text, self.labels = name, text, labels
-        self.read: Callable[[], Mapping[tuple[str, ...], float]] = dict
-
-    def samples(self) -> Mapping[tuple[str, ...], float]:
-        """Values by label values."""
-        return self.read()
-
-
-class Metrics:
-    """Every metric of the operator."""
+class Metrics(Values):
+    """Their values in a process."""
 
     def __init__(self) -> None:
-        self.reconciles = Counter("dbtunnel_reconciles_total", "Reconciles of tunnels.", "result")
-        self.reconcile_seconds = Counter("dbtunnel_reconcile_seconds_total", "Time spent in reconciles.")
-        self.api_writes = Counter("dbtunnel_api_writes_total", "Writes to the API server.", "kind", "verb")
-        self.repairs = Counter("dbtunnel_repairs_total", "Children that were not as wanted.", "kind")
-        self.queue_depth = Gauge("dbtunnel_queue_depth", "Tunnels that wait for a reconcile.")
-        self.tunnels = Gauge("dbtunnel_tunnels", "Tunnels by the status of their condition Ready.", "ready")
-        self.last_reconcile = Gauge("dbtunnel_last_reconcile_age_seconds", "Time since the last finished reconcile.")
-
-    def text(self) -> str:
-        """All of them, for a scrape."""
-        return "\n".join(self._lines()) + "\n"
-
-    def _lines(self) -> Iterator[str]:
-        for metric in vars(self).values():
-            yield f"# HELP {metric.name} {metric.text}"
-            yield f"# TYPE {metric.name} {metric.kind}"
-            for labels, value in sorted(metric.samples().items()):
-                pairs = ",".join(f'{name}="{_escaped(text)}"' for name, text in zip(metric.labels, labels, strict=True))
-                yield f"{metric.name}{{{pairs}}} {value:g}" if pairs else f"{metric.name} {value:g}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+        super().__init__(METRICS)

@@ -17,12 +17,21 @@ from dbtunnel.controller.client import TUNNEL, ApiError, Client
 from dbtunnel.controller.cluster import Cluster
 from dbtunnel.controller.handlers import WATCHED, StuckError, build_registry
 from dbtunnel.controller.logs import event
-from dbtunnel.controller.metrics import Metrics
+from dbtunnel.controller.metrics import (
+    LAST_RECONCILE,
+    QUEUE_DEPTH,
+    RECONCILE_SECONDS,
+    TUNNEL_READY,
+    TUNNELS,
+    WORKING,
+    Metrics,
+)
 from dbtunnel.controller.queue import TunnelKey, WorkQueue
 from dbtunnel.controller.reconcile import Reconciler
 from dbtunnel.controller.rollouts import Rollouts
 from dbtunnel.controller.settings import Settings
 from dbtunnel.controller.store import Store
+from dbtunnel.domain.metrics import Labels
 from dbtunnel.domain.names import CHILD_SELECTOR
 
 logger = logging.getLogger(__name__)
@@ -82,9 +91,11 @@ class Operator:
             Rollouts(settings.rollouts, time.monotonic),
             settings.installation(),
         )
-        metrics.queue_depth.read = lambda: {(): self.queue.depth}
-        metrics.tunnels.read = self._tunnels_by_readiness
-        metrics.last_reconcile.read = lambda: {(): self._idle_seconds()}
+        metrics.look_up(QUEUE_DEPTH, lambda: {"": self.queue.depth})
+        metrics.look_up(LAST_RECONCILE, lambda: {"": round(self._idle_seconds(), 3)})
+        metrics.look_up(WORKING, lambda: {"": self.is_watching})
+        metrics.look_up(TUNNELS, self._tunnels_by_readiness)
+        metrics.look_up(TUNNEL_READY, lambda: {one[:3]: one[3] == "True" for one in self._readiness()})
 
     async def start(self) -> None:
         """The first resync; waits where the API server does not answer. Raises NotServedError, ApiError if refused."""
@@ -194,8 +205,7 @@ class Operator:
             del self._running[key]
             self._finished = time.monotonic()
             seconds = self._finished - began
-            self._metrics.reconciles.add(outcome.result)
-            self._metrics.reconcile_seconds.add(amount=seconds)
+            self._metrics.observe(RECONCILE_SECONDS, seconds, outcome.result)
             if outcome.result != "failed":
                 level = logging.WARNING if outcome.result == "refused" else logging.DEBUG
                 fields = {"seconds": round(seconds, 4), **outcome.fields}
@@ -229,13 +239,19 @@ class Operator:
     def _idle_seconds(self) -> float:
         return time.monotonic() - self._finished
 
-    def _tunnels_by_readiness(self) -> Mapping[tuple[str, ...], float]:
-        counts: dict[tuple[str, ...], float] = {(status,): 0 for status in ("True", "False", "Unknown")}
+    def _tunnels_by_readiness(self) -> Mapping[Labels, float]:
+        counts: dict[Labels, float] = dict.fromkeys(("True", "False", "Unknown"), 0)
+        for *_, status in self._readiness():
+            counts[status] += 1
+        return counts
+
+    def _readiness(self) -> Iterator[tuple[str, str, str, str]]:
+        """Namespace and name of each tunnel, reason and status of its condition Ready."""
         for tunnel in self.store.tunnels():
             conditions = (tunnel.get("status") or {}).get("conditions") or ()
-            ready = [one["status"] for one in conditions if one["type"] == ConditionType.READY]
-            counts[(ready[0] if ready else "Unknown",)] += 1
-        return counts
+            ready: Mapping[str, str] = next((one for one in conditions if one["type"] == ConditionType.READY), {})
+            metadata = tunnel["metadata"]
+            yield metadata["namespace"], metadata["name"], ready.get("reason", ""), ready.get("status", "Unknown")
 
 
 _PASSING = (408, 410, 429)

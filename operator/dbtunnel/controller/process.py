@@ -15,9 +15,10 @@ from dbtunnel.controller.client import Client, load_configuration
 from dbtunnel.controller.endpoints import serving
 from dbtunnel.controller.leader import Election
 from dbtunnel.controller.logs import event
-from dbtunnel.controller.metrics import CONTENT_TYPE, Metrics
+from dbtunnel.controller.metrics import Metrics
 from dbtunnel.controller.operator import Operator
 from dbtunnel.controller.settings import PodAccess, Settings
+from dbtunnel.domain.metrics import CONTENT_TYPE
 
 logger = logging.getLogger(__name__)
 

@@ -92,6 +92,8 @@ class Client:
         self._is_held = self._is_bulk = False
         self.asked_at: float | None = None
         """When it first wanted a channel, by the loop's time."""
+        self.opening_at = 0.0
+        """When its channel was asked for."""
         self._events = READ
         self._watcher.watch(self._fd, READ, self._happened, self.refuse)
 
@@ -104,7 +106,7 @@ class Client:
 
     def open_channel(self, link: Link, target: Address, limit_seconds: float) -> None:
         """Asks for its channel; the host hears where there is none."""
-        self.link = link
+        self.link, self.opening_at = link, asyncio.get_running_loop().time()
         self._opening = Opening(link, self, target, self.address, limit_seconds)
 
     def park(self, *, parked: bool) -> None:

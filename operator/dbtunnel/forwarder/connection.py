@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.forwarder import ForwarderConfig, KeySessions
 from dbtunnel.domain.hops import hop_name
-from dbtunnel.forwarder.failures import Failure
+from dbtunnel.forwarder.failures import Failure, Loss
 from dbtunnel.forwarder.keys import KeySource, MountedFile
 from dbtunnel.forwarder.link import Link
 from dbtunnel.forwarder.login import lost
 from dbtunnel.forwarder.logs import event
-from dbtunnel.forwarder.metrics import OWN_PACKETS, SSH_CONNECTS, SSH_UP, Metrics
+from dbtunnel.forwarder.metrics import OWN_PACKETS, SSH_CONNECTS, SSH_RECONNECTS, SSH_UP, Metrics
 from dbtunnel.forwarder.pace import STABLE_SECONDS, Pace
 from dbtunnel.forwarder.route import KnownHosts, Route
 from dbtunnel.forwarder.state import State
@@ -108,6 +108,7 @@ class Connector:
         for link in self._all():
             if self._route.is_revoked(link) and not link.is_closing():
                 event(_LOG, "connection of a revoked key ended", channels=link.uses)
+                link.end.loss = Loss.KEY_REVOKED
                 link.close()
 
     def _all(self) -> list[Link]:
@@ -217,6 +218,7 @@ class Connector:
         old, self.link, self._further = [*([self.link] if self.link else []), *self._further], link, []
         self._made_with, self._since, self._has_complained = known_hosts, _now(), False
         for one in old:
+            self._metrics.add(SSH_RECONNECTS, label=Loss.REPLACED)
             self._retire(one)
         self.up.set()
         self.down_since = None
@@ -262,6 +264,7 @@ class Connector:
         elif link is not self.link:
             return
         event(_LOG, "connection lost", hop=hop_name(self._config, link.end.at), seen=link.end.reason)
+        self._metrics.add(SSH_RECONNECTS, label=link.end.loss or Loss.LOST)
         self._slow_down(lost(link))
         if link is self.link:
             self.link = self._further.pop(0) if self._further else None

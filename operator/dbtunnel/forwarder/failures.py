@@ -3,6 +3,7 @@
 import errno
 import socket
 from dataclasses import dataclass
+from enum import StrEnum
 
 import asyncssh
 
@@ -24,6 +25,9 @@ _OF_THE_NETWORK = frozenset(
 
 _CUT = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
 """What comes of a reset, which there can be only where a connection was taken."""
+
+_BROKEN = (asyncssh.ProtocolError, asyncssh.MACError, asyncssh.CompressionError, asyncssh.KeyExchangeFailed)
+"""What comes of packets that cannot be."""
 
 _DATABASE_TEXTS: tuple[tuple[str, Reason], ...] = (
     # the bastion's own words: those of sshd are its C library's (glibc, musl), for getaddrinfo(3) and connect(2)
@@ -54,6 +58,34 @@ class Failure(Exception):
     """Number of the SSH server that this speaks of; None: the one at hand."""
     may_pass: bool = False
     """It may be over in a moment, so that the reason's slow pace is not for it."""
+
+
+class Loss(StrEnum):
+    """Why an SSH connection that was in use is not any more."""
+
+    LOST = "Lost"
+    """It ended without a word of the server's."""
+    NOT_ALIVE = "KeepaliveUnanswered"
+    NETWORK = "NetworkFailed"
+    """The system says so: a reset, no route."""
+    DISCONNECTED = "Disconnected"
+    """The server said that it ends it."""
+    BROKEN = "ProtocolBroken"
+    JUMP_HOST = "JumpHostLost"
+    KEY_REVOKED = "KeyRevoked"
+    REPLACED = "Replaced"
+    """By one with other keys, to a server that comes before, or verified by another known_hosts."""
+
+
+def loss_of(error: Exception | None) -> Loss:
+    """Why asyncssh gave a connection up. What a server sent chooses among these at most."""
+    if error is None:
+        return Loss.DISCONNECTED
+    if isinstance(error, asyncssh.ConnectionLost):
+        return Loss.NOT_ALIVE if "keepalive" in str(error) else Loss.LOST
+    if isinstance(error, OSError):
+        return Loss.NETWORK
+    return Loss.BROKEN if isinstance(error, _BROKEN) or not isinstance(error, asyncssh.Error) else Loss.DISCONNECTED
 
 
 @dataclass

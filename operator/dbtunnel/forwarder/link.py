@@ -7,6 +7,7 @@ from typing import Protocol
 
 import asyncssh
 
+from dbtunnel.forwarder.failures import Loss
 from dbtunnel.forwarder.keys import Key
 from dbtunnel.forwarder.packets import Packets
 from dbtunnel.forwarder.transport import Congestion
@@ -34,15 +35,18 @@ class End:
     def __init__(self, hop: int = 0) -> None:
         self.happened = asyncio.Event()
         self.reason = ""
+        self.loss: Loss | None = None
+        """The same in a word: what was known first."""
         self.hop = hop
         """Number of the SSH server that the connection leads to."""
         self.at = hop
         """Number of the one that was lost: a jump host takes along what goes through it."""
         self.on_end: Callable[[], None] = lambda: None
 
-    def happen(self, reason: str, at: int | None = None) -> None:
+    def happen(self, reason: str, at: int | None = None, loss: Loss = Loss.LOST) -> None:
         """The connection is gone, by that of another SSH server where one is given."""
         self.reason, self.at = reason, self.hop if at is None else at
+        self.loss = self.loss or loss
         self.happened.set()
         self.on_end()
 

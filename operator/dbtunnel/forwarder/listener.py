@@ -17,6 +17,7 @@ from dbtunnel.forwarder.failures import channel_failure
 from dbtunnel.forwarder.logs import Budget, event
 from dbtunnel.forwarder.metrics import (
     BYTES,
+    CHANNEL_SECONDS,
     CLIENTS_LEFT,
     CLIENTS_OPEN,
     CLIENTS_PARKED,
@@ -258,9 +259,10 @@ class Listener:
         self._prober.failed(link, failure)
         self._refuse(client, failure.reason)
 
-    def joined(self, client: Client) -> None:  # noqa: ARG002
+    def joined(self, client: Client) -> None:
         """As Host."""
         self._metrics.add(CLIENTS_OPEN)
+        self._metrics.observe(CHANNEL_SECONDS, client.joined_at - client.opening_at)
 
     def saw(self, client: Client, first: bytes) -> None:
         """As Host."""

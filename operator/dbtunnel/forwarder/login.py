@@ -16,7 +16,15 @@ from dbtunnel.domain.authorized_keys import forward_target
 from dbtunnel.domain.diagnosis import printable
 from dbtunnel.domain.hops import hop_name, jumps_of
 from dbtunnel.forwarder.algorithms import offered
-from dbtunnel.forwarder.failures import Failure, Progress, connect_failure, jump_failure, transport_failure
+from dbtunnel.forwarder.failures import (
+    Failure,
+    Loss,
+    Progress,
+    connect_failure,
+    jump_failure,
+    loss_of,
+    transport_failure,
+)
 from dbtunnel.forwarder.host_keys import KnownHostsError, Trust, kinds_left, kinds_to_try, trust_of
 from dbtunnel.forwarder.jump import JumpDialer
 from dbtunnel.forwarder.keyring import Keyring
@@ -111,9 +119,9 @@ class _Watcher(asyncssh.SSHClient):
     def connection_lost(self, exc: Exception | None) -> None:
         before = self.carrier
         if before and before.lost.is_set():
-            self.end.happen(before.end.reason, before.end.at)
+            self.end.happen(before.end.reason, before.end.at, Loss.JUMP_HOST)
             return
-        self.end.happen(str(exc) if exc else "the server closed it")
+        self.end.happen(str(exc) if exc else "the server closed it", loss=loss_of(exc))
         if before and self.is_in:
             before.close()
 

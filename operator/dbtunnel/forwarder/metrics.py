@@ -1,32 +1,26 @@
-"""What is counted, declared once: the text at /metrics and its documentation come from here."""
+"""What a forwarder counts, declared once: the text at /metrics and its documentation come from here."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dbtunnel.api.conditions import Reason
+from dbtunnel.domain.metrics import Kind, Label, Metric, Values
+from dbtunnel.forwarder.failures import Loss
 
-
-class Kind(StrEnum):
-    """Prometheus's metric types."""
-
-    COUNTER = "counter"
-    GAUGE = "gauge"
-
-
-@dataclass(frozen=True, eq=False)
-class Metric:
-    """A metric, and what it tells. It is itself alone, so that finding its value costs little."""
-
-    name: str
-    kind: Kind
-    help: str
-    label: str | None = None
-
+_REASONS = "a reason of [conditions.md](conditions.md)"
+_REASON = Label("reason", _REASONS, len(Reason))
+_REFUSAL = Label("reason", f"{_REASONS}, `ConnectionLimit`, `Parking` or `TooManyClients`", len(Reason) + 3)
+_LOSS = Label("reason", ", ".join(f"`{loss}`" for loss in Loss), len(Loss))
+_RESULT = Label("result", f"`Succeeded` or {_REASONS}", len(Reason))
+_DIRECTION = Label("direction", "`sent` to the database, `received` from it", 2)
+_HOP = Label("hop", "an SSH server of the tunnel: what it is, its host and port", 9)
+_LAYER = Label("layer", "`key`, `transport`, `authentication`, `database`", 4)
 
 CLIENTS_OPEN = Metric("dbtunnel_forwarder_clients", Kind.GAUGE, "Clients that are connected to the database now.")
 CLIENTS_PARKED = Metric("dbtunnel_forwarder_clients_parked", Kind.GAUGE, "Clients that wait for the SSH connection.")
 CLIENTS_TOTAL = Metric("dbtunnel_forwarder_clients_total", Kind.COUNTER, "Clients that were taken.")
 CLIENTS_REFUSED = Metric(
-    "dbtunnel_forwarder_clients_refused_total", Kind.COUNTER, "Clients that were closed without a database.", "reason"
+    "dbtunnel_forwarder_clients_refused_total",
+    Kind.COUNTER,
+    "Clients that were closed without a database.",
+    (_REFUSAL,),
 )
 CLIENTS_LEFT = Metric(
     "dbtunnel_forwarder_clients_left_before_login_total",
@@ -37,7 +31,7 @@ CLIENTS_LEFT = Metric(
 SESSIONS_IDLE = Metric(
     "dbtunnel_forwarder_sessions_idle_total", Kind.COUNTER, "Sessions that were ended since nothing happened on them."
 )
-BYTES = Metric("dbtunnel_forwarder_bytes_total", Kind.COUNTER, "Bytes of clients' streams.", "direction")
+BYTES = Metric("dbtunnel_forwarder_bytes_total", Kind.COUNTER, "Bytes of clients' streams.", (_DIRECTION,))
 SSH_UP = Metric("dbtunnel_forwarder_ssh_up", Kind.GAUGE, "SSH connections that take new clients.")
 OWN_PACKETS = Metric(
     "dbtunnel_forwarder_ssh_own_packets",
@@ -45,18 +39,37 @@ OWN_PACKETS = Metric(
     "1 while packets of data take the forwarder's own way, 0 while they take asyncssh's, which is slower; the event"
     " `connected` says why.",
 )
+CHANNEL_SECONDS = Metric(
+    "dbtunnel_forwarder_channel_open_seconds",
+    Kind.HISTOGRAM,
+    "From the moment in which a client's channel was asked for until the SSH server had opened it, which it does once"
+    " it has connected to the database. Each is a session.",
+    buckets=(0.005, 0.025, 0.1, 0.5, 2.5, 10),
+)
 SSH_CONNECTS = Metric("dbtunnel_forwarder_ssh_connects_total", Kind.COUNTER, "SSH connections that were made.")
 SSH_FAILURES = Metric(
-    "dbtunnel_forwarder_ssh_failures_total", Kind.COUNTER, "Attempts to connect that failed.", "reason"
+    "dbtunnel_forwarder_ssh_failures_total", Kind.COUNTER, "Attempts to connect that failed.", (_REASON,)
+)
+SSH_RECONNECTS = Metric(
+    "dbtunnel_forwarder_ssh_reconnects_total",
+    Kind.COUNTER,
+    "SSH connections that ended while new clients went over them, or that another took the place of.",
+    (_LOSS,),
+)
+HANDSHAKE_SECONDS = Metric(
+    "dbtunnel_forwarder_ssh_handshake_seconds",
+    Kind.HISTOGRAM,
+    "TCP connection, key exchange, host key and login, of those that succeeded; one for each SSH server on the way.",
+    buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 HOP_ACTIVE = Metric(
-    "dbtunnel_forwarder_hop_active", Kind.GAUGE, "1 while new clients go through this SSH server, else 0.", "hop"
+    "dbtunnel_forwarder_hop_active", Kind.GAUGE, "1 while new clients go through this SSH server, else 0.", (_HOP,)
 )
 NEXT_KEY_FAILS = Metric(
     "dbtunnel_forwarder_next_key_failing", Kind.GAUGE, "1 while a key that is to replace another cannot be used."
 )
-PROBES = Metric("dbtunnel_forwarder_probes_total", Kind.COUNTER, "Probes of the database.", "result")
-LAYER = Metric("dbtunnel_forwarder_layer_ready", Kind.GAUGE, "1 while the layer works, 0 while it does not.", "layer")
+PROBES = Metric("dbtunnel_forwarder_probes_total", Kind.COUNTER, "Probes of the database.", (_RESULT,))
+LAYER = Metric("dbtunnel_forwarder_layer_ready", Kind.GAUGE, "1 while the layer works, 0 while it does not.", (_LAYER,))
 
 METRICS = (
     CLIENTS_OPEN,
@@ -66,10 +79,13 @@ METRICS = (
     CLIENTS_LEFT,
     SESSIONS_IDLE,
     BYTES,
+    CHANNEL_SECONDS,
     SSH_UP,
     OWN_PACKETS,
     SSH_CONNECTS,
     SSH_FAILURES,
+    SSH_RECONNECTS,
+    HANDSHAKE_SECONDS,
     HOP_ACTIVE,
     NEXT_KEY_FAILS,
     PROBES,
@@ -78,33 +94,8 @@ METRICS = (
 """All of them, in the order of /metrics."""
 
 
-@dataclass
-class Metrics:
-    """The values."""
+class Metrics(Values):
+    """Their values in a process."""
 
-    _values: dict[tuple[Metric, str], float] = field(default_factory=dict)
-
-    def add(self, metric: Metric, amount: float = 1, label: str = "") -> None:
-        """Counts up, or down for a gauge."""
-        self._values[metric, label] = self._values.get((metric, label), 0) + amount
-
-    def set(self, metric: Metric, value: float, label: str = "") -> None:
-        """Sets a gauge."""
-        self._values[metric, label] = value
-
-    def get(self, metric: Metric, label: str = "") -> float:
-        """The current value."""
-        return self._values.get((metric, label), 0)
-
-    def text(self) -> str:
-        """Prometheus's text format."""
-        return "".join(f"{line}\n" for metric in METRICS for line in self._lines(metric))
-
-    def _lines(self, metric: Metric) -> Iterator[str]:
-        yield f"# HELP {metric.name} {metric.help}"
-        yield f"# TYPE {metric.name} {metric.kind}"
-        if metric.label is None:
-            yield f"{metric.name} {self.get(metric):.0f}"
-        for (known, label), value in sorted(self._values.items(), key=lambda item: item[0][1]):
-            if known is metric and metric.label is not None:
-                yield f'{metric.name}{{{metric.label}="{label}"}} {value:.0f}'
+    def __init__(self) -> None:
+        super().__init__(METRICS)

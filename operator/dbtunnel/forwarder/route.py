@@ -21,7 +21,7 @@ from dbtunnel.forwarder.keyring import Keyring, Keys
 from dbtunnel.forwarder.keys import KeySource, MountedFile
 from dbtunnel.forwarder.link import Link
 from dbtunnel.forwarder.login import Login, lost
-from dbtunnel.forwarder.metrics import SSH_FAILURES, Metrics
+from dbtunnel.forwarder.metrics import HANDSHAKE_SECONDS, SSH_FAILURES, Metrics
 from dbtunnel.forwarder.pace import FIRST_BACKOFF_SECONDS, Pace, return_seconds
 from dbtunnel.forwarder.state import State
 from dbtunnel.forwarder.steps import Step
@@ -114,7 +114,7 @@ class Route:
         link: Link | None = None
         for login in self._jumps:
             try:
-                link = await login.connect(known_hosts[login.number], link)
+                link = await self._log_in(login, known_hosts, link)
             except Failure as failure:
                 self._slow_down(self._jumps_pace, login, failure, changes)
                 for end in ends:
@@ -130,7 +130,7 @@ class Route:
             if not end.pace.is_due:
                 continue
             try:
-                link = await end.login.connect(known_hosts[end.login.number], carrier)
+                link = await self._log_in(end.login, known_hosts, carrier)
             except Failure as failure:
                 self._slow_down(end.pace, end.login, failure, changes)
                 self._note(end, failure)
@@ -143,6 +143,12 @@ class Route:
         self._metrics.add(SSH_FAILURES, label=failure.reason)
         if changes == self._changes:
             pace.failed(_for_the_pace(login, failure))
+
+    async def _log_in(self, login: Login, known_hosts: KnownHosts, carrier: Link | None) -> Link:
+        began = _now()
+        link = await login.connect(known_hosts[login.number], carrier)
+        self._metrics.observe(HANDSHAKE_SECONDS, _now() - began)
+        return link
 
     def _note(self, end: _End, failure: Failure | None) -> None:
         end.failure = failure
