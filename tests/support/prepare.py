@@ -15,17 +15,19 @@ from tests.support.databases import MariaDBServer, PostgresServer
 from tests.support.debian import MissingPackageError, ensure_packages
 from tests.support.images import CLIENT, OPERATOR, ImageError
 from tests.support.installation import image_reference
+from tests.support.prometheus import PACKAGES as PROMETHEUS_PACKAGES
 
 
 def prepare_unit() -> None:
-    """The chart is rendered by the real helm."""
+    """The chart is rendered by the real helm, its alert rules are tried by Prometheus' own tool."""
     binary("helm")
+    ensure_packages(PROMETHEUS_PACKAGES)
 
 
 def prepare_forwarder() -> None:
-    """A real sshd, real databases, and a compiler for the benchmark's programs."""
+    """A real sshd, real databases, a real Prometheus, and a compiler for the benchmark's programs."""
     servers = {**BASTION_PACKAGES, **PostgresServer.packages, **MariaDBServer.packages}
-    ensure_packages({**servers, **CABLE_PACKAGES, **BENCH_PACKAGES})
+    ensure_packages({**servers, **CABLE_PACKAGES, **BENCH_PACKAGES, **PROMETHEUS_PACKAGES})
 
 
 def prepare_cluster() -> None:

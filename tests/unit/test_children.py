@@ -172,6 +172,14 @@ def test_selected_peers_take_the_place_of_the_namespace_as_they_are() -> None:
     assert [port["port"] for port in admin["ports"]] == ["admin"]
 
 
+def test_scrapers_reach_the_admin_port_too() -> None:
+    installation = replace(INSTALLATION, scraper_namespaces=("monitoring", "dbtunnel-system"))
+    *_, admin = build_network_policy(tunnel(), installation)["spec"]["ingress"]
+    names = [peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] for peer in admin["from"]]
+    assert names == ["dbtunnel-system", "monitoring"]
+    assert admin["ports"] == [{"port": "admin", "protocol": "TCP"}]
+
+
 def test_an_operator_outside_the_cluster_is_admitted_nowhere() -> None:
     (database,) = build_network_policy(tunnel(), replace(INSTALLATION, operator_namespace=""))["spec"]["ingress"]
     assert [port["port"] for port in database["ports"]] == ["database"]

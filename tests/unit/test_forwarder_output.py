@@ -130,12 +130,19 @@ def test_two_who_wait_both_hear() -> None:
 # --- metrics ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_metric_is_declared_in_order_and_those_without_label_have_a_value() -> None:
+def test_every_metric_is_declared_in_order_and_what_is_known_has_a_value() -> None:
     lines = Metrics().text().splitlines()
     declared = [line.split()[2] for line in lines if line.startswith("# TYPE")]
     assert declared == [metric.name for metric in METRICS]
     assert [line for line in lines if not line.startswith("#") and "_seconds" not in line] == [
-        f"{metric.name} 0" for metric in METRICS if not metric.labels and not metric.buckets
+        line
+        for metric in METRICS
+        if not metric.buckets
+        for line in (
+            [f"{metric.name} 0"]
+            if not metric.labels
+            else [f'{metric.name}{{{one.name}="{value}"}} 0' for one in metric.labels for value in sorted(one.known)]
+        )
     ]
     for metric in METRICS:
         assert metric.name.startswith("dbtunnel_forwarder_")

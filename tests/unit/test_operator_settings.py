@@ -79,6 +79,7 @@ def test_what_decisions_take_of_the_settings() -> None:
     installation = read(
         *("--forwarder-image-pull-policy", "Always"),
         *("--operator-namespace", "dbtunnel-system"),
+        *("--scraper-namespaces", "monitoring,metrics"),
         *("--egress-addresses", " 203.0.113.7, 2001:db8::/64 ,"),
         *("--unreachable-after-seconds", "5"),
     ).installation()
@@ -86,6 +87,7 @@ def test_what_decisions_take_of_the_settings() -> None:
         forwarder_image=NEEDED["DBTUNNEL_FORWARDER_IMAGE"],
         forwarder_image_pull_policy="Always",
         operator_namespace="dbtunnel-system",
+        scraper_namespaces=("monitoring", "metrics"),
         egress_addresses=("203.0.113.7", "2001:db8::/64"),
         unreachable_after_seconds=5,
     )
@@ -130,6 +132,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "forwarder-image": ([""], "it is required"),
     "forwarder-image-pull-policy": (["always", "Sometimes"], "write one of Always, IfNotPresent, Never"),
     "namespaces": (["Shop", "a b", "a,-b", "a" * 64], "write names of namespaces with commas in between"),
+    "scraper-namespaces": (["Monitoring"], "write names of namespaces with commas in between"),
     "egress-addresses": (
         ["bastion.example", "203.0.113.7/24", "203.0.113", 'a",command="x', ",".join(["203.0.113.7"] * 33)],
         "write at most 32 addresses or networks such as 203.0.113.7 or 203.0.113.0/24",

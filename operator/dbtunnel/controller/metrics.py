@@ -7,16 +7,18 @@ from dbtunnel.domain.metrics import Kind, Label, Metric, Values
 _RESULTS = ("succeeded", "conflict", "refused", "failed")
 _CODES = frozenset(str(status.value) for status in HTTPStatus if status >= HTTPStatus.MULTIPLE_CHOICES)
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-_WRITTEN = "DatabaseTunnel/status, Service, NetworkPolicy, PodDisruptionBudget, Deployment, Pod, Secret, Event, Lease"
+_CHILDREN = ("Service", "NetworkPolicy", "PodDisruptionBudget", "Deployment")
+_WRITTEN = (*_CHILDREN, "DatabaseTunnel/status", "Pod", "Secret", "Event", "Lease")
 
 _RESULT = Label(
     "result",
     "`succeeded`; `conflict`: somebody else wrote meanwhile; `refused`: the API server refused or did not answer;"
     " `failed`: a bug",
     len(_RESULTS),
+    known=_RESULTS,
 )
-_KIND = Label("kind", _WRITTEN, len(_WRITTEN.split(", ")))
-_CHILD = Label("kind", "Service, NetworkPolicy, PodDisruptionBudget, Deployment", 4)
+_KIND = Label("kind", ", ".join(_WRITTEN), len(_WRITTEN))
+_CHILD = Label("kind", ", ".join(_CHILDREN), len(_CHILDREN), known=_CHILDREN)
 _VERB = Label("verb", "`create`, `update`, `patch`, `delete`", 4)
 _METHOD = Label("method", ", ".join(f"`{method}`" for method in _METHODS), len(_METHODS))
 _CODE = Label("code", "the HTTP status; `none` where it did not answer, `other` for one of nobody's", len(_CODES) + 2)
@@ -52,7 +54,8 @@ TUNNELS = Metric("dbtunnel_operator_tunnels", Kind.GAUGE, "Tunnels by the status
 TUNNEL_READY = Metric(
     "dbtunnel_operator_tunnel_ready",
     Kind.GAUGE,
-    "1 while the tunnel's condition Ready is True, else 0. By the operator that works alone.",
+    "1 while the tunnel's condition Ready is True, else 0. By the operator that works alone; not for a tunnel that is"
+    " being deleted.",
     (_NAMESPACE, _TUNNEL, _REASON),
 )
 

@@ -246,8 +246,10 @@ class Operator:
         return counts
 
     def _readiness(self) -> Iterator[tuple[str, str, str, str]]:
-        """Namespace and name of each tunnel, reason and status of its condition Ready."""
+        """Namespace and name of each tunnel that is not on its way out, reason and status of its condition Ready."""
         for tunnel in self.store.tunnels():
+            if "deletionTimestamp" in tunnel["metadata"]:
+                continue
             conditions = (tunnel.get("status") or {}).get("conditions") or ()
             ready: Mapping[str, str] = next((one for one in conditions if one["type"] == ConditionType.READY), {})
             metadata = tunnel["metadata"]

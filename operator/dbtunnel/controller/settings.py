@@ -139,6 +139,7 @@ SETTINGS = (
     ),
     Setting("namespaces", "", _namespaces, "namespaces to watch, with commas in between; all unless given"),
     Setting("operator-namespace", "", str, "the operator's own: admitted to the forwarders' admin port"),
+    Setting("scraper-namespaces", "", _namespaces, "namespaces of scrapers of metrics, admitted to the admin port too"),
     Setting("egress-addresses", "", _addresses, "addresses from which bastions see the cluster, shown to every tunnel"),
     Setting("pod-access", PodAccess.DIRECT, _one_of(*PodAccess), "how forwarders are read: Direct, or Proxy outside"),
     _default("replicas", "forwarder pods", 1, 16),
@@ -180,6 +181,7 @@ class Settings:
     forwarder_image_pull_policy: str
     namespaces: tuple[str, ...]
     operator_namespace: str
+    scraper_namespaces: tuple[str, ...]
     egress_addresses: tuple[str, ...]
     pod_access: PodAccess
     default_replicas: int
@@ -224,6 +226,7 @@ class Settings:
             forwarder_image=self.forwarder_image,
             forwarder_image_pull_policy=self.forwarder_image_pull_policy,
             operator_namespace=self.operator_namespace,
+            scraper_namespaces=self.scraper_namespaces,
             egress_addresses=self.egress_addresses,
             defaults=Defaults(**{name: getattr(self, f"default_{name}") for name in names}),
             unreachable_after_seconds=self.unreachable_after_seconds,

@@ -55,15 +55,18 @@ def build_service(tunnel: DatabaseTunnel) -> Manifest:
 
 
 def build_network_policy(tunnel: DatabaseTunnel, installation: Installation) -> Manifest:
-    """Who may connect to the pods: the peers of `spec.access` to the database port, the operator to the admin port."""
+    """Who may connect to the pods: the peers of `spec.access` to the database port, the operator and the installer's
+    scrapers to the admin port.
+    """
     peers: list[Any] = [{"podSelector": {}}]
     if tunnel.spec.access.policy is AccessPolicy.SELECTED:
         peers = [peer.document() for peer in tunnel.spec.access.from_ or ()]
     rules: list[Manifest] = [{"from": peers, "ports": [{"port": DATABASE_PORT_NAME, "protocol": "TCP"}]}]
-    if installation.operator_namespace:
-        operator = {"matchLabels": {"kubernetes.io/metadata.name": installation.operator_namespace}}
+    readers = dict.fromkeys(filter(None, (installation.operator_namespace, *installation.scraper_namespaces)))
+    if readers:
         admin = {"port": ADMIN_PORT_NAME, "protocol": "TCP"}
-        rules.append({"from": [{"namespaceSelector": operator}], "ports": [admin]})
+        named = [{"matchLabels": {"kubernetes.io/metadata.name": name}} for name in readers]
+        rules.append({"from": [{"namespaceSelector": one} for one in named], "ports": [admin]})
     spec = {
         "podSelector": {"matchLabels": names.selector_labels(tunnel)},
         "policyTypes": ["Ingress"],

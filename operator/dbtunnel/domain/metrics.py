@@ -29,6 +29,8 @@ class Label:
     """Which they are, for people."""
     most: int | None
     """How many there can be in a process; None: as many as there are tunnels."""
+    known: Sequence[str] = ()
+    """Those that have a series from the start, so that the first that is counted is an increase."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,14 @@ class Values:
     _values: dict[tuple[Metric, Labels], float] = field(default_factory=dict)
     _histograms: dict[tuple[Metric, Labels], _Histogram] = field(default_factory=dict)
     _readers: dict[Metric, Callable[[], Mapping[Labels, float]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for metric in self.declared:
+            for label in metric.labels[0].known if len(metric.labels) == 1 else ():
+                if metric.kind is Kind.HISTOGRAM:
+                    self._histograms[metric, label] = _empty(metric)
+                else:
+                    self._values[metric, label] = 0
 
     def add(self, metric: Metric, amount: float = 1, label: Labels = "") -> None:
         """Counts up, or down for a gauge."""

@@ -33,6 +33,8 @@ class Installation:
     forwarder_image_pull_policy: str = "IfNotPresent"
     operator_namespace: str = ""
     """Admitted to the forwarders' admin port. Empty: the operator runs outside the cluster."""
+    scraper_namespaces: tuple[str, ...] = ()
+    """Admitted there too: those that Prometheus runs in."""
     egress_addresses: tuple[str, ...] = ()
     """From where bastions see the cluster."""
     defaults: Defaults = field(default_factory=Defaults)
