@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from dbtunnel.api.reasons import REASONS, Reason, ReasonInfo
 from dbtunnel.controller import metrics as operators
 from dbtunnel.domain.metrics import Metric
 from dbtunnel.forwarder import metrics as forwarders
+from tests.support.events import MEANINGS, Event, events_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,15 +105,50 @@ def metrics_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def logs_page() -> str:
+    """Every event of both processes' logs."""
+    lines = [
+        "# Logs",
+        f"<!-- {_HEADER} -->",
+        "",
+        "Each line is a JSON object with `time`, `level`, `logger`, `event` and the event's own fields: one line for",
+        "one fact. Names of events and fields are kept, more may come. What Kopf and other libraries log has the same",
+        "form, and its texts are theirs. A line with `exception` is a bug. No line has a secret or anything of a",
+        "client's data; what a server said is bounded and escaped.",
+        "",
+        "`settings.logLevel` of the chart is the operator's level, `settings.forwarderLogLevel` the forwarders'. With",
+        "`DEBUG` a forwarder tells each client's way from its connection to its end, with the client's number as `id`.",
+    ]
+    for title, package in (("forwarder", "forwarder"), ("operator", "controller")):
+        lines += [
+            "",
+            f"## Of each {title}",
+            "",
+            "| event | level | fields | what is the case |",
+            "| --- | --- | --- | --- |",
+        ]
+        logged = events_of(package)
+        lines += [_event_row(name, meaning, logged) for name, meaning in MEANINGS[package].items()]
+    return "\n".join(lines) + "\n"
+
+
 GENERATED: Mapping[str, Callable[[], str]] = {
     "crds/dbtunnel.dev_databasetunnels.yaml": crd_yaml,
     "charts/dbtunnel-operator/files/crd.yaml": crd_yaml,
     "docs/conditions.md": conditions_page,
     "docs/engines.md": engines_page,
+    "docs/logs.md": logs_page,
     "docs/metrics.md": metrics_page,
     "docs/resource.md": resource_page,
 }
 """Each generated file, and what makes its text."""
+
+
+def _event_row(name: str, meaning: str, logged: Sequence[Event]) -> str:
+    calls = [event for event in logged if event.name == name]
+    levels = " or ".join(dict.fromkeys(event.level for event in calls))
+    fields = ", ".join(f"`{field}`" for field in dict.fromkeys(field for event in calls for field in event.fields))
+    return f"| `{name}` | {levels} | {fields} | {meaning} |"
 
 
 def _metric_row(metric: Metric) -> str:

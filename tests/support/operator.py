@@ -86,7 +86,7 @@ class Operator:
         logs = self.logs()
         start = max(number for number, line in enumerate(logs) if line.get("event") == "started")
         latest = [line for line in logs[start:] if line.get("namespace") == namespace]
-        return [line["event"] for line in latest if line["event"].startswith("reconcile ")]
+        return [line["result"] for line in latest if line["event"] == "reconciled"]
 
     def writes(self, namespace: str | None = None) -> list[str]:
         """Its successful writes as `verb resource/name`, all or of a namespace."""

@@ -52,6 +52,7 @@ def test_settings_reach_the_operator() -> None:
                     "defaultDrainMaxSeconds": 604800,
                     "defaultResources": {"limits": {"memory": "1Gi"}},
                     "logLevel": "DEBUG",
+                    "forwarderLogLevel": "WARNING",
                 }
             }
         )
@@ -61,7 +62,7 @@ def test_settings_reach_the_operator() -> None:
     assert settings.namespaces == ("shop",)
     assert settings.default_drain_max_seconds == 604800
     assert settings.default_resources.document()["limits"] == {"memory": "1Gi"}
-    assert settings.log_level == "DEBUG"
+    assert (settings.log_level, settings.forwarder_log_level) == ("DEBUG", "WARNING")
 
 
 def _camel_case(setting: Setting) -> str:

@@ -272,6 +272,13 @@ def test_image_and_resources_are_the_installers_unless_given() -> None:
     assert container(tunnel({"podTemplate.resources": {"limits": {"cpu": 1}}}))["resources"] == {"limits": {"cpu": 1}}
 
 
+def test_forwarders_are_told_a_level_only_where_it_is_another() -> None:
+    assert container(tunnel())["args"] == ["forward"]
+    installation = replace(INSTALLATION, forwarder_log_level="DEBUG")
+    one = build_deployment(tunnel(), installation)["spec"]["template"]["spec"]["containers"][0]
+    assert one["args"] == ["forward", "--log-level=debug"]
+
+
 def test_the_whole_key_secret_is_mounted_whether_it_is_there_or_not() -> None:
     given = tunnel({"tunnel.keySecretRef": {"name": "bastion-key", "key": "id_rsa"}})
     secret = {"secretName": "bastion-key", "optional": True, "defaultMode": 0o444}

@@ -70,8 +70,8 @@ class KnownClient(Client):
     end does the other knows at once.
     """
 
-    def __init__(self, connected: socket.socket, address: tuple[str, int], host: Any) -> None:
-        super().__init__(connected, address, host)
+    def __init__(self, connected: socket.socket, address: tuple[str, int], host: Any, number: int) -> None:
+        super().__init__(connected, address, host, number)
         self.came_at = now()
         self.left_at: float | None = None
         self.refused_at: float | None = None

@@ -5,6 +5,7 @@ import yaml
 
 from dbtunnel.api.crd import crd
 from dbtunnel.api.reasons import REASONS, Reason
+from tests.support.events import MEANINGS, events_of
 from tests.support.generated import GENERATED, ROOT
 
 
@@ -15,6 +16,13 @@ def test_generated_files_are_current(name: str) -> None:
 
 def test_the_schema_is_small_enough_to_be_applied() -> None:
     assert len(yaml.safe_dump(crd())) < 100_000
+
+
+@pytest.mark.parametrize("package", MEANINGS)
+def test_every_event_of_the_logs_is_explained_and_no_other(package: str) -> None:
+    logged = events_of(package)
+    assert {event.name for event in logged} == set(MEANINGS[package])
+    assert all(event.level for event in logged)
 
 
 def test_every_reason_is_explained() -> None:

@@ -78,6 +78,7 @@ def test_every_default_for_tunnels_can_be_set() -> None:
 def test_what_decisions_take_of_the_settings() -> None:
     installation = read(
         *("--forwarder-image-pull-policy", "Always"),
+        *("--forwarder-log-level", "DEBUG"),
         *("--operator-namespace", "dbtunnel-system"),
         *("--scraper-namespaces", "monitoring,metrics"),
         *("--egress-addresses", " 203.0.113.7, 2001:db8::/64 ,"),
@@ -86,6 +87,7 @@ def test_what_decisions_take_of_the_settings() -> None:
     assert installation == Installation(
         forwarder_image=NEEDED["DBTUNNEL_FORWARDER_IMAGE"],
         forwarder_image_pull_policy="Always",
+        forwarder_log_level="DEBUG",
         operator_namespace="dbtunnel-system",
         scraper_namespaces=("monitoring", "metrics"),
         egress_addresses=("203.0.113.7", "2001:db8::/64"),
@@ -131,6 +133,7 @@ def test_it_listens_where_the_kubelet_asks(words: list[str], address: str) -> No
 BAD: dict[str, tuple[list[str], str]] = {
     "forwarder-image": ([""], "it is required"),
     "forwarder-image-pull-policy": (["always", "Sometimes"], "write one of Always, IfNotPresent, Never"),
+    "forwarder-log-level": (["debug", ""], "write one of DEBUG, INFO, WARNING, ERROR"),
     "namespaces": (["Shop", "a b", "a,-b", "a" * 64], "write names of namespaces with commas in between"),
     "scraper-namespaces": (["Monitoring"], "write names of namespaces with commas in between"),
     "egress-addresses": (

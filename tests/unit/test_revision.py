@@ -156,7 +156,10 @@ def test_settings_that_leave_the_pods(change: dict[str, Any]) -> None:
     assert revision(installation=replace(INSTALLATION, **change)) == revision()
 
 
-@pytest.mark.parametrize("change", [{"forwarder_image": "other"}, {"forwarder_image_pull_policy": "Always"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"forwarder_image": "other"}, {"forwarder_image_pull_policy": "Always"}, {"forwarder_log_level": "DEBUG"}],
+)
 def test_settings_that_roll_the_pods(change: dict[str, Any]) -> None:
     assert revision(installation=replace(INSTALLATION, **change)) != revision()
 

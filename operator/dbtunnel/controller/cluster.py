@@ -127,7 +127,7 @@ class Cluster:
             if live is None:
                 raise
             return trimmed(kind.name, live)
-        self._remember(tunnel, key, wanted, answer, "child created")
+        self._remember(tunnel, key, wanted, answer, is_new=True)
         return None
 
     async def _correct(
@@ -146,13 +146,15 @@ class Cluster:
             raise ApiError(409, "Conflict", f"{kind.name} {key.name} has changed")
         if desired_hash(live) == desired_hash(wanted):
             self._metrics.add(REPAIRS, label=kind.name)
-        self._remember(
-            tunnel, key, wanted, await self._client.replace(kind, replacement(current, wanted)), "child written"
-        )
+        written = await self._client.replace(kind, replacement(current, wanted))
+        self._remember(tunnel, key, wanted, written, is_new=False)
 
-    def _remember(self, tunnel: DatabaseTunnel, key: ObjectKey, wanted: Manifest, answer: Manifest, what: str) -> None:
+    def _remember(
+        self, tunnel: DatabaseTunnel, key: ObjectKey, wanted: Manifest, answer: Manifest, *, is_new: bool
+    ) -> None:
         self._store.put(key.kind, answer)
         self._answers.setdefault(_tunnel_key(tunnel), {})[key] = (desired_hash(wanted), essence(answer, wanted))
+        what = "child created" if is_new else "child written"
         event(logger, what, namespace=key.namespace, tunnel=tunnel.metadata.name, kind=key.kind, name=key.name)
 
     async def _delete(self, kind: Kind, live: Manifest) -> None:

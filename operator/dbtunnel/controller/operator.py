@@ -208,9 +208,16 @@ class Operator:
             self._metrics.observe(RECONCILE_SECONDS, seconds, outcome.result)
             if outcome.result != "failed":
                 level = logging.WARNING if outcome.result == "refused" else logging.DEBUG
-                fields = {"seconds": round(seconds, 4), **outcome.fields}
-                what = f"reconcile {outcome.result}"
-                event(logger, what, level=level, namespace=key.namespace, tunnel=key.name, **fields)
+                event(
+                    logger,
+                    "reconciled",
+                    level=level,
+                    namespace=key.namespace,
+                    tunnel=key.name,
+                    result=outcome.result,
+                    seconds=round(seconds, 4),
+                    **outcome.fields,
+                )
 
     async def watch(self) -> None:
         """Runs Kopf until it is told to end. Raises where a watch ends for good."""

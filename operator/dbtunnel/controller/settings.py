@@ -129,6 +129,8 @@ def _default(name: str, help_text: str, low: int, high: int) -> Setting:
     return Setting(f"default-{name}", str(value), _integer(low, high), f"where a tunnel leaves it open: {help_text}")
 
 
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
 SETTINGS = (
     Setting("forwarder-image", "", _required, "image of the forwarder's pods (required)"),
     Setting(
@@ -137,6 +139,7 @@ SETTINGS = (
         _one_of("Always", "IfNotPresent", "Never"),
         "its pull policy: Always, IfNotPresent or Never",
     ),
+    Setting("forwarder-log-level", "INFO", _one_of(*_LEVELS), "how much forwarders log; another rolls every tunnel"),
     Setting("namespaces", "", _namespaces, "namespaces to watch, with commas in between; all unless given"),
     Setting("operator-namespace", "", str, "the operator's own: admitted to the forwarders' admin port"),
     Setting("scraper-namespaces", "", _namespaces, "namespaces of scrapers of metrics, admitted to the admin port too"),
@@ -168,7 +171,7 @@ SETTINGS = (
     Setting("liveness-port", "8081", _integer(1, 65535), "TCP port of /healthz"),
     Setting("metrics-port", "8082", _integer(1, 65535), "TCP port of /metrics"),
     Setting("leader-election", "false", _boolean, "true: several operators, of which one works, by a Lease"),
-    Setting("log-level", "INFO", _one_of("DEBUG", "INFO", "WARNING", "ERROR"), "DEBUG, INFO, WARNING or ERROR"),
+    Setting("log-level", "INFO", _one_of(*_LEVELS), "how much the operator logs: DEBUG, INFO, WARNING or ERROR"),
 )
 """Every setting."""
 
@@ -179,6 +182,7 @@ class Settings:
 
     forwarder_image: str
     forwarder_image_pull_policy: str
+    forwarder_log_level: str
     namespaces: tuple[str, ...]
     operator_namespace: str
     scraper_namespaces: tuple[str, ...]
@@ -225,6 +229,7 @@ class Settings:
         return Installation(
             forwarder_image=self.forwarder_image,
             forwarder_image_pull_policy=self.forwarder_image_pull_policy,
+            forwarder_log_level=self.forwarder_log_level,
             operator_namespace=self.operator_namespace,
             scraper_namespaces=self.scraper_namespaces,
             egress_addresses=self.egress_addresses,

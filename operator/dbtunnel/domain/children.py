@@ -150,7 +150,7 @@ def _container(tunnel: DatabaseTunnel, installation: Installation) -> Manifest:
         "name": "forwarder",
         "image": installation.forwarder_image,
         "imagePullPolicy": installation.forwarder_image_pull_policy,
-        "args": ["forward"],
+        "args": ["forward", *_log_level(installation.forwarder_log_level)],
         "env": [
             {
                 "name": wire.CONFIG_VARIABLE,
@@ -173,6 +173,11 @@ def _container(tunnel: DatabaseTunnel, installation: Installation) -> Manifest:
         "readinessProbe": _probe("/readyz", period_seconds=1, failures=1),
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
+
+
+def _log_level(level: str) -> list[str]:
+    """Nothing where it is the default, so that pods of before this setting are as wanted."""
+    return [] if level == "INFO" else [f"--log-level={level.lower()}"]
 
 
 def _probe(path: str, *, period_seconds: int, failures: int) -> Manifest:

@@ -31,6 +31,7 @@ class Installation:
     forwarder_image: str
     """Image of the forwarder's pods, a setting of its own so that an operator upgrade restarts no tunnel."""
     forwarder_image_pull_policy: str = "IfNotPresent"
+    forwarder_log_level: str = "INFO"
     operator_namespace: str = ""
     """Admitted to the forwarders' admin port. Empty: the operator runs outside the cluster."""
     scraper_namespaces: tuple[str, ...] = ()

@@ -68,9 +68,9 @@ class Host(Protocol):
 class Client:
     """One client. Before its channel is open, what it sends is kept."""
 
-    def __init__(self, connected: socket.socket, address: Address, host: Host) -> None:
+    def __init__(self, connected: socket.socket, address: Address, host: Host, number: int = 0) -> None:
         self._socket, self._fd = connected, connected.fileno()
-        self.address = address
+        self.address, self.number = address, number
         self._host, self._watcher = host, watcher()
         self.link: Link | None = None
         """The SSH connection that its channel is on, or is being opened on."""

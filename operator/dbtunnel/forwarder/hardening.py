@@ -22,4 +22,4 @@ def harden() -> None:
     except (OSError, AttributeError) as error:
         problem = str(error)
     if problem:
-        event(_LOG, "not hardened: a debugger of the same user can read the key", level=logging.WARNING, seen=problem)
+        event(_LOG, "not hardened", level=logging.WARNING, seen=problem)

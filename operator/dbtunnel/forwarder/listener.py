@@ -1,6 +1,7 @@
 """The one listening socket of the process: SSH connections come and go behind it, clients wait for them."""
 
 import asyncio
+import itertools
 import logging
 import os
 import resource
@@ -10,6 +11,7 @@ import sys
 from dbtunnel.api.engines import ENGINES, WireProtocol
 from dbtunnel.api.forwarder import ForwarderConfig
 from dbtunnel.domain.hops import hop_name
+from dbtunnel.forwarder.channel import Address
 from dbtunnel.forwarder.client import Client
 from dbtunnel.forwarder.connection import Connector
 from dbtunnel.forwarder.evidence import greets
@@ -68,6 +70,8 @@ class Listener:
         self._loop, self._watcher = asyncio.get_running_loop(), watcher()
         self._bound: socket.socket | None = None
         self._clients: set[Client] = set()
+        self._numbers = itertools.count(1)
+        """Of the clients, by which the log tells them apart."""
         self._parked: dict[Client, asyncio.TimerHandle] = {}
         self._most_clients = _descriptors() - _SPARE_DESCRIPTORS
         self._left_budget = Budget(1, _LEFT_SECONDS)
@@ -166,7 +170,8 @@ class Listener:
 
     def _take(self, connected: socket.socket, address: tuple[str, int]) -> None:
         self._metrics.add(CLIENTS_TOTAL)
-        client = Client(connected, address, self)
+        client = Client(connected, address, self, next(self._numbers))
+        self._trace("client taken", client)
         self._clients.add(client)
         if len(self._clients) > self._most_clients:
             self._refuse(client, "TooManyClients")
@@ -212,6 +217,8 @@ class Listener:
         if client.was_joined:
             self._metrics.add(CLIENTS_OPEN, -1)
             self._tell_end(client)
+        else:
+            self._trace("client gone", client, how=client.how)
         if client.was_greeted and not client.sent and not client.was_refused:
             self._left_before_login(client)
         if not self._clients:
@@ -222,13 +229,17 @@ class Listener:
         if self._left_budget.allows(self._loop.time()):
             # often a health check or a port scan, which does not suffer itself when the bastion's address is blocked
             total = int(self._metrics.get(CLIENTS_LEFT))
-            event(_LOG, "client left before its login", level=logging.WARNING, client=client.address[0], total=total)
+            where = client.address[0]
+            event(
+                _LOG, "client left before its login", level=logging.WARNING, id=client.number, client=where, total=total
+            )
 
     def _tell_end(self, client: Client) -> None:
         event(
             _LOG,
             "session ended",
-            client=":".join(map(str, client.address)),
+            id=client.number,
+            client=_text(client.address),
             sent=client.sent,
             received=client.received_bytes,
             seconds=round(self._loop.time() - client.joined_at, 3),
@@ -247,6 +258,7 @@ class Listener:
         if link is None:
             self._park(client)
         else:
+            self._trace("channel asked for", client, hop=hop_name(self._config, link.end.hop))
             client.open_channel(link, self._target, self._config.seconds.connect_timeout)
 
     def has_no_channel(self, client: Client, error: Exception) -> None:
@@ -262,7 +274,9 @@ class Listener:
     def joined(self, client: Client) -> None:
         """As Host."""
         self._metrics.add(CLIENTS_OPEN)
-        self._metrics.observe(CHANNEL_SECONDS, client.joined_at - client.opening_at)
+        seconds = client.joined_at - client.opening_at
+        self._metrics.observe(CHANNEL_SECONDS, seconds)
+        self._trace("session begun", client, seconds=round(seconds, 3))
 
     def saw(self, client: Client, first: bytes) -> None:
         """As Host."""
@@ -277,6 +291,11 @@ class Listener:
         if received:
             self._metrics.add(BYTES, received, "received")
 
+    def _trace(self, what: str, client: Client, **fields: object) -> None:
+        """An event of one client's way, which costs nothing unless it is asked for."""
+        if _LOG.isEnabledFor(logging.DEBUG):
+            event(_LOG, what, level=logging.DEBUG, id=client.number, client=_text(client.address), **fields)
+
     # --- while there is no SSH connection -------------------------------------------------------------------------
 
     def _park(self, client: Client) -> None:
@@ -286,6 +305,7 @@ class Listener:
             return
         self._parked[client] = self._loop.call_at(deadline, self._refuse, client, "Parking")
         self._metrics.add(CLIENTS_PARKED)
+        self._trace("client parked", client)
         client.park(parked=True)
 
     def _unpark(self, client: Client) -> None:
@@ -302,7 +322,7 @@ class Listener:
 
     def _refuse(self, client: Client, reason: str) -> None:
         self._metrics.add(CLIENTS_REFUSED, label=reason)
-        event(_LOG, "client refused", level=logging.DEBUG, reason=reason)  # a flood of them is counted, not logged
+        self._trace("client refused", client, reason=reason)  # a flood of them is counted, not logged
         client.refuse(reason)
 
 
@@ -318,6 +338,10 @@ def listening_socket(host: str, port: int) -> socket.socket:
     for option, value in _KEEPALIVE:
         bound.setsockopt(socket.IPPROTO_TCP, option, value)
     return bound
+
+
+def _text(address: Address) -> str:
+    return ":".join(map(str, address))
 
 
 def _descriptors() -> int:
