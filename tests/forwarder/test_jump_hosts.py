@@ -276,6 +276,7 @@ def test_a_jump_host_that_dies_is_named_and_clients_wait_for_its_return(
     jump_host.stop()
     fact = forwarder.wait(lambda status: status.transport.status == "False", "the loss").transport
     assert fact.hop == JUMP_HOST
+    assert forwarder.metric('dbtunnel_forwarder_ssh_reconnects_total{reason="JumpHostLost"}') == 1
     wait_until(lambda: bastion.connections() == 0, "the connection within to end")
     counts: list[int] = []
     waiting = threading.Thread(target=lambda: counts.append(orders(forwarder)))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.reasons import REASONS, Reason
-from dbtunnel.forwarder.failures import Progress, channel_failure, connect_failure
+from dbtunnel.forwarder.failures import Progress, channel_failure, connect_failure, loss_of
 from dbtunnel.forwarder.greeting import Greeting
 
 TRANSPORT, AUTHENTICATED = ConditionType.TRANSPORT_READY, ConditionType.AUTHENTICATED
@@ -29,6 +29,24 @@ def failure(
 ) -> tuple[ConditionType, Reason, str]:
     found = connect_failure(error, progress or Progress(limit_seconds=10), greeting)
     return found.layer, found.reason, found.seen
+
+
+@pytest.mark.parametrize(
+    ("error", "loss"),
+    [
+        (None, "Disconnected"),
+        (asyncssh.ConnectionLost("Connection lost"), "Lost"),
+        (asyncssh.ConnectionLost("Server not responding to keepalive"), "KeepaliveUnanswered"),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), "NetworkFailed"),
+        (TimeoutError(errno.ETIMEDOUT, "timed out"), "NetworkFailed"),
+        (asyncssh.DisconnectError(2, "Too many authentication failures"), "Disconnected"),
+        (asyncssh.ProtocolError("Unknown channel"), "ProtocolBroken"),
+        (asyncssh.MACError("MAC verification failed"), "ProtocolBroken"),
+        (KeyError("a bug"), "ProtocolBroken"),
+    ],
+)
+def test_why_a_connection_was_lost_is_one_of_a_few_words(error: Exception | None, loss: str) -> None:
+    assert loss_of(error) == loss
 
 
 VERSION = b"SSH-2.0-OpenSSH_9.2\r\n"
