@@ -78,16 +78,40 @@ def test_a_command_line_that_cannot_be_used_ends_with_2(words: list[str], capsys
     assert "usage: dbtunnel" in capsys.readouterr().err
 
 
-def test_a_forwarder_starts_without_what_the_operator_needs() -> None:
+OF_THE_OPERATOR = {"kopf", "kubernetes", "aiohttp", "yaml", "pydantic", "pydantic_core"}
+UNUSED_BY_FORWARDERS = {
+    *("asyncssh.sftp", "asyncssh.scp", "asyncssh.crypto.x509", "cryptography.x509", "typing_extensions"),
+    *("email", "http.client", "http.server", "urllib.request", "multiprocessing", "importlib.metadata"),
+    *("dbtunnel.api.base", "dbtunnel.api.spec", "dbtunnel.cli.local", "dbtunnel.cli.operator"),
+}
+
+
+def test_a_forwarder_starts_without_what_it_does_not_need() -> None:
     """In a process of its own: what this one has imported says nothing."""
     code = (
-        "import sys; from dbtunnel.cli.main import main\n"
+        "import gc, sys; from dbtunnel.cli.main import main\n"
         "assert main(['forward']) == 2\n"
-        "print(sorted({'kopf', 'kubernetes', 'aiohttp', 'yaml'} & sys.modules.keys()))"
+        "print(gc.isenabled(), *sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={}, check=True)
-    assert done.stdout == "[]\n"
+    collects, *imported = done.stdout.split()
+    assert sorted((OF_THE_OPERATOR | UNUSED_BY_FORWARDERS) & set(imported)) == []
+    assert {"asyncssh", "dbtunnel.forwarder.app"} <= set(imported)
+    assert collects == "True"
     assert "DBTUNNEL_CONFIG: not set" in done.stderr
+
+
+def test_nothing_that_was_left_out_of_a_forwarder_passes_for_it() -> None:
+    code = (
+        "import sys, dbtunnel.forwarder, asyncssh\n"
+        "try: asyncssh.SFTPClient(None)\n"
+        "except NotImplementedError as error: print(error)\n"
+        "import ssl, asyncssh.sftp\n"
+        "print(ssl.SSLContext, asyncssh.sftp.SFTPClient.__doc__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("SFTPClient: a forwarder does not import it\n<class 'ssl.SSLContext'> ")
+    assert "SFTP client" in done.stdout, "the real one is there for who imports it"
 
 
 # --- crd and render ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """`dbtunnel forward`: the process of a tunnel's pod; with a manifest and a key, the same on any machine."""
 
 import argparse
-import asyncio
 import os
 import sys
 from collections.abc import Iterator
@@ -17,8 +16,6 @@ from dbtunnel.forwarder import app, logs
 from dbtunnel.forwarder.connection import Sources
 from dbtunnel.forwarder.hardening import harden
 from dbtunnel.forwarder.keys import MountedKeys, read_file
-from dbtunnel.forwarder.loop import ForwarderLoop
-from dbtunnel.forwarder.watch import hot_loop
 
 _LOOPBACK = "127.0.0.1"
 
@@ -87,8 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     logs.configure(arguments.log_level, arguments.log_format or ("json" if arguments.filename is None else "text"))
     harden()
     try:
-        with asyncio.Runner(loop_factory=lambda: hot_loop(ForwarderLoop)) as runner:
-            runner.run(app.run(config, around))
+        app.run(config, around)
     except app.ListenError as error:
         print(f"{error}; choose another with --listen or --admin-listen, or end what listens there", file=sys.stderr)
         return 1

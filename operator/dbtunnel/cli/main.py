@@ -1,9 +1,11 @@
 """The command `dbtunnel`: a module a subcommand, imported only when it is asked for, so that forwarders start fast."""
 
 import argparse
+import gc
 import importlib
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from dbtunnel import __version__
 
@@ -29,11 +31,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, help_text in COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=help_text)
         if name == chosen:
-            module = importlib.import_module(f"dbtunnel.cli.{name}")
+            module = _module(name)
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     arguments = parser.parse_args(words)
     return int(arguments.run(arguments))
+
+
+def _module(name: str) -> ModuleType:
+    """A subcommand's. What is imported stays: to look for garbage among it, now or later, takes time and finds none."""
+    gc.disable()
+    try:
+        return importlib.import_module(f"dbtunnel.cli.{name}")
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ from dbtunnel.forwarder.admin import Admin
 from dbtunnel.forwarder.connection import Connector, Sources
 from dbtunnel.forwarder.listener import Listener, listening_socket
 from dbtunnel.forwarder.logs import event
+from dbtunnel.forwarder.loop import ForwarderLoop
 from dbtunnel.forwarder.metrics import Metrics
 from dbtunnel.forwarder.probes import Prober
 from dbtunnel.forwarder.state import State
+from dbtunnel.forwarder.watch import hot_loop
 
 _LOG = logging.getLogger(__name__)
 
@@ -61,8 +63,13 @@ class _Stop:
         (self.now if self.drain.is_set() else self.drain).set()
 
 
-async def run(config: ForwarderConfig, around: Surroundings) -> None:
+def run(config: ForwarderConfig, around: Surroundings) -> None:
     """Runs until told to end. Raises ListenError."""
+    with asyncio.Runner(loop_factory=lambda: hot_loop(ForwarderLoop)) as runner:
+        runner.run(_run(config, around))
+
+
+async def _run(config: ForwarderConfig, around: Surroundings) -> None:
     stop = _Stop()
     state, metrics = State(config, around.pod_uid), Metrics()
     connector = Connector(config, around.sources, state, metrics)

@@ -11,6 +11,7 @@ from dbtunnel.forwarder.channel import Channel, Opening
 from dbtunnel.forwarder.greeting import Greeting
 from dbtunnel.forwarder.link import Link
 from dbtunnel.forwarder.packets import Slot
+from dbtunnel.forwarder.pieces import room_for
 from dbtunnel.forwarder.transport import HIGH_WATER, MOST_WAITING, READ_BYTES, Congestion, Dialer
 from dbtunnel.forwarder.watch import watcher
 
@@ -31,7 +32,7 @@ class ChannelWire(asyncio.Transport):
         super().__init__()
         self._channel, self._carrier, self._way = channel, carrier, way
         self._protocol, self._congestion = protocol, congestion
-        self.received = memoryview(bytearray(READ_BYTES))
+        self.received = room_for(READ_BYTES)
         """As Wire's."""
         self._filled = 0
         self.consume: Callable[[int], int] = self._pass_on

@@ -35,6 +35,7 @@ from asyncssh.encryption import GCMEncryption
 from cryptography.exceptions import InvalidTag
 
 from dbtunnel.forwarder.boxes import TAG, Box, boxed, what_differs
+from dbtunnel.forwarder.pieces import room_for
 from dbtunnel.forwarder.transport import AnyWire, Congestion
 
 ASYNCSSH = "2.24.1"
@@ -96,7 +97,7 @@ class Slot:
     """Room for a packet that is read into: its data has the packet's head before it."""
 
     def __init__(self) -> None:
-        self.packet = memoryview(bytearray(_BEFORE_DATA + LARGEST_DATA + 32))
+        self.packet = room_for(_BEFORE_DATA + LARGEST_DATA + 32)
         self.data = self.packet[_BEFORE_DATA : _BEFORE_DATA + LARGEST_DATA]
 
 
@@ -180,7 +181,7 @@ class OwnPackets(Packets):
         self._outgoing: Box | None = None
         self._left = 0
         """Bytes until keys are exchanged anew."""
-        self._places = memoryview(bytearray(_SLOTS * _PLACE))
+        self._places = room_for(_SLOTS * _PLACE)
         self._follow()
         wire.consume = self._consume
 

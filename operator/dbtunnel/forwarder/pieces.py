@@ -1,6 +1,12 @@
-"""Bytes in several pieces, as they wait to be sent."""
+"""Bytes in several pieces, as they wait to be sent; and where bytes are put."""
 
+import mmap
 from collections.abc import Iterator
+
+
+def room_for(size: int) -> memoryview:
+    """So many bytes, of which the system gives memory only for those that are used; a bytearray would use all."""
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 def after(pieces: list[memoryview], sent: int) -> Iterator[memoryview]:

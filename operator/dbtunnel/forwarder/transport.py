@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 import asyncssh
 
 from dbtunnel.forwarder.greeting import Greeting
+from dbtunnel.forwarder.pieces import room_for
 from dbtunnel.forwarder.watch import READ, WRITE, watcher
 
 _LOG = logging.getLogger(__name__)
@@ -108,12 +109,12 @@ class Wire(asyncio.Transport):
         self._socket, self._fd = connected, connected.fileno()
         self._protocol, self._congestion = protocol, congestion
         self._loop, self._watcher = asyncio.get_running_loop(), watcher()
-        self.received = memoryview(bytearray(READ_BYTES))
+        self.received = room_for(READ_BYTES)
         """What has come begins at its start."""
         self._filled = 0
         self.consume: Callable[[int], int] = self._pass_on
         """Takes the first bytes of `received`, so many, and returns how many it has left at the start."""
-        self._waiting = memoryview(bytearray(_WRITE_BYTES))
+        self._waiting = room_for(_WRITE_BYTES)
         self._start = self._end = 0
         self._events = READ
         self._ends_pass = False
@@ -187,7 +188,7 @@ class Wire(asyncio.Transport):
     def _make_room(self, size: int) -> None:
         rest = bytes(self._waiting[self._start : self._end])
         if len(rest) + size > len(self._waiting):
-            self._waiting = memoryview(bytearray(2 * (len(rest) + size)))
+            self._waiting = room_for(2 * (len(rest) + size))
         self._waiting[: len(rest)] = rest
         self._start, self._end = 0, len(rest)
 
