@@ -102,7 +102,7 @@ def test_it_is_small_and_starts_fast(start_forwarder: StartForwarder, postgres: 
     lines = Path(f"/proc/{forwarder.process.pid}/status").read_text().splitlines()
     memory = next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmRSS"))
     print(f"listens after {started:.2f} s, all layers after {ready:.2f} s, {memory} MiB at rest")
-    assert memory < 80
+    assert memory < 48
 
 
 # --- parking ----------------------------------------------------------------------------------------------------------
