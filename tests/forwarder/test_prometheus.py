@@ -150,7 +150,7 @@ def data_for_the_dashboard(prometheus: Prometheus) -> None:
         empty[:] = [one for one in asked if not any(not math.isnan(value) for _, value in prometheus.query(one))]
         return not empty
 
-    wait_until(all_give_data, "data for every panel", 30, interval_seconds=1, describe=lambda: "\n".join(empty))
+    wait_until(all_give_data, "data for every panel", 60, interval_seconds=1, describe=lambda: "\n".join(empty))
 
 
 def rules_work(prometheus: Prometheus) -> None:

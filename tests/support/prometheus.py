@@ -82,7 +82,7 @@ class Prometheus:
         """The alert rules with their `health` and `alerts`."""
         return [rule for group in self._get("rules", {})["data"]["groups"] for rule in group["rules"]]
 
-    def wait_for(self, expression: str, timeout_seconds: float = 20) -> list[tuple[dict[str, str], float]]:
+    def wait_for(self, expression: str, timeout_seconds: float = 40) -> list[tuple[dict[str, str], float]]:
         """What a query gives once it gives something."""
         return wait_until(lambda: self.query(expression), expression, timeout_seconds, describe=self._process.log_end)
 
