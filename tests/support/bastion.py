@@ -196,6 +196,11 @@ class Bastion:
         new.write_text("".join(f"{line}\n" for line in lines))
         new.rename(self._authorized_keys)
 
+    def trust_authority(self, authority: KeyPair, *lines: str) -> None:
+        """Lets in whoever has a certificate of this authority for the user. `lines`: of sshd_config, before its own."""
+        (self.directory / "user_authority.pub").write_text(f"{authority.public}\n")
+        self.set_config(*lines, f"TrustedUserCAKeys {MOUNT_POINT}/user_authority.pub", *HARDENED)
+
     def unauthorize(self) -> None:
         """Takes all keys away; who is logged in stays so."""
         self.authorize()

@@ -19,6 +19,9 @@ FORWARDER = {
     " minute of each layer.",
     "passed over": "A bastion or fallback cannot be used, where others may do in its place.",
     "next key cannot be used": "The key that is to replace the current one fails.",
+    "certificate not valid now": "A key's certificate has expired, or its time has not come, so that the key alone is"
+    " offered.",
+    "certificate not accepted": "The server takes a key alone, or another one: why, and what to do.",
     "server holds host keys that are not pinned": "It proved to hold them. Before it changes to one, pin it.",
     "not hardened": "A debugger of the same user could read the key, since the system does not prevent it.",
     "client taken": "A client has connected. `id` is its number in this process, in each of its events.",

@@ -40,7 +40,8 @@ class Secret:
 
     def read(self) -> KeyFiles:
         key, passphrase = "ssh-privatekey", "passphrase"
-        names = (key, passphrase, f"{key}-next", f"{passphrase}-next", f"{key}-revoked")
+        names = [key, passphrase, f"{key}-next", f"{passphrase}-next", f"{key}-revoked"]
+        names += [f"{key}-cert.pub", f"{key}-next-cert.pub"]
         found = [MountedFile(self.files[name].encode()) if name in self.files else MountedFile() for name in names]
         return KeyFiles(found[0], found[1], tuple(sorted(self.files)), *found[2:])
 

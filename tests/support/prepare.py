@@ -15,6 +15,7 @@ from tests.support.databases import MariaDBServer, PostgresServer
 from tests.support.debian import MissingPackageError, ensure_packages
 from tests.support.images import CLIENT, OPERATOR, ImageError
 from tests.support.installation import image_reference
+from tests.support.key_tools import PACKAGES as KEY_PACKAGES
 from tests.support.prometheus import PACKAGES as PROMETHEUS_PACKAGES
 
 
@@ -25,9 +26,9 @@ def prepare_unit() -> None:
 
 
 def prepare_forwarder() -> None:
-    """A real sshd, real databases, a real Prometheus, and a compiler for the benchmark's programs."""
+    """A real sshd, real databases, a real Prometheus, key tools, and a compiler for the benchmark's programs."""
     servers = {**BASTION_PACKAGES, **PostgresServer.packages, **MariaDBServer.packages}
-    ensure_packages({**servers, **CABLE_PACKAGES, **BENCH_PACKAGES, **PROMETHEUS_PACKAGES})
+    ensure_packages({**servers, **KEY_PACKAGES, **CABLE_PACKAGES, **BENCH_PACKAGES, **PROMETHEUS_PACKAGES})
 
 
 def prepare_cluster() -> None:

@@ -41,6 +41,9 @@ MOUNTED_FILE_LIMIT = 64 * 1024
 NEXT_SUFFIX = "-next"
 """After a name of the key Secret: the key, or its passphrase, that is to replace the one under that name."""
 
+CERTIFICATE_SUFFIX = "-cert.pub"
+"""After the private key's name, or that of the next: its user certificate, named as ssh names it."""
+
 REVOKED_SUFFIX = "-revoked"
 """After the private key's name: the fingerprints or public halves of keys that must not be used any more."""
 
@@ -204,6 +207,8 @@ class PublicKeyFact:
     fingerprint: _ShortWord
     accepted: bool | None = None
     """Whether the bastion accepted it at the last attempt; None while that is not known."""
+    certificate_not_after: _ShortWord | None = None
+    """When its user certificate expires, as RFC 3339, UTC; None where it has none, or one for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)

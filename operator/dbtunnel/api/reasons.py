@@ -3,6 +3,7 @@
 A reason's `message` is a template; `dbtunnel.domain.diagnosis` fills it. What stands in braces:
 `{tunnel}` the tunnel's name, `{hop}` the SSH server concerned, `{path}` where it stands in the spec, `{before}` the
 jump host before it, `{target}` what the tunnel opens from it, `{seen}` what was observed (bounded and printable),
+`{also}` the same as further sentences, or nothing,
 `{user}`, `{database}` host:port, `{protocol}`, `{secret}`, `{key}`, `{key_path}` where that key's reference stands,
 `{passphrase_key}`, `{egress}` the declared egress addresses in brackets or nothing, `{line}` the line for
 `authorized_keys`, `{pin}` a patch that pins the observed host keys.
@@ -127,9 +128,9 @@ REASONS: dict[Reason, ReasonInfo] = {
     Reason.PRIVATE_KEY_INVALID: ReasonInfo(
         _KEY,
         0,
-        "What the Secret holds is not a private key.",
-        "Secret {secret}, key {key}, is no private key to use: {seen}. Store the whole file that ssh-keygen wrote,"
-        " from its BEGIN line to its END line.",
+        "What the Secret holds is not a private key, or the certificate beside it is not one of that key.",
+        "Secret {secret}, key {key}, is no private key to use: {seen}. Store the whole file that ssh-keygen or puttygen"
+        " wrote, from its first line to its last.",
     ),
     Reason.PUBLIC_KEY_GIVEN: ReasonInfo(
         _KEY,
@@ -256,8 +257,8 @@ REASONS: dict[Reason, ReasonInfo] = {
         _AUTH,
         SUPPLY_GRACE,
         "The SSH server does not accept the key for this user.",
-        "{hop}: user {user}: the server does not accept the key. Add this line to the user's authorized_keys there:"
-        " {line}",
+        "{hop}: user {user}: the server does not accept the key.{also} Add this line to the user's authorized_keys"
+        " there: {line}",
         SLOW,
     ),
     Reason.SECOND_FACTOR_REQUIRED: ReasonInfo(

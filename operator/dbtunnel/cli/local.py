@@ -23,7 +23,7 @@ from dbtunnel.forwarder.keys import KeyFiles, KeyProblemError, MountedFile, file
 
 _KEY_PROBLEMS = {
     Reason.SECRET_KEY_MISSING: "there is no such file",
-    Reason.PRIVATE_KEY_INVALID: "it is not a private key: {seen}. Give the whole file that ssh-keygen wrote",
+    Reason.PRIVATE_KEY_INVALID: "it is no private key to use: {seen}. Give the whole file that ssh-keygen wrote",
     Reason.PUBLIC_KEY_GIVEN: "it is a public key. Give the private one: the file without .pub",
     Reason.PASSPHRASE_REQUIRED: "it is encrypted. Give its passphrase with --passphrase-file FILE",
     Reason.PASSPHRASE_WRONG: "the passphrase does not decrypt it",
@@ -109,17 +109,22 @@ def _key_file(config: wire.ForwarderConfig, path: Path) -> wire.ForwarderKey:
 
 
 class _KeySource:
-    """The key's file, which may change, and its passphrase, which is asked for once."""
+    """The key's file and that of its certificate, which may change, and its passphrase, which is asked for once."""
 
     def __init__(self, identity: Path, passphrase: MountedFile) -> None:
         self._identity, self.passphrase = identity, passphrase
 
     def stamp(self) -> object:
-        return file_stamp(self._identity)
+        return file_stamp(self._identity), file_stamp(self._identity.with_name(self._certificate))
 
     def read(self) -> KeyFiles:
-        key = read_file(self._identity.parent, self._identity.name)
-        return KeyFiles(key, self.passphrase, (self._identity.name,))
+        key, certificate = (read_file(self._identity.parent, name) for name in (self._identity.name, self._certificate))
+        return KeyFiles(key, self.passphrase, (self._identity.name,), certificate=certificate)
+
+    @property
+    def _certificate(self) -> str:
+        """The name of its certificate, which ssh would take as well."""
+        return self._identity.name + wire.CERTIFICATE_SUFFIX
 
 
 def _hop_key(hop: wire.ForwarderHop, passphrase_file: Path | None) -> _KeySource | None:

@@ -70,6 +70,7 @@ def explain(reason: str, seen: str, subject: Subject, number: int = 0, *, follow
         before=hops.hop_name(config, way[-1]) if way else "",
         target=" ".join(forward_target(*target) for target in hops.targets_of(config, number)),
         seen=printable(seen) or "no details",
+        also=f" {printable(seen)}" if seen else "",
         user=config.hops[number].user,
         database=forward_target(config.database_host, config.database_port),
         protocol=f"the protocol of {ENGINES[config.engine].protocol}",

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import socket
 from dataclasses import dataclass, replace
+from datetime import datetime
 from http import HTTPStatus
 from typing import cast
 from urllib.parse import parse_qs
@@ -14,8 +15,9 @@ from urllib.parse import parse_qs
 from dbtunnel.api.documents import written
 from dbtunnel.api.forwarder import ForwarderConfig, LayerStatus
 from dbtunnel.domain.hops import hop_name
+from dbtunnel.domain.metrics import Labels
 from dbtunnel.forwarder.connection import Connector
-from dbtunnel.forwarder.metrics import HOP_ACTIVE, LAYER, NEXT_KEY_FAILS, SSH_CONNECTS, Metrics
+from dbtunnel.forwarder.metrics import CERTIFICATE_EXPIRES, HOP_ACTIVE, LAYER, NEXT_KEY_FAILS, SSH_CONNECTS, Metrics
 from dbtunnel.forwarder.state import State
 
 _REQUEST_LIMIT = 8192
@@ -52,6 +54,7 @@ class Admin:
 
     def __init__(self, config: ForwarderConfig, state: State, connector: Connector, metrics: Metrics) -> None:
         self._config, self._state, self._connector, self._metrics = config, state, connector, metrics
+        metrics.look_up(CERTIFICATE_EXPIRES, self._certificates)
         self._server: asyncio.Server | None = None
         self._connections: list[asyncio.Task[None]] = []
         """In the order of their arrival."""
@@ -131,6 +134,14 @@ class Admin:
         following = [status.next_key, *(hop.next_key for hop in status.hops)]
         self._metrics.set(NEXT_KEY_FAILS, any(key and key.fact.status == LayerStatus.FALSE for key in following))
         return self._metrics.text()
+
+    def _certificates(self) -> dict[Labels, float]:
+        """When they expire, by the fingerprint of their key."""
+        status = self._state.status
+        following = (one.public_key for one in (status.next_key, *(hop.next_key for hop in status.hops)) if one)
+        keys = (status.public_key, *(hop.public_key for hop in status.hops), *following)
+        ends = {key.fingerprint: key.certificate_not_after for key in keys if key}
+        return {name: datetime.fromisoformat(end).timestamp() for name, end in ends.items() if end}
 
     async def _status(self, query: str) -> _Answer:
         fields = parse_qs(query)

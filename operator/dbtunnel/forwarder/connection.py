@@ -173,7 +173,7 @@ class Connector:
 
     def _is_alike(self, link: Link) -> bool:
         """Whether it was made as the one in use: through the same servers, with the same keys."""
-        return self.link is not None and link.fingerprints() == self.link.fingerprints()
+        return self.link is not None and link.is_like(self.link)
 
     def _tell(self, failure: Failure, rival: Link | None) -> None:
         """Tells what went wrong, as the tunnel's failure unless another connection goes on that could be made again."""
@@ -242,9 +242,18 @@ class Connector:
 
     def _tell_of(self, link: Link) -> None:
         number, why_not = link.end.hop, link.packets.why_not
-        hop, way = self._config.hops[number], "asyncssh" if why_not else "own"
-        name, key = hop_name(self._config, number), link.fingerprints().get(number)
-        event(_LOG, "connected", hop=name, host=hop.host, port=hop.port, key=key, packets=way, why_not_own=why_not)
+        hop, way, key = self._config.hops[number], "asyncssh" if why_not else "own", link.key
+        event(
+            _LOG,
+            "connected",
+            hop=hop_name(self._config, number),
+            host=hop.host,
+            port=hop.port,
+            key=key.fingerprint if key else None,
+            certificate=str(key.certificate or "") if key else "",
+            packets=way,
+            why_not_own=why_not,
+        )
 
     def _tell_count(self) -> None:
         count = (self.link is not None) + len(self._further)

@@ -140,8 +140,13 @@ class Link:
             yield self.end.hop, self.key
 
     def fingerprints(self) -> dict[int, str]:
-        """The same, for people, and to tell whether two connections were made alike."""
+        """The same, for people."""
         return {number: key.fingerprint for number, key in self.logins()}
+
+    def is_like(self, other: "Link") -> bool:
+        """Whether both were made through the same servers, with the same keys and certificates."""
+        mine, theirs = ({number: key.identity for number, key in one.logins()} for one in (self, other))
+        return mine == theirs
 
     def enter(self) -> None:
         """A channel is being opened, or is open."""

@@ -34,6 +34,7 @@ from dbtunnel.forwarder.logs import event
 from dbtunnel.forwarder.loop import in_daemon_thread
 from dbtunnel.forwarder.pace import pause_seconds
 from dbtunnel.forwarder.packets import packets_over
+from dbtunnel.forwarder.putty import CERTIFIED
 from dbtunnel.forwarder.state import State
 from dbtunnel.forwarder.steps import Step, Stopwatch
 from dbtunnel.forwarder.transport import Dialer
@@ -61,9 +62,15 @@ class _WitnessedKeyPair(SSHLocalKeyPair):
     """A key pair that tells when it is asked to sign: the server has then said that it would accept the key."""
 
     def __init__(self, key: Key, attempt: Attempt, progress: Progress, signatures: Sequence[bytes] = ()) -> None:
-        super().__init__(key.private, None, None, None)
+        super().__init__(key.private, None, key.certificate.signed if key.certificate else None, None)
         self.sig_algorithms = signatures or self.sig_algorithms
         self.of, self._attempt, self._progress = key, attempt, progress
+
+    def set_sig_algorithm(self, sig_algorithm: bytes) -> None:
+        super().set_sig_algorithm(sig_algorithm)
+        if self.has_cert:
+            # else asyncssh offers RSA's first under SHA-1's name, and a server may count that as a failure
+            self.algorithm = sig_algorithm + CERTIFIED.encode("ascii")
 
     def sign(self, data: bytes) -> bytes:
         self._attempt.signed, self._progress.key_accepted = self.of, True
@@ -149,13 +156,21 @@ class Login:
         except Failure as failure:
             if failure.hop is None:
                 failure.hop = self.number
+            if failure.reason is Reason.KEY_REJECTED:
+                failure.seen = self.keyring.refusal(self._hop.user)
             self._refused(attempt, failure)
             raise
         link.carrier, link.key = carrier, attempt.signed or attempt.keys[0]  # a server may let in whoever asks
         for key in attempt.asked:
             if key is not link.key:
-                self.rest(key, Failure(ConditionType.AUTHENTICATED, Reason.KEY_REJECTED, hop=self.number))
+                self.rest(key, self._rejection(key))
         return link
+
+    def _rejection(self, key: Key) -> Failure:
+        seen = self.keyring.refusal(self._hop.user, key)
+        if key.certificate:
+            event(_LOG, "certificate not accepted", hop=hop_name(self._config, self.number), seen=seen)
+        return Failure(ConditionType.AUTHENTICATED, Reason.KEY_REJECTED, seen, self.number)
 
     def _refused(self, attempt: Attempt, failure: Failure) -> None:
         """Notes which keys the server did not let in."""
@@ -163,7 +178,8 @@ class Login:
             return
         for key in attempt.asked:
             is_other = failure.reason is Reason.SECOND_FACTOR_REQUIRED and key is not attempt.signed
-            self.rest(key, Failure(failure.layer, Reason.KEY_REJECTED, hop=failure.hop) if is_other else failure)
+            is_rejected = is_other or failure.reason is Reason.KEY_REJECTED
+            self.rest(key, self._rejection(key) if is_rejected else failure)
 
     def rest(self, key: Key, failure: Failure) -> None:
         """Leaves a key that is of no use alone for a while: as long as a rejected one, since each try is a login."""

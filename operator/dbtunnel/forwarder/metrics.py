@@ -11,6 +11,7 @@ _LOSS = Label("reason", ", ".join(f"`{loss}`" for loss in Loss), len(Loss), know
 _RESULT = Label("result", f"`Succeeded` or {_REASONS}", len(Reason), known=(Reason.SUCCEEDED,))
 _DIRECTION = Label("direction", "`sent` to the database, `received` from it", 2, known=("sent", "received"))
 _HOP = Label("hop", "an SSH server of the tunnel: what it is, its host and port", 9)
+_KEY = Label("key", "the fingerprint of the key", 18)
 _LAYER = Label("layer", "`key`, `transport`, `authentication`, `database`", 4)
 
 CLIENTS_OPEN = Metric("dbtunnel_forwarder_clients", Kind.GAUGE, "Clients that are connected to the database now.")
@@ -68,6 +69,12 @@ HOP_ACTIVE = Metric(
 NEXT_KEY_FAILS = Metric(
     "dbtunnel_forwarder_next_key_failing", Kind.GAUGE, "1 while a key that is to replace another cannot be used."
 )
+CERTIFICATE_EXPIRES = Metric(
+    "dbtunnel_forwarder_certificate_expires_seconds",
+    Kind.GAUGE,
+    "When the user certificate of a key expires, in Unix time; for those alone that do.",
+    (_KEY,),
+)
 PROBES = Metric("dbtunnel_forwarder_probes_total", Kind.COUNTER, "Probes of the database.", (_RESULT,))
 LAYER = Metric("dbtunnel_forwarder_layer_ready", Kind.GAUGE, "1 while the layer works, 0 while it does not.", (_LAYER,))
 
@@ -88,6 +95,7 @@ METRICS = (
     HANDSHAKE_SECONDS,
     HOP_ACTIVE,
     NEXT_KEY_FAILS,
+    CERTIFICATE_EXPIRES,
     PROBES,
     LAYER,
 )
