@@ -15,7 +15,7 @@ from tests.support.bastion import HOST_KEY_TYPES, Bastion
 from tests.support.databases import PostgresServer
 from tests.support.forwarder import KEY, Forwarder, forwarder_config
 from tests.support.keys import KeyPair, key_pair
-from tests.support.processes import wait_until
+from tests.support.processes import run, wait_until
 
 StartForwarder = Callable[..., Forwarder]
 
@@ -149,6 +149,70 @@ def test_a_known_hosts_line(
     check_known(start(start_forwarder, bastion, postgres.port, rule))
 
 
+_ALIAS = "bastion.shop.internal"
+
+_NAMES = {
+    "wildcard": ("*.internal", True),
+    "one letter": ("bastion.sho?.internal", True),
+    "several": ("elsewhere,*.shop.*,192.0.2.1", True),
+    "negated, another": ("*.internal,!other.internal", True),
+    "port": ("[127.0.0.1]:{port}", None),
+    "wildcard with port": ("[127.0.*]:{port}", None),
+    "wildcard of another domain": ("*.example", False),
+    "wildcard for less": ("*.shop", False),
+    "negated": ("*.internal,!bastion.*", False),
+    "negated before": ("!bastion.shop.internal,*", False),
+}
+"""What stands before a key, and whether it holds for the alias; None: for the address and port, with no alias."""
+
+
+@pytest.mark.parametrize("marker", ["", "@cert-authority "], ids=["key", "authority"])
+@pytest.mark.parametrize(("names", "holds"), _NAMES.values(), ids=_NAMES)
+def test_patterns_of_known_hosts(
+    start_forwarder: StartForwarder,
+    bastion: Bastion,
+    postgres: PostgresServer,
+    names: str,
+    holds: bool | None,
+    marker: str,
+) -> None:
+    key, alias = bastion.host_keys["ed25519"].public, _ALIAS if holds is not None else None
+    if marker:
+        authority = key_pair()
+        bastion.certify_host_key("ed25519", authority, alias or "127.0.0.1")
+        key = authority.public
+    line = f"{marker}{names.format(port=bastion.port)} {key}\n"
+    forwarder = start(start_forwarder, bastion, postgres.port, HostKeyRule(known_hosts=line, alias=alias))
+    if holds is False:
+        check_refused(forwarder, bastion, "HostKeyUnknown")
+    else:
+        check_known(forwarder)
+
+
+@pytest.mark.parametrize("marker", ["", "@cert-authority ", "@revoked "], ids=["key", "authority", "revoked"])
+def test_a_file_that_ssh_keygen_has_hashed(
+    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer, tmp_path: Path, marker: str
+) -> None:
+    """It leaves lines with a marker as they are, and hashes those without."""
+    authority = key_pair()
+    bastion.certify_host_key("ed25519", authority, "127.0.0.1")
+    host = bastion.known_hosts_name()
+    key = authority.public if marker == "@cert-authority " else bastion.host_keys["ed25519"].public
+    file = tmp_path / "known_hosts"
+    file.write_text(f"elsewhere {key_pair().public}\n{marker}{host} {key}\n")
+    run(["ssh-keygen", "-q", "-H", "-f", file])
+    text = file.read_text()
+    if marker == "@revoked ":
+        text = text.replace(f"{marker}{host}", f"{marker}{hashed(host, '').strip()}") + bastion.known_hosts()
+    assert "elsewhere" not in text
+    assert (host in text) == (marker != "")
+    forwarder = start(start_forwarder, bastion, postgres.port, HostKeyRule(known_hosts=text))
+    if marker == "@revoked ":
+        check_refused(forwarder, bastion, "HostKeyRevoked")
+    else:
+        check_known(forwarder)
+
+
 def test_known_hosts_without_this_server(
     start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer
 ) -> None:
@@ -237,9 +301,10 @@ def test_a_host_certificate_for_another_name(
     [
         ("elsewhere.internal", "-1h:+1h", "trusted", "rincipal"),
         ("127.0.0.1", "-2h:-1h", "trusted", "expired"),
+        ("127.0.0.1", "+1h:+2h", "trusted", "not yet valid"),
         ("127.0.0.1", "-1h:+1h", "other", "not trusted"),
     ],
-    ids=["name", "expired", "authority"],
+    ids=["name", "expired", "not yet valid", "authority"],
 )
 def test_a_host_certificate_that_is_not_valid(
     start_forwarder: StartForwarder,
@@ -269,6 +334,17 @@ def test_a_revoked_authority(start_forwarder: StartForwarder, bastion: Bastion, 
     authority = key_pair()
     bastion.certify_host_key("ed25519", authority, "127.0.0.1")
     lines = (f"@cert-authority * {authority.public}", f"@revoked * {authority.public}")
+    rule = HostKeyRule(known_hosts="\n".join(lines))
+    check_refused(start(start_forwarder, bastion, postgres.port, rule), bastion, "HostKeyRevoked", "revoked")
+
+
+def test_a_revoked_key_with_a_certificate(
+    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer
+) -> None:
+    """The authority is still trusted, and the key is not."""
+    authority = key_pair()
+    bastion.certify_host_key("ed25519", authority, "127.0.0.1")
+    lines = (f"@cert-authority * {authority.public}", f"@revoked * {bastion.host_keys['ed25519'].public}")
     rule = HostKeyRule(known_hosts="\n".join(lines))
     check_refused(start(start_forwarder, bastion, postgres.port, rule), bastion, "HostKeyRevoked", "revoked")
 

@@ -101,7 +101,7 @@ def test_two_jump_hosts_each_with_its_own_user_key_and_host_key_rule(
         hop_files={
             (1, "key"): {KEY: keys[1].private},
             (2, "key"): {KEY: keys[2].private, PASSPHRASE_KEY: "open sesame"},
-            (2, "known-hosts"): {"known_hosts": second.known_hosts("second")},
+            (2, "known-hosts"): {"known_hosts": f"second {second.host_keys['ed25519'].public}\n"},
         },
     )
     check(forwarder, "authentication", "KeyRejected", 1, [f"jump host {first.host}:{first.port}: user {USER}"])

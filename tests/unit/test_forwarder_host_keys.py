@@ -49,6 +49,8 @@ def test_names_are_compared_without_case() -> None:
 def test_the_alias_replaces_the_name() -> None:
     assert not trust(f"orders-bastion {KEY}", port=2222, alias="orders-bastion").is_empty
     assert trust(f"[bastion]:2222 {KEY}", port=2222, alias="orders-bastion").is_empty
+    for names in ("[orders-bastion]:2222", "!orders-bastion,*", "[*]:2222"):
+        assert trust(f"{names} {KEY}", port=2222, alias="orders-bastion").is_empty, "ssh does not put the port to it"
 
 
 @pytest.mark.parametrize("names", ["|1|x|y", "|2|eA==|eA==", "|1|eA==", "|"])

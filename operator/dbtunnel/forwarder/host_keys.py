@@ -68,7 +68,8 @@ def trust_of(rule: HostKeyRule, file: MountedFile, host: str, port: int) -> Trus
     if content is None:
         return Trust()
     known = asyncssh.import_known_hosts("\n".join(_checked_lines(content)))
-    return _trust_in(known, (rule.alias or host).lower(), port)
+    # ssh looks an alias up as it is, whatever the port
+    return _trust_in(known, (rule.alias or host).lower(), _DEFAULT_PORT if rule.alias else port)
 
 
 def _trust_in(known: asyncssh.SSHKnownHosts, name: str, port: int) -> Trust:
