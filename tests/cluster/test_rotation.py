@@ -102,7 +102,7 @@ def test_a_key_is_replaced_under_traffic(
         message = condition(installed, shop, "KeyReady")["message"]
         assert "ssh-privatekey-next, is no private key to use: its 13 bytes have no BEGIN line" in message
 
-        follow_the_page(installed, shop, tmp_path / "keys", "ssh-keygen")
+        follow_the_page(installed, shop, tmp_path / "keys", "-f next")
         look_at_once(installed, shop)
         found = wait_for_keys(installed, shop, ("Current", True, True), ("Next", True, False))
         lines = found["status"]["hops"][0]["authorizedKeysLine"].splitlines()

@@ -12,8 +12,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.support.bastion import USER as BASTION_USER
 from tests.support.bastion import Bastion
 from tests.support.databases import DATABASE, PASSWORD, USER
+from tests.support.key_tools import certificate_of
 from tests.support.keys import KeyPair, key_pair
 from tests.support.laptop import COMMAND, PASSPHRASE, Laptop, at_a_terminal
 from tests.support.processes import wait_until
@@ -48,6 +50,19 @@ def test_where_it_listens_can_be_chosen(laptop: Laptop) -> None:
     host, _, port = started["listen"].rpartition(":")
     assert host == "127.0.0.1"
     assert orders(int(port)) == 3
+
+
+def test_the_certificate_beside_the_key_is_taken_as_ssh_takes_it(
+    laptop: Laptop, bastion: Bastion, client_key: KeyPair
+) -> None:
+    authority = key_pair()
+    bastion.unauthorize()
+    bastion.trust_authority(authority)
+    laptop.write("id-cert.pub", certificate_of(key_pair().public, authority, "-I", "another", "-n", BASTION_USER))
+    assert "id: it is no private key to use: its certificate, under that name with -cert.pub," in laptop.refused()
+    laptop.write("id-cert.pub", certificate_of(client_key.public, authority, "-I", "laptop", "-n", BASTION_USER))
+    laptop.start()
+    assert orders(laptop.manifest["spec"]["service"]["port"]) == 3
 
 
 def test_a_manifest_may_come_by_standard_input(laptop: Laptop) -> None:

@@ -66,8 +66,9 @@ class KeySecretRef(ApiModel):
     name: ObjectName
     """Name of the Secret."""
     key: DataKey = "ssh-privatekey"
-    """Key within the Secret: a private key in OpenSSH, PEM or PKCS#8 format. Another one under `<key>-next`, where
-    present, is offered to the SSH server before it, so that a key is replaced with overlap; a change cuts no session.
+    """Key within the Secret: a private key in OpenSSH, PEM, PKCS#8 or PuTTY's format. Its OpenSSH user certificate may
+    stand under `<key>-cert.pub`. Another private key under `<key>-next`, where present, is offered to the SSH server
+    before it, so that a key is replaced with overlap; a change cuts no session.
     A key whose fingerprint or public half stands under `<key>-revoked` is not used, and its sessions end at once."""
     passphrase_key: DataKey = "passphrase"
     """Key within the Secret that holds the private key's passphrase; not needed for an unencrypted key. That of the
@@ -109,11 +110,13 @@ class HostKey(ApiModel):
     ) = None
     """SHA-256 fingerprints of accepted host keys, as `ssh-keygen -lf` prints them."""
     known_hosts: Annotated[str, Field(min_length=1, max_length=32768)] | None = None
-    """Lines in OpenSSH's known_hosts format, as `ssh-keyscan` prints them; @cert-authority and @revoked too."""
+    """Lines in OpenSSH's known_hosts format, as `ssh-keyscan` prints them; hashed names, patterns, @cert-authority and
+    @revoked too."""
     known_hosts_ref: KnownHostsRef | None = None
     """A ConfigMap or Secret with such lines."""
     alias: Host | None = None
-    """Name to look up in known_hosts and to expect on a host certificate instead of the host, as ssh's HostKeyAlias."""
+    """Name to look up in known_hosts, without a port, and to expect on a host certificate, instead of the host: as
+    ssh's HostKeyAlias."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
