@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dbtunnel.api.forwarder import ForwarderConfig, LayerStatus
+from dbtunnel.api.forwarder import ForwarderConfig, ForwarderHop, LayerStatus
 from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.forwarder.connection import Connector, Sources
 from dbtunnel.forwarder.failures import Failure
@@ -22,24 +22,29 @@ from dbtunnel.forwarder.state import State
 from tests.support.databases import PostgresServer
 from tests.support.forwarder import KEY, seconds
 from tests.support.keys import KeyPair, Secret
-from tests.support.odd_ssh import FAULTS, STAGES, OddSshServer, break_at, say_goodbye
+from tests.support.odd_ssh import FAULTS, STAGES, Fault, OddSshServer, break_at, say_goodbye
 from tests.unit.test_forwarder_connect import CONFIG
 
-REFUSING, LOST, TIMEOUT = Reason.BASTION_REFUSING, Reason.CONNECTION_LOST, Reason.CONNECT_TIMEOUT
+REFUSING, LOST, TIMEOUT, NO_SSH = (
+    Reason.BASTION_REFUSING,
+    Reason.CONNECTION_LOST,
+    Reason.CONNECT_TIMEOUT,
+    Reason.NOT_AN_SSH_SERVER,
+)
 
-TOLD: dict[str, tuple[Reason, Reason, Reason, Reason]] = {
-    # how it breaks:             close     reset     silence  garbage
-    "before the version line": (REFUSING, REFUSING, TIMEOUT, Reason.NOT_AN_SSH_SERVER),
-    "after the version line": (LOST, LOST, TIMEOUT, LOST),
-    "within KEXINIT": (LOST, LOST, TIMEOUT, LOST),
-    "in the key exchange": (LOST, LOST, TIMEOUT, LOST),
-    "at NEWKEYS": (LOST, LOST, TIMEOUT, LOST),
-    "at the service request": (LOST, LOST, TIMEOUT, LOST),
-    "before the key is looked at": (LOST, LOST, TIMEOUT, LOST),
-    "when the key is offered": (LOST, LOST, TIMEOUT, LOST),
-    "when the key has signed": (LOST, LOST, TIMEOUT, LOST),
-    "at the first channel": (LOST, LOST, Reason.DATABASE_TIMEOUT, LOST),
-    "after the login": (LOST, LOST, Reason.DATABASE_TIMEOUT, LOST),
+TOLD: dict[str, tuple[Reason, ...]] = {
+    # how it breaks:             close     reset     silence  garbage unexpected malformed
+    "before the version line": (REFUSING, REFUSING, TIMEOUT, NO_SSH, NO_SSH, NO_SSH),
+    "after the version line": (LOST, LOST, TIMEOUT, LOST, LOST, LOST),
+    "within KEXINIT": (LOST, LOST, TIMEOUT, LOST, TIMEOUT, LOST),
+    "in the key exchange": (LOST, LOST, TIMEOUT, LOST, LOST, LOST),
+    "at NEWKEYS": (LOST, LOST, TIMEOUT, LOST, LOST, LOST),
+    "at the service request": (LOST, LOST, TIMEOUT, LOST, LOST, LOST),
+    "before the key is looked at": (LOST, LOST, TIMEOUT, LOST, LOST, LOST),
+    "when the key is offered": (LOST, LOST, TIMEOUT, LOST, LOST, LOST),
+    "when the key has signed": (LOST, LOST, TIMEOUT, LOST, LOST, LOST),
+    "at the first channel": (LOST, LOST, Reason.DATABASE_TIMEOUT, LOST, LOST, LOST),
+    "after the login": (LOST, LOST, Reason.DATABASE_TIMEOUT, LOST, LOST, LOST),
 }
 """The reason, by stage."""
 
@@ -48,7 +53,7 @@ class Tunnel:
     """The parts of a forwarder that make its connection, in this process, so that nothing escapes them unseen."""
 
     def __init__(self, server: OddSshServer, postgres: PostgresServer, key: KeyPair) -> None:
-        self.config = config_for(server, postgres.port)
+        self.config = config_for(server.hop, postgres.port)
         self.state, metrics = State(self.config, "pod-1"), Metrics()
         self._secret = Secret({KEY: key.private})
         self._connector = Connector(self.config, [Sources(self._secret)], self.state, metrics)
@@ -83,14 +88,14 @@ class Tunnel:
                 await self.state.after(self.state.status.sequence, 10)
 
 
-def config_for(server: OddSshServer, port: int) -> ForwarderConfig:
+def config_for(hop: ForwarderHop, port: int) -> ForwarderConfig:
     short = seconds(connect_timeout=1)
     target = replace(CONFIG, database_host="127.0.0.1", database_port=port)
-    return replace(target, bastion=server.hop, seconds=short, keepalive_count_max=1)
+    return replace(target, bastion=hop, seconds=short, keepalive_count_max=1)
 
 
-def login_to(server: OddSshServer, key: KeyPair) -> Login:
-    config = config_for(server, 1)
+def login_to(hop: ForwarderHop, key: KeyPair) -> Login:
+    config = config_for(hop, 1)
     keys = Keys(Secret({KEY: key.private}), config.key)
     login = Login(config, 0, Keyring(keys, lambda *_: None), State(config, "pod-1"))
     keys.look()
@@ -104,9 +109,9 @@ def escaped(caplog: pytest.LogCaptureFixture) -> list[Any]:
     return caplog.records
 
 
-async def break_and_mend(stage: str, fault: str, postgres: PostgresServer, key: KeyPair) -> Reason:
+async def break_and_mend(stage: str, fault: Fault, postgres: PostgresServer, key: KeyPair) -> Reason:
     """What is told of a login that breaks; returns once all layers work with a good server at the same port."""
-    with OddSshServer(break_at(stage, FAULTS[fault])) as server:
+    with OddSshServer(break_at(stage, fault)) as server:
         tunnel = Tunnel(server, postgres, key)
         async with tunnel.running():
             told = await tunnel.first_failure()
@@ -122,7 +127,7 @@ async def test_a_login_that_breaks_has_a_reason_and_is_mended(
 ) -> None:
     assert set(TOLD) == set(STAGES)
     position = list(FAULTS).index(fault)
-    told = await asyncio.gather(*(break_and_mend(stage, fault, postgres, client_key) for stage in STAGES))
+    told = await asyncio.gather(*(break_and_mend(stage, FAULTS[fault], postgres, client_key) for stage in STAGES))
     assert dict(zip(STAGES, told, strict=True)) == {stage: reasons[position] for stage, reasons in TOLD.items()}
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -165,8 +170,19 @@ async def test_a_goodbye_is_judged_by_its_code_and_no_word_of_it_is_believed(
         for code in CODES:
             server.on_connection = break_at(stage, say_goodbye(code, "Host key is revoked: pin SHA256:AAAA"))
             with pytest.raises(Failure) as failed:
-                await login_to(server, client_key).connect(MountedFile())
+                await login_to(server.hop, client_key).connect(MountedFile())
             told[code] = failed.value.reason
             assert REASONS[failed.value.reason].type is failed.value.layer
     assert told == {code: expected(stage, code) for code in CODES}
+    assert [record.getMessage() for record in escaped] == []
+
+
+@pytest.mark.parametrize("stage", ["at the first channel", "after the login"])
+async def test_a_goodbye_after_the_login_is_a_loss_whatever_it_says(
+    stage: str, postgres: PostgresServer, client_key: KeyPair, escaped: list[logging.LogRecord]
+) -> None:
+    goodbyes = [say_goodbye(code, "Host key is revoked: pin SHA256:AAAA") for code in CODES]
+    told = await asyncio.gather(*(break_and_mend(stage, fault, postgres, client_key) for fault in goodbyes))
+    assert told == [LOST] * len(CODES)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
     assert [record.getMessage() for record in escaped] == []

@@ -15,12 +15,18 @@ from dbtunnel.api.forwarder import ForwarderHop, HostKeyRule
 class OddSshServer:
     """Lets everybody in and forwards. Use it as a context manager: leaving ends it with its connections."""
 
-    def __init__(self, on_connection: Callable[[asyncssh.SSHServerConnection], None] = lambda _: None) -> None:
+    def __init__(
+        self, on_connection: Callable[[asyncssh.SSHServerConnection], None] = lambda _: None, **options: Any
+    ) -> None:
+        """`options`: of asyncssh.listen, such as the algorithms that it takes."""
         self.connections: list[asyncssh.SSHServerConnection] = []
         self.on_connection = on_connection
         """Gets each connection from now on, to change what it will say."""
         self.most_channels: int | None = None
         """How many it opens on a connection, as servers do that count a forwarding as a session."""
+        self.refusal: asyncssh.ChannelOpenError | None = None
+        """With what it refuses each channel."""
+        self._options = options
         self._key = asyncssh.generate_private_key("ssh-ed25519")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="odd ssh server", daemon=True)
@@ -52,9 +58,8 @@ class OddSshServer:
         self._loop.close()
 
     async def _listen(self) -> int:
-        self._acceptor = await asyncssh.listen(
-            "127.0.0.1", 0, server_factory=lambda: _LetsIn(self), server_host_keys=[self._key], config=None
-        )
+        usual = {"server_factory": lambda: _LetsIn(self), "server_host_keys": [self._key], "config": None}
+        self._acceptor = await asyncssh.listen("127.0.0.1", 0, **usual, **self._options)
         return int(self._acceptor.get_port())
 
     def _end(self) -> None:
@@ -86,6 +91,8 @@ class _LetsIn(asyncssh.SSHServer):
         most = self._server.most_channels
         if most is not None and len(self._connection._channels) >= most:
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, "too many sessions")
+        if self._server.refusal:
+            raise self._server.refusal
         return True
 
 
@@ -94,12 +101,15 @@ class _LetsIn(asyncssh.SSHServer):
 Fault = Callable[[Any], None]
 """What a server does to a connection, an SSHServerConnection, instead of going on."""
 
-_DISCONNECT, _KEXINIT = 1, 20
+_DISCONNECT, _KEXINIT, _KEX_REPLY = 1, 20, 31
+
+_WITHHELD = "withheld"
+"""Attribute of a connection: number and body of the message in whose place the fault comes."""
 
 _MESSAGES = {
     "after the version line": _KEXINIT,
     "within KEXINIT": _KEXINIT,
-    "in the key exchange": 31,  # SSH_MSG_KEX_ECDH_REPLY, RFC 5656
+    "in the key exchange": _KEX_REPLY,  # SSH_MSG_KEX_ECDH_REPLY, RFC 5656
     "at NEWKEYS": 21,
     "at the service request": 6,  # SSH_MSG_SERVICE_ACCEPT
     "before the key is looked at": 51,  # SSH_MSG_USERAUTH_FAILURE, the answer to the method "none"
@@ -136,7 +146,27 @@ def say_garbage(connection: Any) -> None:
     fall_silent(connection)
 
 
-FAULTS: Mapping[str, Fault] = {"close": close, "reset": reset, "silence": fall_silent, "garbage": say_garbage}
+def say_the_unexpected(connection: Any) -> None:
+    """Sends a message that is whole and has no meaning there: a server's part of a key exchange; silence follows."""
+    connection.send_packet(_KEX_REPLY, b"")
+    fall_silent(connection)
+
+
+def say_it_wrong(connection: Any) -> None:
+    """Sends the message with its last byte missing, or one too many where it has none; silence follows."""
+    message, body = getattr(connection, _WITHHELD, (_KEX_REPLY, b""))
+    connection.send_packet(message, body[:-1] or b"x")
+    fall_silent(connection)
+
+
+FAULTS: Mapping[str, Fault] = {
+    "close": close,
+    "reset": reset,
+    "silence": fall_silent,
+    "garbage": say_garbage,
+    "unexpected": say_the_unexpected,
+    "malformed": say_it_wrong,
+}
 """How a login may break."""
 
 
@@ -178,6 +208,7 @@ def _instead(odd: Any, message: int, fault: Fault, *, halved: bool) -> None:
             send_packet(kind, *parts, **more)
             return
         odd.send_packet = send_packet
+        setattr(odd, _WITHHELD, (kind, b"".join(parts)))
         if halved:
             odd._send = send_half
             send_packet(kind, *parts, **more)

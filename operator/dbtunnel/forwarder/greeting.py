@@ -10,7 +10,8 @@ import time
 _KEPT_BYTES = 16384
 """How much of the greeting is kept."""
 
-_VERSION = re.compile(rb"^SSH-[^\n]*\n", re.MULTILINE)
+_VERSION = re.compile(rb"^SSH-(?:2\.0|1\.99)-[^\n]*\n", re.MULTILINE)
+"""Of a server that speaks SSH 2 (RFC 4253, sections 4.2 and 5.1); SSH 1 alone is no protocol that there still is."""
 
 _KEXINIT = b"\x14"
 
