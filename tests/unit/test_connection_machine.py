@@ -39,6 +39,8 @@ LOOK_SECONDS = 1.0
 next time."""
 PARKING_SECONDS, PARKED_AT_MOST = 30, 3
 SOONEST_SECONDS = FIRST_BACKOFF_SECONDS / 2
+EAGER_DOUBLINGS = 3
+"""Of the pause, while somebody may be parked since the begin of an outage."""
 SLOWEST_SECONDS = 90
 """The shortest and the longest pause, with their jitter."""
 SOON = 0.01
@@ -273,19 +275,20 @@ class World:
     def _check_pace(self, number: int, attempts: Sequence[Attempt]) -> None:
         """Of one server, with the same files. A connection that is lost may be made again soon."""
         ends = [one.ended_at for one in self.made if one.hop == number and one.ended_at is not None]
-        failed = 0
+        doublings, began = 0, 0.0
         for before, after in pairwise(attempts):
             if before.files != before.seen:
-                failed = 0  # in the next round it is tried anew, with the other servers
+                doublings = 0  # in the next round it is tried anew, with the other servers
                 continue
-            failed = failed + 1 if before.failure else 0
             soonest = [end + SOONEST_SECONDS for end in ends if before.began <= end < after.began]
             if before.failure and before.ended is not None:
-                usual = min(SOONEST_SECONDS * 2 ** (failed - 1), LONGEST_BACKOFF_SECONDS / 2)
+                began = began if doublings else before.ended
+                usual = min(SOONEST_SECONDS * 2**doublings, LONGEST_BACKOFF_SECONDS / 2)
                 least = REASONS[before.failure.reason].retry_seconds or usual
                 soonest.append(before.ended + least)
+                doublings += doublings < EAGER_DOUBLINGS or before.ended >= began + PARKING_SECONDS
             assert after.began >= min(soonest, default=0.0) - SOON, "each in its turn"
-            failed = 0 if len(soonest) > 1 else failed
+            doublings = doublings if before.failure and len(soonest) == 1 else 0
 
 
 EVENTS = (

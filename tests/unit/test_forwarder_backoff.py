@@ -14,7 +14,13 @@ from dbtunnel.forwarder.connection import Connector, Sources
 from dbtunnel.forwarder.failures import transport_failure
 from dbtunnel.forwarder.link import End, Link
 from dbtunnel.forwarder.metrics import Metrics
-from dbtunnel.forwarder.pace import FIRST_BACKOFF_SECONDS, STABLE_SECONDS
+from dbtunnel.forwarder.pace import (
+    EAGER_BACKOFF_SECONDS,
+    FIRST_BACKOFF_SECONDS,
+    LONGEST_BACKOFF_SECONDS,
+    STABLE_SECONDS,
+    Pace,
+)
 from dbtunnel.forwarder.state import State
 from dbtunnel.forwarder.transport import Congestion
 from tests.support.keys import Secret, key_pair
@@ -75,5 +81,30 @@ def test_a_connection_that_stood_long_enough_resets_the_backoff(monkeypatch: pyt
 def test_a_connection_that_is_soon_lost_again_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a server that lets in and cuts would be asked five times a second for ever."""
     pause = pause_after_loss(monkeypatch, STABLE_SECONDS - 1)
-    grown = FIRST_BACKOFF_SECONDS * 2**FAILURES
-    assert grown / 2 <= round(pause, 6) <= grown
+    assert EAGER_BACKOFF_SECONDS / 2 <= round(pause, 6) <= EAGER_BACKOFF_SECONDS
+
+
+PARKING_SECONDS = 30
+
+
+def pauses(count: int) -> list[tuple[float, float]]:
+    """When so many attempts fail, each at once, and the pauses after them."""
+
+    async def main() -> list[tuple[float, float]]:
+        pace, found = Pace(1, PARKING_SECONDS), []
+        for _ in range(count):
+            pace.failed(transport_failure(Reason.CONNECTION_REFUSED))
+            found.append((now(), pace.not_before - now()))
+            await asyncio.sleep(pace.not_before - now())
+        return found
+
+    return run(main())
+
+
+def test_a_server_that_returns_while_clients_are_parked_is_back_within_two_seconds() -> None:
+    found = pauses(100)
+    early = [pause for begun, pause in found if begun < PARKING_SECONDS]
+    assert len(early) > PARKING_SECONDS / EAGER_BACKOFF_SECONDS
+    assert max(early) <= EAGER_BACKOFF_SECONDS
+    assert found[len(early) + 4][1] > EAGER_BACKOFF_SECONDS, "then attempts become rare"
+    assert found[-1][1] >= LONGEST_BACKOFF_SECONDS / 2

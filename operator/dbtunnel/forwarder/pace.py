@@ -10,6 +10,11 @@ from dbtunnel.forwarder.failures import Failure
 FIRST_BACKOFF_SECONDS = 0.2
 LONGEST_BACKOFF_SECONDS = 30.0
 
+_EAGER_DOUBLINGS = 3
+EAGER_BACKOFF_SECONDS = FIRST_BACKOFF_SECONDS * 2**_EAGER_DOUBLINGS
+"""The longest pause while those who came when the outage began may still be parked: they, and who came after them, are
+served within two seconds of the server's return."""
+
 STABLE_SECONDS = 30.0
 """A connection that stood this long resets the backoff."""
 
@@ -24,10 +29,12 @@ _NEIGHBOUR_FACTOR = 0.5
 class Pace:
     """When a server may be tried again. Times are the loop's."""
 
-    def __init__(self, replicas: int) -> None:
-        self._replicas = replicas
+    def __init__(self, replicas: int, eager_seconds: float = 0) -> None:
+        """`eager_seconds`: for how long after the first failure pauses grow to EAGER_BACKOFF_SECONDS alone."""
+        self._replicas, self._eager_seconds = replicas, eager_seconds
+        self._eager_until = 0.0
         self.attempts = 0
-        """Failures since a connection to it was stable."""
+        """Failures since a connection to it was stable, those after which the pause did not grow left out."""
         self.not_before = 0.0
 
     @property
@@ -39,7 +46,10 @@ class Pace:
         """An attempt has failed, or a connection was lost."""
         now = asyncio.get_running_loop().time()
         self.not_before = now + pause_seconds(failure, self.attempts, self._replicas)
-        self.attempts += 1
+        if not self.attempts:
+            self._eager_until = now + self._eager_seconds
+        if self.attempts < _EAGER_DOUBLINGS or now >= self._eager_until:
+            self.attempts += 1
 
     def reset(self) -> None:
         """A connection was stable, or something has changed: no reason to wait any more."""

@@ -50,9 +50,10 @@ class Route:
         self._secrets = list(dict.fromkeys(own))
         rings = [Keyring(keys, functools.partial(state.set_keys, number)) for number, keys in enumerate(own)]
         self._logins = [Login(config, number, ring, state) for number, ring in enumerate(rings)]
-        self._ends = [_End(self._logins[number], Pace(config.replicas)) for number in ends_of(config)]
+        eager = config.replicas, config.seconds.parking_max
+        self._ends = [_End(self._logins[number], Pace(*eager)) for number in ends_of(config)]
         self._jumps = [self._logins[number] for number in jumps_of(config)]
-        self._jumps_pace = Pace(config.replicas)
+        self._jumps_pace = Pace(*eager)
         self._changes = 0
         """How often something has changed. What an attempt finds that began before says nothing about the next one."""
 
