@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from dbtunnel.api.crd import crd
+from tests.support.bastion import Bastion
 from tests.support.clients import start_client
 from tests.support.cluster import Cluster, start_cluster
 from tests.support.images import CLIENT, OPERATOR
@@ -87,3 +89,12 @@ def shop(
     start_client(installed, name, client_image)
     yield name
     installed.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def bastion(installed: Cluster, private_network: PrivateNetwork, shop: str, tmp_path: Path) -> Iterator[Bastion]:
+    """Another bastion that pods reach, for one test to change as it likes; the keys of `shop` are authorized there."""
+    bastion = Bastion(tmp_path / "bastion", host=installed.host_address, hosts=private_network.addresses)
+    bastion.authorize(*private_network.authorized)
+    yield bastion.start()
+    bastion.stop()

@@ -1,48 +1,21 @@
 """What happens to tunnels that work: bastions, operators and pods come and go."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+import time
 
-import pytest
-
+from dbtunnel.api.forwarder import Seconds
 from tests.support.bastion import Bastion
 from tests.support.clients import Endpoint
 from tests.support.cluster import Cluster
 from tests.support.installation import NAMESPACE as OPERATOR_NAMESPACE
-from tests.support.private_network import PrivateNetwork
 from tests.support.processes import wait_until
-from tests.support.traffic import Traffic
-from tests.support.tunnels import Manifest, apply, condition, example, find, wait_for_ready, wait_for_reason
+from tests.support.traffic import Arrivals, Traffic
+from tests.support.tunnels import condition, find, metric, pods, wait_for_ready, wait_for_reason
+from tests.support.tunnels import start_tunnel as start
+
+PARKING_SECONDS = Seconds().parking_max
 
 CHILDREN = ("service/{}", "networkpolicy/{}-tunnel", "deployment/{}-tunnel")
 OPERATOR = ("deployment", "dbtunnel-dbtunnel-operator")
-
-
-@pytest.fixture
-def bastion(installed: Cluster, private_network: PrivateNetwork, shop: str, tmp_path: Path) -> Iterator[Bastion]:
-    bastion = Bastion(tmp_path / "bastion", host=installed.host_address, hosts=private_network.addresses)
-    bastion.authorize(*private_network.authorized)
-    yield bastion.start()
-    bastion.stop()
-
-
-def start(cluster: Cluster, namespace: str, name: str, bastion: Bastion | None = None, **spec: Any) -> Manifest:
-    """A tunnel that works."""
-    manifest = example(namespace, "orders")
-    manifest["metadata"]["name"] = name
-    manifest["spec"] |= spec
-    if bastion:
-        pins = {"fingerprints": list(bastion.fingerprints.values())}
-        manifest["spec"]["tunnel"] |= {"host": bastion.host, "port": bastion.port, "hostKey": pins}
-    apply(cluster, manifest)
-    return wait_for_ready(cluster, namespace, name)
-
-
-def pods(cluster: Cluster, namespace: str, name: str) -> list[str]:
-    """Names of a tunnel's pods that are not ending."""
-    listed = cluster.get("pods", "-n", namespace, "-l", f"dbtunnel.dev/tunnel={name}")["items"]
-    return [one["metadata"]["name"] for one in listed if "deletionTimestamp" not in one["metadata"]]
 
 
 def versions(cluster: Cluster, namespace: str, name: str) -> list[tuple[str, str]]:
@@ -77,6 +50,46 @@ def test_the_bastion_restarts_under_traffic(installed: Cluster, shop: str, basti
     assert outcome.served > 2
     # the session that was open when the bastion went; all others waited
     assert len(outcome.errors) <= 1, outcome.errors
+
+
+CLIENTS, AWAY_SECONDS, BACK_SECONDS = 100, 8, 2
+
+
+def test_nobody_is_refused_while_the_bastion_is_away(installed: Cluster, shop: str, bastion: Bastion) -> None:
+    """Many clients keep coming, through the Service of a single pod; `spec.parking` is as it is by default."""
+    tunnel = start(installed, shop, "away", bastion)
+    (pod,) = pods(installed, shop, "away")
+
+    def told(name: str) -> float:
+        return metric(installed, shop, pod, f"dbtunnel_forwarder_{name}")
+
+    with Arrivals(installed, shop, Endpoint.of(tunnel), CLIENTS) as clients:
+        wait_until(lambda: told("clients_total") > 2 * CLIENTS, "all to have come")
+        bastion.stop()
+        stopped = time.time()
+        wait_until(lambda: time.time() > stopped + AWAY_SECONDS and told("clients_parked") == CLIENTS, "all to wait")
+        bastion.start()
+        returned = time.time()
+        wait_until(lambda: told("clients_parked") == 0, "nobody to wait", 60)
+        wait_for_ready(installed, shop, "away")
+        sessions_lost = installed.kubectl("logs", pod, "-n", shop).count('"how": "SSH connection lost"')
+    comings = clients.comings
+    # sessions that were open when the bastion went: the database had been asked, and nobody may ask it again
+    cut = [one for one in comings if one.came < stopped and not one.is_served]
+    others = [one for one in comings if one not in cut]
+    refused = [one.what for one in others if not one.is_served]
+    waited = [one.went - one.came for one in others if one.came < returned < one.went]
+    back = min(one.went for one in others if one.went > returned) - returned
+    print(
+        f"{len(comings)} connections of {CLIENTS} clients, the bastion away for {returned - stopped:.1f} s: "
+        f"{len(refused)} refused, {len(cut)} cut with it, {len(waited)} parked at its return, the longest for "
+        f"{max(waited):.1f} s; the first was served {back:.2f} s after it"
+    )
+    assert refused == []
+    assert len(waited) == CLIENTS
+    assert max(waited) < PARKING_SECONDS
+    assert back < BACK_SECONDS
+    assert len(cut) <= sessions_lost, "each of them had its channel"
 
 
 def test_the_operator_restarts_under_traffic(installed: Cluster, shop: str) -> None:

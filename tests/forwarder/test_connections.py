@@ -1,8 +1,5 @@
 """Several SSH connections for one forwarder: clients are spread over them, and the loss of one moves nobody else."""
 
-import contextlib
-import os
-import signal
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.support.bastion import Bastion, children
+from tests.support.bastion import Bastion
 from tests.support.databases import DATABASE, PASSWORD, USER, PostgresServer
 from tests.support.forwarder import KEY, Forwarder, forwarder_config
 from tests.support.keys import KeyPair, key_pair
@@ -37,18 +34,6 @@ def answers(session: Session) -> bool:
         return False
 
 
-def monitors(bastion: Bastion) -> list[int]:
-    """The processes of sshd that hold a connection each."""
-    return [pid for listener in children(bastion.pid) for pid in children(listener)]
-
-
-def cut(monitor: int) -> None:
-    """Ends one connection."""
-    for pid in [*children(monitor), monitor]:
-        with contextlib.suppress(ProcessLookupError):  # the monitor ends with its child
-            os.kill(pid, signal.SIGKILL)
-
-
 @pytest.fixture
 def forwarder(start_forwarder: StartForwarder, postgres: PostgresServer) -> Forwarder:
     """With all its connections."""
@@ -65,11 +50,11 @@ def wait_for(forwarder: Forwarder, count: int) -> None:
 
 def test_the_loss_of_one_ends_its_share_of_the_sessions_and_no_others(forwarder: Forwarder, bastion: Bastion) -> None:
     sessions = [connect(forwarder) for _ in range(5 * COUNT)]
-    before = monitors(bastion)
+    before = bastion.monitors()
     assert len(before) == COUNT
     for number, monitor in enumerate(before):
-        cut(monitor)
-        wait_until(lambda monitor=monitor: monitor not in monitors(bastion), "its end")  # type: ignore[misc]
+        bastion.cut(monitor)
+        wait_until(lambda monitor=monitor: monitor not in bastion.monitors(), "its end")  # type: ignore[misc]
         wait_for(forwarder, COUNT)
         left = [session for session in sessions if answers(session)]
         assert len(left) == 5 * (COUNT - 1 - number)
@@ -97,8 +82,8 @@ def test_clients_that_come_while_one_is_lost_are_served_by_the_others(forwarder:
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for number, monitor in enumerate(monitors(bastion)[: COUNT - 1], start=1):
-        cut(monitor)
+    for number, monitor in enumerate(bastion.monitors()[: COUNT - 1], start=1):
+        bastion.cut(monitor)
         wait_until(lambda number=number: forwarder.metric(MADE) == COUNT + number, "another")  # type: ignore[misc]
     ends.set()
     for thread in threads:
@@ -137,7 +122,7 @@ def test_one_is_enough(start_forwarder: StartForwarder, bastion: Bastion, postgr
         wait_for(forwarder, 2)
         with connect(forwarder) as first, connect(forwarder) as second:
             way.refuse()
-            cut(monitors(bastion)[0])
+            bastion.cut(bastion.monitors()[0])
             wait_for(forwarder, 1)
             assert sorted(map(answers, (first, second))) == [False, True]
             assert forwarder.status().transport.status == "True"

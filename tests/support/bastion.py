@@ -146,7 +146,7 @@ class Bastion:
 
     def kill_sessions(self) -> None:
         """Ends all connections; new ones are taken."""
-        monitors = [pid for listener in children(self.pid) for pid in children(listener)]
+        monitors = self.monitors()
         # halted first: one that has just let a client in is about to start the process that serves it, which is in no
         # list of processes yet and would go on
         for monitor in monitors:
@@ -157,7 +157,16 @@ class Bastion:
 
     def connections(self) -> int:
         """How many SSH connections there are, those that are not authenticated yet counted too."""
-        return sum(len(children(listener)) for listener in children(self.pid))
+        return len(self.monitors())
+
+    def monitors(self) -> list[int]:
+        """The processes that hold a connection each, the oldest first."""
+        return [pid for listener in children(self.pid) for pid in children(listener)]
+
+    def cut(self, monitor: int) -> None:
+        """Ends one connection."""
+        for process in [*children(monitor), monitor]:
+            _signal(process, signal.SIGKILL)
 
     def pause(self) -> None:
         """Hangs it with all connections: nothing is answered, nothing is closed."""

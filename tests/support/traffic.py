@@ -1,24 +1,74 @@
-"""Applications at work: a pod that connects and queries again and again."""
+"""Applications at work: programs in the pod of clients that connect again and again, or hold their sessions."""
 
 import json
 import threading
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from tests.support.clients import Endpoint, first_query, query
 from tests.support.cluster import Cluster
 from tests.support.databases import DATABASE, USER
 from tests.support.processes import wait_until
 
-_PROGRAM = """
+_LONGEST_SECONDS = 120
+
+_AROUND = """
 import json, os, sys, time
+stop, end = sys.argv[1], time.monotonic() + float(sys.argv[2])
+def begun():
+    open(stop + ".begun", "w").close()
+def is_over():
+    return os.path.exists(stop) or time.monotonic() > end
+"""
+"""Stands before each program: the words after it are `sys.argv[3:]`."""
+
+
+class Program:
+    """A Python program in the pod of clients, while the context lasts: it calls `begun`, goes on until `is_over`, and
+    prints what it has seen as JSON.
+    """
+
+    def __init__(self, cluster: Cluster, namespace: str, program: str, *words: object) -> None:
+        self._cluster, self._namespace = cluster, namespace
+        self._stop_file = f"/tmp/stop-{id(self)}"
+        arguments = [self._stop_file, _LONGEST_SECONDS, *words]
+        self._command = ["python", "-c", _AROUND + program, *map(str, arguments)]
+        self._printed = ""
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        found = ["sh", "-c", f"ls {self._stop_file}.begun 2>/dev/null || true"]
+        wait_until(lambda: query(self._cluster, self._namespace, found) or not self._thread.is_alive(), "its begin")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        query(self._cluster, self._namespace, ["touch", self._stop_file])
+        self._thread.join(_LONGEST_SECONDS)
+
+    @property
+    def printed(self) -> Any:
+        """What it has seen, once the context has been left."""
+        return json.loads(self._printed.splitlines()[-1])
+
+    def _run(self) -> None:
+        self._printed = query(self._cluster, self._namespace, self._command, _LONGEST_SECONDS + 30)
+
+
+def target_of(endpoint: Endpoint) -> str:
+    """Where and as whom psycopg connects."""
+    return f"host={endpoint.host} port={endpoint.port} user={USER} dbname={DATABASE}"
+
+
+# --- one after the other ----------------------------------------------------------------------------------------------
+
+_TRAFFIC = """
 import psycopg
 served, errors = 0, []
-print("begun", flush=True)
-end = time.monotonic() + float(sys.argv[2])
-while time.monotonic() < end and not os.path.exists(sys.argv[3]):
+begun()
+while not is_over():
     try:
-        with psycopg.connect(sys.argv[1], connect_timeout=20) as session:
+        with psycopg.connect(sys.argv[3], connect_timeout=20) as session:
             session.execute("select 1")
         served += 1
     except psycopg.Error as error:
@@ -26,8 +76,6 @@ while time.monotonic() < end and not os.path.exists(sys.argv[3]):
     time.sleep(0.05)
 print(json.dumps({"served": served, "errors": errors}))
 """
-
-_LONGEST_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -38,33 +86,92 @@ class Outcome:
     errors: list[str]
 
 
-class Traffic:
-    """A new PostgreSQL session every 50 ms, one after the other, from the pod of clients, while the context lasts."""
+class Traffic(Program):
+    """A new PostgreSQL session every 50 ms, one after the other."""
 
     def __init__(self, cluster: Cluster, namespace: str, endpoint: Endpoint) -> None:
-        self._cluster, self._namespace = cluster, namespace
-        self._stop_file = f"/tmp/stop-{id(self)}"
-        self._target = f"host={endpoint.host} port={endpoint.port} user={USER} dbname={DATABASE}"
-        self._command = ["python", "-c", _PROGRAM, self._target, str(_LONGEST_SECONDS), self._stop_file]
-        self._printed = ""
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._target = target_of(endpoint)
+        super().__init__(cluster, namespace, _TRAFFIC, self._target)
 
     def __enter__(self) -> Self:
         first_query(self._cluster, self._namespace, ["psql", self._target, "-c", "select 1"])
-        self._thread.start()
-        marker = ["sh", "-c", "grep -lz psycopg.connect /proc/[0-9]*/cmdline || true"]
-        wait_until(lambda: query(self._cluster, self._namespace, marker), "the traffic's begin")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        query(self._cluster, self._namespace, ["touch", self._stop_file])
-        self._thread.join(_LONGEST_SECONDS)
+        return super().__enter__()
 
     @property
     def outcome(self) -> Outcome:
         """What became of it, once the context has been left."""
-        document = json.loads(self._printed.splitlines()[-1])
-        return Outcome(document["served"], document["errors"])
+        return Outcome(**self.printed)
 
-    def _run(self) -> None:
-        self._printed = query(self._cluster, self._namespace, self._command, _LONGEST_SECONDS + 30)
+
+# --- many at a time ---------------------------------------------------------------------------------------------------
+
+_ARRIVALS = """
+import asyncio
+address, port, count, pause = sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), float(sys.argv[6])
+comings = []
+async def come():
+    try:
+        reader, writer = await asyncio.wait_for(asyncio.open_connection(address, port), 20)
+    except (OSError, asyncio.TimeoutError) as error:
+        return "no connection: " + repr(error)
+    try:
+        writer.write(bytes.fromhex("0000000804d2162f"))
+        answer = await asyncio.wait_for(reader.read(1), 60)
+        return "served" if answer == b"N" else "closed without a byte"
+    except (OSError, asyncio.TimeoutError) as error:
+        return "no answer: " + repr(error)
+    finally:
+        writer.close()
+async def keep_coming(number):
+    await asyncio.sleep(pause * number / count)
+    while not is_over():
+        came = time.time()
+        comings.append((came, await come(), time.time()))
+        await asyncio.sleep(pause)
+async def all_of_them():
+    coming = [asyncio.ensure_future(keep_coming(number)) for number in range(count)]
+    while not comings:
+        await asyncio.sleep(0.01)
+    begun()
+    await asyncio.gather(*coming)
+asyncio.run(all_of_them())
+print(json.dumps(comings))
+"""
+
+_ARRIVAL_PAUSE_SECONDS = 0.5
+"""Of each client between two connections: a hundred make some 200 connections a second."""
+
+
+@dataclass(frozen=True)
+class Coming:
+    """A client's connection, from its begin to the first byte of the database's or its end. Times are the epoch's, by
+    the pod's clock, which is the machine's where the cluster runs on it.
+    """
+
+    came: float
+    what: str
+    """`served`, or what happened instead."""
+    went: float
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the database has answered."""
+        return self.what == "served"
+
+
+class Arrivals(Program):
+    """Clients that all the time connect to the Service, ask the database for TLS, which answers, leave, come again."""
+
+    def __init__(self, cluster: Cluster, namespace: str, endpoint: Endpoint, count: int) -> None:
+        self._endpoint = endpoint
+        words = endpoint.address, endpoint.port, count, _ARRIVAL_PAUSE_SECONDS
+        super().__init__(cluster, namespace, _ARRIVALS, *words)
+
+    def __enter__(self) -> Self:
+        first_query(self._cluster, self._namespace, ["psql", target_of(self._endpoint), "-c", "select 1"])
+        return super().__enter__()
+
+    @property
+    def comings(self) -> list[Coming]:
+        """All of them, once the context has been left."""
+        return [Coming(*one) for one in self.printed]

@@ -8,7 +8,9 @@ from typing import Any
 
 import yaml
 
+from dbtunnel.api.forwarder import ADMIN_PORT
 from dbtunnel.domain.names import TUNNEL_LABEL
+from tests.support.bastion import Bastion
 from tests.support.cluster import Cluster
 from tests.support.processes import ROOT, wait_until
 
@@ -95,6 +97,34 @@ def wait_for_reason(
 ) -> Manifest:
     """The tunnel, once its Ready is False for this reason."""
     return _wait_for(cluster, namespace, name, ("False", reason), timeout_seconds)
+
+
+def start_tunnel(cluster: Cluster, namespace: str, name: str, bastion: Bastion | None = None, **spec: Any) -> Manifest:
+    """The example `orders` under another name, `spec` beside its own, through a bastion where one is given; once it is
+    Ready.
+    """
+    manifest = example(namespace, "orders")
+    manifest["metadata"]["name"] = name
+    way = {**manifest["spec"]["tunnel"], **spec.pop("tunnel", {})}
+    if bastion:
+        pins = {"fingerprints": list(bastion.fingerprints.values())}
+        way |= {"host": bastion.host, "port": bastion.port, "hostKey": pins}
+    manifest["spec"] |= {**spec, "tunnel": way}
+    apply(cluster, manifest)
+    return wait_for_ready(cluster, namespace, name)
+
+
+def pods(cluster: Cluster, namespace: str, name: str) -> list[str]:
+    """Names of a tunnel's pods that are not ending."""
+    listed = cluster.get("pods", "-n", namespace, "-l", f"{TUNNEL_LABEL}={name}")["items"]
+    return [one["metadata"]["name"] for one in listed if "deletionTimestamp" not in one["metadata"]]
+
+
+def metric(cluster: Cluster, namespace: str, pod: str, line: str) -> float:
+    """The value of a forwarder's metric, named with its label as it stands at /metrics; 0 where it is not there."""
+    path = f"/api/v1/namespaces/{namespace}/pods/{pod}:{ADMIN_PORT}/proxy/metrics"
+    values = [words.rsplit(" ", 1) for words in cluster.kubectl("get", "--raw", path).splitlines()]
+    return next((float(value) for name, value in values if name == line), 0.0)
 
 
 def try_at_once(cluster: Cluster, namespace: str, name: str) -> None:
