@@ -4,7 +4,7 @@ import contextlib
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 from bench.lane import Lane
@@ -49,15 +49,33 @@ def stalled_readers(lane: Lane, sizes: Sizes) -> Figures:
 
 def uploads_to_a_frozen_bastion(lane: Lane, sizes: Sizes) -> Figures:
     """Clients that send while the bastion reads nothing and closes nothing."""
+    bastion = lane.site.bastion
+    return {"uploads": _uploads(lane, sizes, bastion.pause, bastion.resume)}
+
+
+def uploads_into_a_black_hole(lane: Lane, sizes: Sizes) -> Figures:
+    """Clients that send while all packets to the bastion and its server are dropped, and all from there."""
+    cable = lane.site.cable
+    assert cable, "the site has one"
+
+    def cut() -> None:
+        for port in (lane.site.bastion.port, lane.site.port):
+            cable.cut(port)
+
+    return {"uploads-dropped": _uploads(lane, sizes, cut, cable.mend)}
+
+
+def _uploads(lane: Lane, sizes: Sizes, hang: Callable[[], None], go_on: Callable[[], None]) -> float:
+    """The memory while clients send and nothing is taken at the far end."""
     with _fresh(lane), ExitStack() as stack:
         clients = [stack.enter_context(_opened(lane)) for _ in range(sizes.channels)]
         for client in clients:
             client.sendall(b"U")
-        lane.site.bastion.pause()
-        stack.callback(lane.site.bastion.resume)
+        hang()
+        stack.callback(go_on)
         stack.callback(lane.stop)  # before that: all that was sent would pass
         _send_all_that_is_taken(clients, sizes.quiet)
-        return {"uploads": settled(lane, sizes.quiet)}
+        return settled(lane, sizes.quiet)
 
 
 def settled(lane: Lane, quiet_seconds: float) -> float:

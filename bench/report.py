@@ -60,11 +60,12 @@ def insert(text: str, tables: str) -> str:
 
 
 def _medians(results: Document) -> list[list[str]]:
-    """A line for each row that was measured, a column for each contender."""
+    """A line for each row that was measured, a column for each contender: its value, or why there can be none."""
     lines = [["median", "unit", *(contender.title for contender in CONTENDERS.values())]]
     for row in _measured(results):
         samples = results[row.name]
-        lines.append([row.title, row.unit, *(_median(samples.get(name), row.digits) for name in CONTENDERS)])
+        cells = (row.without.get(name) or _median(samples.get(name), row.digits) for name in CONTENDERS)
+        lines.append([row.title, row.unit, *cells])
     return lines
 
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from bench.link import FAR, link
 from bench.programs import program
 from tests.support.bastion import HARDENED, Bastion
+from tests.support.cable import Cable
 from tests.support.databases import DATABASE, USER, PostgresServer, postgres_program
 from tests.support.keys import KeyPair, key_pair
 from tests.support.processes import Process, free_port, run
@@ -33,6 +34,8 @@ class Site:
     """Address of the server, for those who need no bastion; on its own machine it also is at 127.0.0.1."""
     near: tuple[str, ...] = ()
     """The command that runs another on the clients' side."""
+    cable: Cable | None = None
+    """What leads to bastion and server, where it can be cut."""
 
     @property
     def key_file(self) -> Path:
@@ -88,10 +91,25 @@ def distant_site(directory: Path, round_trip_seconds: float) -> Iterator[Site]:
             peer.kill()
 
 
+@contextmanager
+def cable_site(directory: Path) -> Iterator[Site]:
+    """The server of `peer.c` and the bastion, in a network namespace to which packets can be dropped. Needs root."""
+    with Cable(directory) as cable:
+        far = tuple(cable.prefix)
+        peer = Process([*far, program("peer"), "0.0.0.0", str(_PEER_PORT)], directory / "peer.log").start()
+        bastion = _bastion(directory, host=cable.host, port=_BASTION_PORT, prefix=far)
+        try:
+            with _site(directory, bastion, cable.host, _PEER_PORT) as site:
+                yield replace(site, cable=cable)
+        finally:
+            peer.kill()
+
+
 Open = Callable[[Path], AbstractContextManager[Site]]
 
 SITES: Mapping[str, Open] = {
     "peer": peer_site,
+    "cable": cable_site,
     "database": database_site,
     "20ms": partial(distant_site, round_trip_seconds=0.020),
     "100ms": partial(distant_site, round_trip_seconds=0.100),

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from bench.contenders import CONTENDERS, OURS, RELAY, SSH, SSH_GCM
+from bench.contenders import CONTENDERS, DIRECT, OURS, RELAY, SSH, SSH_GCM
 from bench.figures import Aim, Spread, is_met, order, percentile, ratios, spread
 from bench.loads import transaction_milliseconds
 from bench.report import BEGIN, END, insert, markdown
@@ -66,6 +66,14 @@ def test_every_row_is_filled_by_one_load_at_a_site_that_exists() -> None:
     assert {aim.against for row in ROWS for aim in row.aims} <= {None, *CONTENDERS}
 
 
+def test_nobody_is_left_out_but_for_a_reason_that_the_table_tells() -> None:
+    left_out = {row: sorted(load.without) for load in LOADS for row in load.rows if load.without}
+    no_process = {"idle", "channels", "stalled", "uploads-dropped", "start"}
+    assert left_out == {**{row: [DIRECT] for row in no_process}, "uploads": [DIRECT, RELAY]}
+    told = {row.name for row in ROWS if row.without}
+    assert told == {*left_out, "cpu-down", "cpu-up"}
+
+
 def test_named_rows_are_measured_alone() -> None:
     assert [load.rows for load in loads_of(["late", "start"])] == [("start",), ("latency", "late")]
     assert loads_of([]) == list(LOADS)
@@ -85,6 +93,7 @@ def test_the_tables_show_medians_ratios_aims_and_verdicts() -> None:
         "| bulk down, 1 stream | 2.00 (1.00 to 3.00) | 1.50 (1.50 to 1.50) |  "
         "| ≥ 1.6 times ssh -N -L, ≥ 1.1 times ssh, aes128-gcm | met |"
     ) in lines
+    assert "| memory (RSS), idle | MiB | 36 | 8 |  |  |  | no process |" in lines
     assert "| memory (RSS), idle | 4.50 (4.25 to 4.50) |  |  | ≤ 35 MiB | missed |" in lines
     assert "bulk up" not in shown
 
