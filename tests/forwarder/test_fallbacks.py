@@ -91,7 +91,7 @@ def test_a_fallback_serves_clients_that_came_while_the_first_was_lost_and_gives_
     for client in clients:
         client.start()
     status = uses(forwarder, 1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10, "before anybody's time in the parking is over"
     failure = status.hops[0].failure
     assert failure is not None
     assert failure.reason == "ConnectionRefused"

@@ -252,13 +252,13 @@ def test_an_idle_session_is_ended_and_a_busy_one_is_not(
         began = time.monotonic()
         while forwarder.metric(IDLE) == 0:
             assert busy.execute("select pg_sleep(0.2)").fetchone() is not None
-            assert time.monotonic() < began + 10
+            assert time.monotonic() < began + 20
         with pytest.raises(psycopg.OperationalError):
             idle.execute("select 1")
         assert busy.execute("select 1").fetchone() == (1,)
         (event,) = ended(forwarder)
         assert event["how"] == "idle"
-        assert 2 <= event["seconds"] <= 4
+        assert 2 <= event["seconds"] <= 8
     wait_until(lambda: postgres.sessions() == 0, "the database to know")
 
 

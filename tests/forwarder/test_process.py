@@ -183,7 +183,7 @@ def _is_served(client: socket.socket) -> bool:
 
 
 def test_running_sessions_finish_before_it_ends(start_forwarder: StartForwarder, postgres: PostgresServer) -> None:
-    forwarder = start_forwarder(postgres.port, seconds=seconds(drain_min=1, drain_max=20))
+    forwarder = start_forwarder(postgres.port, seconds=seconds(drain_min=4, drain_max=20))
     with connect(forwarder) as session:
         forwarder.process.signal(signal.SIGTERM)
         forwarder.wait(lambda status: status.draining, "the drain")
@@ -207,12 +207,12 @@ def test_quiet_sessions_end_first_and_a_running_query_last(
     start_forwarder: StartForwarder, postgres: PostgresServer
 ) -> None:
     """A pool's idle connection would hold the pod until the last moment."""
-    forwarder = start_forwarder(postgres.port, seconds=seconds(drain_min=0, drain_max=8))
+    forwarder = start_forwarder(postgres.port, seconds=seconds(drain_min=0, drain_max=12))
     idle, busy = connect(forwarder), connect(forwarder)
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(lambda: busy.execute("select pg_sleep(6), 'done'").fetchone())
+        answer = pool.submit(lambda: busy.execute("select pg_sleep(9), 'done'").fetchone())
         forwarder.process.signal(signal.SIGTERM)
-        wait_until(lambda: has_ended(idle), "the idle session to be ended", 7)
+        wait_until(lambda: has_ended(idle), "the idle session to be ended", 9)
         assert not answer.done()
         row = answer.result(10)
     assert row
@@ -232,17 +232,17 @@ def test_a_second_signal_ends_it_at_once(start_forwarder: StartForwarder, postgr
     forwarder.process.signal(signal.SIGTERM)
     forwarder.wait(lambda status: status.draining, "the drain")
     forwarder.process.signal(signal.SIGINT)
-    assert forwarder.process.wait(5) == 0
+    assert forwarder.process.wait(10) == 0
     with pytest.raises(psycopg.OperationalError):
         session.execute("select 1")
 
 
 def test_it_ends_at_once_while_nothing_is_connected(start_forwarder: StartForwarder, bastion: Bastion) -> None:
     bastion.stop()
-    forwarder = start_forwarder(1)
+    forwarder = start_forwarder(1, seconds=seconds(drain_max=60))
     forwarder.wait_for("transport", "ConnectionRefused")
     forwarder.process.signal(signal.SIGTERM)
-    assert forwarder.process.wait(3) == 0
+    assert forwarder.process.wait(20) == 0
 
 
 def test_the_log_is_events_with_fields(start_forwarder: StartForwarder, postgres: PostgresServer) -> None:

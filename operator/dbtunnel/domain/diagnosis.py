@@ -134,5 +134,7 @@ def pin_patch(config: ForwarderConfig, number: int, host_keys: Sequence[HostKeyF
 
 def printable(text: str, limit: int = SEEN_LIMIT) -> str:
     """`text` as one bounded line that can forge nothing: control characters and non-ASCII are escaped."""
+    if len(text) <= limit and text.isascii() and text.isprintable():
+        return text  # as nearly all is, and each line of the log asks
     escaped = "".join(char if " " <= char <= "~" else char.encode("unicode_escape").decode() for char in text[:limit])
     return escaped[:limit]

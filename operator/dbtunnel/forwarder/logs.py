@@ -70,6 +70,8 @@ def configure(level: str = "INFO", form: str = "json") -> None:
     handler.setFormatter(FORMATS[form]())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
+    # of which no line tells, and which takes time at the end of each session
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     # asyncssh logs each channel and each address at INFO; what counts is told by the forwarder itself
     logging.getLogger("asyncssh").setLevel(logging.CRITICAL)
 
