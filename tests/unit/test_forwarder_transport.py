@@ -26,9 +26,6 @@ class Inner(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.received += data
 
-    def eof_received(self) -> None:
-        self.told.append("eof")
-
     def connection_lost(self, exc: Exception | None) -> None:
         self.told.append(exc)
 
@@ -122,8 +119,33 @@ async def test_what_is_written_before_the_end_still_leaves(ends: Ends) -> None:
 
 async def test_the_end_of_the_other_side_is_told(ends: Ends) -> None:
     ends.peer.shutdown(socket.SHUT_WR)
-    await until(lambda: ends.inner.told == ["made", "eof", None])
+    await until(lambda: ends.inner.told == ["made", None])
     assert ends.wire.is_closing()
+
+
+@pytest.mark.parametrize("linger", [0, 1], ids=["reset", "close"])
+async def test_last_words_are_taken_up_before_the_end(ends: Ends, linger: int) -> None:
+    """By tasks, one after the other, of which each begins when the one before has ended."""
+
+    tasks = []
+
+    async def take_up(word: str) -> None:
+        ends.inner.told.append(word)
+
+    def begin(word: str) -> "asyncio.Task[None]":
+        tasks.append(asyncio.ensure_future(take_up(word)))
+        return tasks[-1]
+
+    def data_received(_: bytes) -> None:
+        begin("first").add_done_callback(lambda _: begin("second") and None)
+
+    ends.inner.data_received = data_received  # type: ignore[method-assign, assignment]
+    ends.peer.send(b"first, second")
+    if not linger:
+        ends.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    ends.peer.close()
+    await until(lambda: len(ends.inner.told) == 4)
+    assert ends.inner.told[:3] == ["made", "first", "second"]
 
 
 async def test_a_reset_is_told(ends: Ends) -> None:

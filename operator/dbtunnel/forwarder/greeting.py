@@ -42,10 +42,6 @@ class Greeting(asyncio.Protocol):
             self.data_received = self._inner.data_received  # type: ignore[method-assign]
         self._inner.data_received(data)
 
-    def eof_received(self) -> bool | None:
-        """The server sends no more."""
-        return self._inner.eof_received()
-
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         self._inner.connection_lost(exc)

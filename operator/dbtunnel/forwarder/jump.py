@@ -12,7 +12,7 @@ from dbtunnel.forwarder.greeting import Greeting
 from dbtunnel.forwarder.link import Link
 from dbtunnel.forwarder.packets import Slot
 from dbtunnel.forwarder.pieces import room_for
-from dbtunnel.forwarder.transport import HIGH_WATER, MOST_WAITING, READ_BYTES, Congestion, Dialer
+from dbtunnel.forwarder.transport import HIGH_WATER, MOST_WAITING, READ_BYTES, Congestion, Dialer, after_what_came
 from dbtunnel.forwarder.watch import watcher
 
 _LOW_WATER = HIGH_WATER // 4
@@ -123,7 +123,7 @@ class ChannelWire(asyncio.Transport):
         self._is_closing = True
         self._waiting.clear()
         self._carrier.congestion.forget(self.send_soon)
-        asyncio.get_running_loop().call_soon(self._protocol.connection_lost, None)
+        after_what_came(lambda: self._protocol.connection_lost(None))
 
     def is_closing(self) -> bool:
         """Whether it is gone or about to go."""

@@ -101,6 +101,20 @@ class AnyWire(Protocol):
         """As Wire."""
 
 
+_LAST_PASSES = 10
+"""Of the loop: asyncssh leaves most messages of a login to a task each, which takes two or three."""
+
+
+def after_what_came(call: Callable[[], None], passes: int = _LAST_PASSES) -> None:
+    """Calls it once asyncssh has taken up all that it was given: a server says in its last messages why it ends the
+    connection, and its end often comes with them.
+    """
+    if passes:
+        asyncio.get_running_loop().call_soon(after_what_came, call, passes - 1)
+    else:
+        call()
+
+
 class Wire(asyncio.Transport):
     """The socket. What is read goes to `consume`; what is written leaves at the end of the pass, in one piece."""
 
@@ -120,7 +134,7 @@ class Wire(asyncio.Transport):
         self._ends_pass = False
         self._delays_acknowledgement = True
         """Whether the kernel may hold acknowledgements back, to send them with data: it does so after each sending."""
-        self._is_closing = False
+        self._is_closing = self._is_ended = False
 
     def begin(self) -> None:
         """Reads from now on."""
@@ -132,7 +146,7 @@ class Wire(asyncio.Transport):
     def _happened(self, events: int) -> None:
         if events & WRITE:
             self._flush()
-        if events & ~WRITE and not self._is_closing:
+        if events & ~WRITE and not (self._is_closing or self._is_ended):
             self._read()
 
     def _read(self) -> None:
@@ -141,11 +155,10 @@ class Wire(asyncio.Transport):
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._lose(error)
+            self._hear_end(error)
             return
         if not count:
-            self._protocol.eof_received()
-            self._lose(None)
+            self._hear_end(None)
             return
         if self._delays_acknowledgement and not self._ends_pass:
             self._end_of_pass()
@@ -227,6 +240,14 @@ class Wire(asyncio.Transport):
             self._congestion.end("output")
 
     # --- its end --------------------------------------------------------------------------------------------------
+
+    def _hear_end(self, error: Exception | None) -> None:
+        """The server has ended it."""
+        if self.consume == self._pass_on:
+            self._is_ended = True
+            after_what_came(lambda: self._lose(error))
+        else:
+            self._lose(error)
 
     def _lose(self, error: Exception | None) -> None:
         if self._is_closing:
