@@ -114,6 +114,19 @@ def test_every_condition_speaks_of_the_current_generation(installed: Cluster, sh
     assert conditions["Reconciling"]["status"] == conditions["Stalled"]["status"] == "False"
 
 
+def test_what_a_probe_saw_of_the_database(installed: Cluster, shop: str) -> None:
+    """The one without TLS, and one whose certificate bears the tunnel's name."""
+    plain, with_tls = (start(installed, shop, name)["status"] for name in ("orders", "analytics"))
+
+    said = {one["type"]: one["message"] for one in with_tls["conditions"]}["DatabaseReachable"]
+
+    assert plain["database"] == {"protocol": "PostgreSQL", "tlsOffered": False}
+    end = with_tls["database"].pop("certificateNotAfter")
+    assert with_tls["database"] == {"protocol": "PostgreSQL", "tlsOffered": True}
+    assert said.startswith("PostgreSQL answers: TLS offered. Its certificate is for ")
+    assert said.endswith(f'issued by "test authority", and expires at {end}.')
+
+
 def test_mysql_is_judged_by_its_first_client_alone(installed: Cluster, shop: str) -> None:
     """A probe of ours could get the bastion's address blocked (max_connect_errors)."""
     tunnel = start(installed, shop, "inventory")

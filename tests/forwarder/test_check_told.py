@@ -55,7 +55,13 @@ def test_the_database_shows_its_certificate_and_hears_a_goodbye(laptop: Laptop, 
     laptop.manifest["spec"]["database"]["port"] = postgres_tls.port
     document = laptop.checked(0)
     assert document["database"]["tlsOffered"] is True
-    assert f"certificate until {document['database']['certificateNotAfter']}" in as_text(document)
+    said, names = document["layers"][3]["message"], '"orders.internal", "mysql.internal"'
+    assert said == (
+        f"PostgreSQL answers: TLS offered. Its certificate is for {names}, issued by"
+        f' "test authority", and expires at {document["database"]["certificateNotAfter"]}.'
+    )
+    assert document["hops"][0]["layers"][2]["message"] == said
+    assert said in " ".join(as_text(document).split())
     wait_until(lambda: postgres_tls.sessions() == 0, "the end of the probe")
     lines = [line for line in postgres_tls.log_text()[before:].splitlines() if "connection " not in line]
     assert lines == []

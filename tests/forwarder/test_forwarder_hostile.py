@@ -127,18 +127,18 @@ def test_a_handshake_that_is_none(start_forwarder: StartForwarder, said: bytes) 
 # --- the database -----------------------------------------------------------------------------------------------------
 
 
-def _strange(certificate: bytes) -> bytes:
-    """The certificate as of a version that X.509 does not have; TLS proves the key and not the text."""
-    third = b"\xa0\x03\x02\x01\x02"
-    assert third in certificate
-    return certificate.replace(third, b"\xa0\x03\x02\x01\x07", 1)
+def _strange(certificate: ServerCertificate) -> bytes:
+    """The certificate with an end that no calendar has; TLS proves the key and not the text."""
+    document = ssl.PEM_cert_to_DER_cert(certificate.certificate.read_text())
+    end = certificate.not_after.strftime("%y%m%d%H%M%SZ").encode()
+    assert end in document
+    return document.replace(end, b"999999999999Z")
 
 
 def test_a_certificate_that_cannot_be_read_says_nothing_of_the_database(
     start_forwarder: StartForwarder, tmp_path: Path, certificate: ServerCertificate
 ) -> None:
-    text = ssl.DER_cert_to_PEM_cert(_strange(ssl.PEM_cert_to_DER_cert(certificate.certificate.read_text())))
-    (tmp_path / "strange.crt").write_text(text)
+    (tmp_path / "strange.crt").write_text(ssl.DER_cert_to_PEM_cert(_strange(certificate)))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "strange.crt", certificate.key)
 

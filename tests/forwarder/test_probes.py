@@ -20,6 +20,7 @@ from tests.support.relay import Relay
 StartForwarder = Callable[..., Forwarder]
 
 PROBES = 'dbtunnel_forwarder_probes_total{result="Succeeded"}'
+EXPIRY = 'dbtunnel_forwarder_database_certificate_expiry_timestamp_seconds{server_name="orders.internal"}'
 
 
 def postgres_through(forwarder: Forwarder, **options: Any) -> "psycopg.Connection[tuple[Any, ...]]":
@@ -59,8 +60,37 @@ def test_the_certificate_is_shown_though_it_has_expired(start_forwarder: StartFo
     fact = forwarder.status().database_fact
     assert fact.protocol == "PostgreSQL"
     assert fact.tls_offered
-    assert fact.certificate_not_after == expired.not_after.isoformat().replace("+00:00", "Z")
+    end = expired.not_after.isoformat().replace("+00:00", "Z")
+    assert fact.certificate_not_after == end
+    assert forwarder.status().database.seen == (
+        'PostgreSQL answers: TLS offered. Its certificate is for "orders.internal", issued by "test authority", and'
+        f" expired at {end}. Clients that verify it refuse it. Have it renewed."
+    )
+    assert forwarder.metric(EXPIRY) == expired.not_after.timestamp()
     server.stop()
+
+
+def test_a_client_that_verifies_the_name_is_refused_as_the_message_said(
+    start_forwarder: StartForwarder, postgres_tls: PostgresServer, certificate: ServerCertificate
+) -> None:
+    verifying = {"sslmode": "verify-full", "sslrootcert": str(certificate.authority), "hostaddr": "127.0.0.1"}
+    forwarder = start_forwarder(postgres_tls.port, database_server_name="10.0.0.5")
+    told = forwarder.wait_for("database", "Succeeded").seen
+    assert told.startswith(
+        'PostgreSQL answers: TLS offered. Its certificate is for "orders.internal", "mysql.internal"'
+    )
+    assert ' It does not bear the name "10.0.0.5", so clients that verify names refuse it. Set spec.' in told
+    with pytest.raises(psycopg.OperationalError, match="does not match host name"):
+        postgres_through(forwarder, host="10.0.0.5", **verifying)
+    with postgres_through(forwarder, host="mysql.internal", **verifying) as session:
+        assert session.execute("select 1").fetchone() == (1,)
+
+
+def test_a_database_without_tls(start_forwarder: StartForwarder, postgres: PostgresServer) -> None:
+    forwarder = start_forwarder(postgres.port)
+    assert forwarder.wait_for("database", "Succeeded").seen == "PostgreSQL answers: no TLS offered."
+    assert forwarder.status().database_fact.certificate_not_after is None
+    assert EXPIRY not in forwarder.get("/metrics")
 
 
 def test_a_failure_is_looked_at_again_before_the_interval_is_over(
@@ -124,6 +154,43 @@ def test_mysql_is_never_probed(start_forwarder: StartForwarder, mariadb: MariaDB
         assert relay.accepted == 2
 
 
+@pytest.mark.parametrize("tls", [False, True])
+def test_what_mysql_says_of_itself(
+    start_forwarder: StartForwarder, mariadb: MariaDBServer, mariadb_tls: MariaDBServer, tls: bool
+) -> None:
+    server = mariadb_tls if tls else mariadb
+    forwarder = start_forwarder(server.port, engine=Engine.MYSQL)
+    forwarder.wait_for("database", "NotProbed")
+    with pytest.raises(pymysql.err.OperationalError, match="Access denied"):  # a login that fails shows as much
+        pymysql.connect(host="127.0.0.1", port=forwarder.port, user="nobody", password="", connect_timeout=10)
+    session = server.connect()
+    with session, session.cursor() as cursor:
+        cursor.execute("select version()")
+        ((version,),) = cursor.fetchall()
+    assert forwarder.wait_for("database", "Succeeded").seen == (
+        f'MySQL answers: version "{version}", {"TLS offered" if tls else "no TLS offered"}, login by'
+        ' "mysql_native_password".'
+    )
+    fact = forwarder.status().database_fact
+    assert (fact.server_version, fact.tls_offered, fact.auth_plugin) == (version, tls, "mysql_native_password")
+
+
+class _ChoosyMariaDB(MariaDBServer):
+    clients = "127.0.0.1"
+
+
+def test_a_database_that_takes_nobody_from_the_bastion(start_forwarder: StartForwarder, tmp_path: Path) -> None:
+    server = _ChoosyMariaDB(tmp_path / "my", settings=["skip-name-resolve"]).start()
+    with Relay(server.host, server.port, source="127.0.0.5") as relay:
+        forwarder = start_forwarder(relay.port, engine=Engine.MYSQL)
+        forwarder.wait_for("authentication", "Succeeded")
+        with pytest.raises(pymysql.err.OperationalError, match="1130"):
+            mysql_through(forwarder)
+        fact = forwarder.wait_for("database", "DatabaseRefused")
+        assert fact.seen.startswith("error 1130: Host '127.0.0.5' is not allowed to connect")
+    server.stop()
+
+
 def test_another_server_than_mysql(start_forwarder: StartForwarder, bastion: Any) -> None:
     """sshd speaks first, too."""
     forwarder = start_forwarder(bastion.port, engine=Engine.MYSQL)
@@ -172,11 +239,34 @@ def test_a_database_without_a_free_connection(start_forwarder: StartForwarder, t
         with pytest.raises(pymysql.err.OperationalError):
             mysql_through(forwarder)
         fact = forwarder.wait_for("database", "TooManyConnections")
-        assert "1040" in fact.seen
+        assert fact.seen == "error 1040: Too many connections"
     for session in sessions:
         session.close()
     wait_until(lambda: server.sessions() == 0, "the sessions to end")
     mysql_through(forwarder).close()
+    forwarder.wait_for("database", "Succeeded")
+    server.stop()
+
+
+@pytest.mark.parametrize("sslmode", ["disable", "prefer"])
+def test_a_postgresql_without_a_free_connection(start_forwarder: StartForwarder, tmp_path: Path, sslmode: str) -> None:
+    """It answers each probe all the while."""
+    settings = ["max_connections=4", "superuser_reserved_connections=0"]
+    server = PostgresServer(tmp_path / "pg", settings=settings).start()
+    forwarder = start_forwarder(server.port, seconds=seconds(probe_interval=600))
+    forwarder.wait_for("database", "Succeeded")
+    sessions = [server.connect() for _ in range(4)]
+    with pytest.raises(psycopg.OperationalError, match="too many clients"):
+        postgres_through(forwarder, sslmode=sslmode)
+    fact = forwarder.wait_for("database", "TooManyConnections")
+    assert fact.seen == "sorry, too many clients already"
+    probes = forwarder.metric(PROBES)
+    wait_until(lambda: forwarder.metric(PROBES) > probes, "a probe that succeeds")
+    assert forwarder.status().database == fact
+    for session in sessions:
+        session.close()
+    wait_until(lambda: server.sessions() == 0, "the sessions to end")
+    postgres_through(forwarder, sslmode=sslmode).close()
     forwarder.wait_for("database", "Succeeded")
     server.stop()
 

@@ -221,6 +221,8 @@ class MariaDBServer(_Server):
     """
 
     system_user = "mysql"
+    clients = "%"
+    """From which hosts the application's user may come."""
     packages: ClassVar = {"mariadb-server": "the databases"}
 
     def connect(self, **options: Any) -> "pymysql.Connection[Any]":
@@ -269,9 +271,9 @@ class MariaDBServer(_Server):
             f"create table {_TABLE};\n"
             f"insert into orders values {_VALUES};\n"
             "flush privileges;\n"
-            f"create user '{USER}'@'%' identified by '{PASSWORD}'{tls};\n"
-            f"grant all on {DATABASE}.* to '{USER}'@'%';\n"
-            f"grant process, reload on *.* to '{USER}'@'%';\n"  # sees other sessions, unblocks hosts
+            f"create user '{USER}'@'{self.clients}' identified by '{PASSWORD}'{tls};\n"
+            f"grant all on {DATABASE}.* to '{USER}'@'{self.clients}';\n"
+            f"grant process, reload on *.* to '{USER}'@'{self.clients}';\n"  # sees other sessions, unblocks hosts
         )
         run([*self._base_command(), "--bootstrap"], input=script)
 

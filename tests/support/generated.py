@@ -3,6 +3,8 @@
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,12 @@ import yaml
 
 from dbtunnel.api.conditions import CAUSAL_ORDER, ConditionType
 from dbtunnel.api.crd import crd, resource_schema
-from dbtunnel.api.engines import ENGINES, Engine, EngineInfo
+from dbtunnel.api.engines import ENGINES, Engine, EngineInfo, WireProtocol
+from dbtunnel.api.forwarder import DatabaseFact
 from dbtunnel.api.reasons import REASONS, Reason, ReasonInfo
 from dbtunnel.controller import metrics as operators
+from dbtunnel.domain.certificate import Certificate
+from dbtunnel.domain.database import told
 from dbtunnel.domain.metrics import Metric
 from dbtunnel.forwarder import metrics as forwarders
 from tests.support.events import MEANINGS, Event, events_of
@@ -60,6 +65,10 @@ def engines_page() -> str:
         "| --- | --- | --- | --- | --- | --- |",
         *(_engine_row(engine, info) for engine, info in ENGINES.items()),
         "",
+        *_SEEN_OF_A_DATABASE,
+        "",
+        *(f"- `{example}`" for example in _examples()),
+        "",
         "## How clients verify the database's certificate",
         "",
         "TLS is between the client and the database; the tunnel passes it through and can read none of it.",
@@ -69,6 +78,42 @@ def engines_page() -> str:
     ]
     lines += [f"- {engine}, {hint}" for engine, info in ENGINES.items() for hint in info.client_hints]
     return "\n".join(lines) + "\n"
+
+
+_SEEN_OF_A_DATABASE = (
+    "## What is seen of the database",
+    "",
+    "Nobody logs in for it. The message of `DatabaseReachable` tells it, and `status.database` in short.",
+    "",
+    "- PostgreSQL, Redshift, AlloyDB: with `probe.mode: Auto` they are asked whether they offer TLS. If so, the",
+    "  handshake is finished and ended as it should be, which shows the certificate: its names, its issuer, when",
+    "  it expires, and whether it bears the name that clients are told to verify (`spec.database.tls.serverName`,",
+    "  by default `spec.database.host`). Nothing is verified, and a certificate that clients would refuse does",
+    "  not make the condition False. The database logs nothing but, where `log_connections` is on, `connection",
+    "  received`. A server with which no handshake succeeds logs that each time: while all else works it is",
+    "  probed once an hour.",
+    "- MySQL and MariaDB are not asked. The first packet that a real client gets tells the version, whether TLS is",
+    "  offered, and how to log in; or why nobody is taken: no connection left (error 1040), the SSH server's address",
+    "  blocked (1129) or not allowed (1130).",
+    "- PostgreSQL tells a client that no connection is left (53300) only after it has asked for a session. Where",
+    "  TLS does not hide that, it counts: what is said of TLS is no word against it until somebody has a session,",
+    "  or nobody has complained for 60 s.",
+    "",
+    "`dbtunnel_forwarder_database_certificate_expiry_timestamp_seconds` is the metric of the expiry. Examples:",
+)
+
+
+def _examples() -> Iterator[str]:
+    """Messages of a database that answers."""
+    end, now = datetime(2027, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC)
+    with_tls = DatabaseFact(protocol=WireProtocol.POSTGRESQL, tls_offered=True)
+    certificate = Certificate(("orders.internal",), "Shop CA", end)
+    yield told(replace(with_tls, tls_offered=False), None, "", now)
+    yield told(with_tls, certificate, "orders.internal", now)
+    yield told(with_tls, certificate, "10.0.0.5", now)
+    yield told(with_tls, certificate, "orders.internal", end)
+    login = {"server_version": "8.0.36", "auth_plugin": "caching_sha2_password"}
+    yield told(DatabaseFact(protocol=WireProtocol.MYSQL, tls_offered=True, **login), None, "", now)
 
 
 def resource_page() -> str:

@@ -24,9 +24,15 @@ def packet(payload: bytes) -> bytes:
     return len(payload).to_bytes(3, "little") + b"\0" + payload
 
 
-def greeting(version: bytes, flags: int = 0xFFFF) -> bytes:
+def greeting(version: bytes, flags: int = 0xFFFF, rest: bytes = b"\x2d") -> bytes:
     """As MySQL sends it: protocol, version, connection id, first part of the challenge, filler, capabilities."""
-    return packet(b"\x0a" + version + b"\0" + b"\1\0\0\0" + b"challeng" + b"\0" + flags.to_bytes(2, "little") + b"\x2d")
+    return packet(b"\x0a" + version + b"\0" + b"\1\0\0\0" + b"challeng" + b"\0" + flags.to_bytes(2, "little") + rest)
+
+
+def end_of_greeting(plugin: bytes, upper_flags: int = 0xFFFF, length: int = 21) -> bytes:
+    """Character set, status, more capabilities, the challenge's length, what is reserved, its second part, plugin."""
+    challenge = b"c" * max(13, length - 8)
+    return b"\x2d\2\0" + upper_flags.to_bytes(2, "little") + bytes([length]) + bytes(10) + challenge + plugin + b"\0"
 
 
 @pytest.mark.parametrize(
@@ -39,7 +45,8 @@ def greeting(version: bytes, flags: int = 0xFFFF) -> bytes:
         (message(b"v", b"\0\0\0\0"), None),
         (message(b"E", b"SFATAL\0C28000\0Mno entry\0\0"), None),
         (b"EFATAL:  unsupported frontend protocol\n\0", None),
-        (b"\x16\x03\x03\0\x7a", None),
+        (b"\x16\x03\x03\0\x7a", True),
+        (b"\x15\x03\x03\0\x02", None),
     ],
 )
 def test_postgresql(first: bytes, tls: bool | None) -> None:
@@ -79,13 +86,33 @@ def test_a_postgresql_message_that_has_only_begun_says_nothing(first: bytes) -> 
 
 
 def test_mysql() -> None:
-    version = b"5.5.5-10.11.6-MariaDB-0+deb12u1"
-    assert judge(MYSQL, greeting(version)) == DatabaseFact(
-        protocol="MySQL", server_version=version.decode(), tls_offered=True
-    )
+    fact = judge(MYSQL, greeting(b"5.5.5-10.11.6-MariaDB-0+deb12u1"))
+    assert fact == DatabaseFact(protocol="MySQL", server_version="10.11.6-MariaDB-0+deb12u1", tls_offered=True)
+    old = judge(MYSQL, greeting(b"5.5.5-log"))
+    assert old is not None
+    assert old.server_version == "5.5.5-log"
     without_tls = judge(MYSQL, greeting(b"8.0.36", 0xF7FF))
     assert without_tls is not None
     assert without_tls.tls_offered is False
+
+
+@pytest.mark.parametrize(
+    ("rest", "plugin"),
+    [
+        (end_of_greeting(b"caching_sha2_password"), "caching_sha2_password"),
+        (end_of_greeting(b"sha256_password", length=60), "sha256_password"),
+        (end_of_greeting(b"old", length=0), "old"),
+        (end_of_greeting(b"none such", upper_flags=0xFFF7), None),
+        (end_of_greeting(b""), None),
+        (end_of_greeting(b"p\x1b[2J")[:-1], r"p\x1b[2J"),
+        (end_of_greeting(b"cut off")[:20], None),
+        (end_of_greeting(b"x" * 400), "x" * 64),
+    ],
+)
+def test_how_mysql_wants_clients_to_log_in(rest: bytes, plugin: str | None) -> None:
+    fact = judge(MYSQL, greeting(b"8.0.36", rest=rest))
+    assert fact is not None
+    assert fact.auth_plugin == plugin
 
 
 @pytest.mark.parametrize(
@@ -117,7 +144,7 @@ def test_hostile_bytes_lead_to_a_fact_or_a_bounded_failure(protocol: WireProtoco
     except Failure as failure:
         fact, said = None, failure.seen
     assert len(said) <= 600
-    assert fact is None or (fact.server_version or "").isprintable()
+    assert fact is None or f"{fact.server_version}{fact.auth_plugin}".isprintable()
 
 
 @given(st.binary(max_size=300))
@@ -126,3 +153,4 @@ def test_a_hostile_greeting_is_bounded(rest: bytes) -> None:
         fact = judge(MYSQL, packet(b"\x0a" + rest) + b"\0" * 8)
         assert fact is not None
         assert len(fact.server_version or "") <= 128
+        assert len(fact.auth_plugin or "") <= 64

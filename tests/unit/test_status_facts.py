@@ -10,7 +10,15 @@ import pytest
 
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.documents import DocumentError, read
-from dbtunnel.api.forwarder import DatabaseFact, ForwarderStatus, HopFact, HostKeyFact, PublicKeyFact
+from dbtunnel.api.forwarder import (
+    DatabaseFact,
+    ForwarderStatus,
+    HopFact,
+    HostKeyFact,
+    LayerFact,
+    LayerStatus,
+    PublicKeyFact,
+)
 from dbtunnel.api.reasons import Reason
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.status import DatabaseTunnelStatus, Endpoint, Hop, LastFailure
@@ -202,6 +210,15 @@ def test_what_was_seen_of_the_database_stays_while_no_forwarder_answers() -> Non
     known = decided(observed(ORDERS, working(ORDERS, database_fact=fact))).status
     assert decided(Observation(), after(known)).status.database == known.database
     assert decided(observed(ORDERS, working(ORDERS)), after(known)).status.database is None
+
+
+def test_what_was_seen_of_a_database_that_answers_is_told_whole_and_holds_nothing_back() -> None:
+    seen = "PostgreSQL answers: TLS offered. " + "It does not bear the name. " * 35
+    true = LayerFact(status=LayerStatus.TRUE, reason=Reason.SUCCEEDED, seen=seen)
+    status = decided(observed(ORDERS, working(ORDERS, database=true))).status
+    shown = {one.type: (one.status, one.message) for one in status.conditions or ()}
+    assert shown["DatabaseReachable"] == ("True", seen)
+    assert shown["Ready"] == ("True", "The tunnel works.")
 
 
 # --- what a forwarder says is not trusted -----------------------------------------------------------------------------

@@ -257,6 +257,8 @@ class DatabaseFact:
 
     protocol: Annotated[str, Limits(most=64)] | None = None
     server_version: Annotated[str, Limits(most=256)] | None = None
+    auth_plugin: Annotated[str, Limits(most=64)] | None = None
+    """How MySQL wants its clients to log in unless their account says otherwise."""
     tls_offered: bool | None = None
     certificate_not_after: _ShortWord | None = None
     """RFC 3339, UTC."""

@@ -309,9 +309,11 @@ REASONS: dict[Reason, ReasonInfo] = {
     Reason.DATABASE_REFUSED: ReasonInfo(
         _DATABASE,
         OUTAGE_GRACE,
-        "The database's host answers the SSH server and nothing listens on the port, or the connection ends at once.",
+        "The database's host answers the SSH server and nothing listens on the port, or the connection ends at once, or"
+        " no account may come from the SSH server's address (MySQL error 1130).",
         "{hop}: the database {database} refused the connection: {seen}. Start the database, or correct"
-        " spec.database.host and spec.database.port.",
+        " spec.database.host and spec.database.port; where it is a host that is not allowed (MySQL error 1130), create"
+        " an account for the SSH server's address (CREATE USER ...@'ADDRESS').",
     ),
     Reason.DATABASE_TIMEOUT: ReasonInfo(
         _DATABASE,

@@ -105,7 +105,7 @@ class DatabaseStatus(ApiModel):
     tls_offered: bool | None = None
     """Whether it offers TLS."""
     certificate_not_after: Text | None = None
-    """When its certificate expires."""
+    """When its certificate expires, where a probe has seen it: not with MySQL, which is not probed."""
 
 
 class LastFailure(ApiModel):

@@ -9,7 +9,6 @@ import yaml
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.forwarder import LayerStatus
 from dbtunnel.api.reasons import Reason
-from dbtunnel.api.status import DatabaseStatus
 from dbtunnel.cli.results import CheckedHop, CheckResult, Layer
 from dbtunnel.cli.terminal import COLUMNS, Color, Style, wrapped
 from dbtunnel.domain.hops import Role, server_name
@@ -78,7 +77,7 @@ def _tree(result: CheckResult, style: Style) -> Iterator[str]:
         yield from _hop(end, style, branch, deeper)
         database, deepest = _branch(style, deeper, is_first=False, is_last=True)
         yield _row(f"database {result.database_address}", end.layers[-1], style, database)
-        yield from _details(_of_database(end, result.database if end.active else None), style, deepest)
+        yield from _details(_of_database(end, deepest), style, deepest)
 
 
 def _branch(style: Style, indent: str, *, is_first: bool, is_last: bool) -> tuple[str, str]:
@@ -109,13 +108,11 @@ def _of_hop(hop: CheckedHop) -> Iterator[str]:
         yield f"host key {hop.host_key_fingerprints[0]}"
 
 
-def _of_database(hop: CheckedHop, seen: DatabaseStatus | None) -> Iterator[str]:
+def _of_database(hop: CheckedHop, indent: str) -> Iterator[str]:
     yield _steps(hop, list(_STEPS)[4:])
-    if seen is None:
-        return
-    tls = {True: "TLS offered", False: "no TLS", None: ""}[seen.tls_offered]
-    until = f"certificate until {seen.certificate_not_after}" if seen.certificate_not_after else ""
-    yield ", ".join(filter(None, (seen.protocol, seen.server_version, tls, until)))
+    layer = hop.layers[-1]
+    if layer.status == LayerStatus.TRUE:
+        yield from (line.removeprefix(indent) for line in wrapped(layer.message, indent))
 
 
 def _steps(hop: CheckedHop, names: Sequence[str]) -> str:

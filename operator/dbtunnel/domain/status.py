@@ -10,7 +10,7 @@ from dbtunnel.api.reasons import REASONS, SUPPLY_GRACE, Reason
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.status import Condition, DatabaseTunnelStatus
 from dbtunnel.domain.children import build_deployment, current_revision
-from dbtunnel.domain.diagnosis import Subject, explain, explain_next, printable
+from dbtunnel.domain.diagnosis import MESSAGE_LIMIT, Subject, explain, explain_next, printable
 from dbtunnel.domain.facts import build_status, hop_fact, next_key, users_of
 from dbtunnel.domain.forwarding import forwarder_config, replicas
 from dbtunnel.domain.hops import ends_of, hop_name
@@ -241,7 +241,7 @@ def _worst(facts: Sequence[LayerFact], subject: Subject) -> Verdict:
 
 def _told(fact: LayerFact, count: int, total: int, subject: Subject) -> Verdict:
     if fact.status is TRUE:
-        return Verdict(TRUE, Reason.SUCCEEDED, printable(fact.seen))
+        return Verdict(TRUE, Reason.SUCCEEDED, printable(fact.seen, MESSAGE_LIMIT))
     without_details = "" if fact.status is FALSE else "Waits for the layer before it."
     message = explain(fact.reason, fact.seen or without_details, subject, fact.hop)
     return Verdict(fact.status, fact.reason, message if total == 1 else f"{message} ({count} of {total} replicas)")

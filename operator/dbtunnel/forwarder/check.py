@@ -58,6 +58,8 @@ class _Test:
         self._failures: list[Failure | None] = []
         self._steps: dict[int, dict[Step, float]] = {}
         """How long the database took, by the number of the bastion or fallback."""
+        self._told: dict[int, str] = {}
+        """What the database showed through it, by the number of the bastion or fallback."""
         self._serving: int | None = None
         """Number of the one that a forwarder would go through."""
         self.ends: list[ForwarderStatus] = []
@@ -73,7 +75,7 @@ class _Test:
             async for number, result in results:
                 failure = result if isinstance(result, Failure) else await self._use(number, result)
                 self._failures.append(failure)
-                self._tell(failure)
+                self._tell(number)
                 self.ends.append(self._state.status)
 
     async def _use(self, number: int, link: Link) -> Failure | None:
@@ -93,32 +95,34 @@ class _Test:
     async def _ask(self, number: int, link: Link, probe: Probe) -> Failure | None:
         began = time.monotonic()
         try:
-            fact = await probe(link, self._config)
+            seen = await probe(link, self._config)
         finally:
             opened = time.monotonic() if link.probed_at is None else link.probed_at
             self._steps[number] = {Step.CHANNEL: opened - began}
             if link.probed_at is not None:
                 self._steps[number][Step.DATABASE] = time.monotonic() - opened
-        if fact is None:
+        if seen is None:
             return lost(link)
+        self._told[number] = seen.told(self._config)
         if number == self._serving:
-            self._state.set(database_fact=fact)
+            self._state.set(database_fact=seen.fact)
         return None
 
-    def _tell(self, failure: Failure | None) -> None:
+    def _tell(self, number: int) -> None:
+        failure = self._failures[number]
         if failure:
             self._state.failed(failure)
             return
         self._state.succeeded(ConditionType.TRANSPORT_READY)
         self._state.succeeded(ConditionType.AUTHENTICATED)
         if self._probe:
-            self._state.succeeded(ConditionType.DATABASE_REACHABLE)
+            self._state.succeeded(ConditionType.DATABASE_REACHABLE, self._told[number])
         else:
             self._state.unknown(ConditionType.DATABASE_REACHABLE, Reason.NOT_PROBED, why_not_probed(self._config))
 
     def conclude(self) -> ForwarderStatus:
         """What counts of all that was found."""
-        self._tell(self._failures[self._serving or 0])
+        self._tell(self._serving or 0)
         return self._state.status
 
     def steps(self) -> Sequence[Mapping[Step, float]]:

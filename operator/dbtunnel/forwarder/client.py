@@ -53,7 +53,7 @@ class Host(Protocol):
         """Its channel is open."""
 
     def saw(self, client: "Client", first: bytes) -> None:
-        """What the database first said to it."""
+        """What the database first said to it, and what next where that was one byte."""
 
     def moved(self, *, sent: int = 0, received: int = 0) -> None:
         """So many bytes went to the database, or came from it."""
@@ -89,7 +89,7 @@ class Client:
         """Whether it spoke last: a query runs, or data goes in."""
         self.is_gone = self.was_joined = self.was_greeted = self.was_refused = self._is_parked = False
         self._client_ended = self._database_ended = self._channel_ended = False
-        self._is_held = self._is_bulk = False
+        self.was_denied_tls = self._is_held = self._is_bulk = False
         self.asked_at: float | None = None
         """When it first wanted a channel, by the loop's time."""
         self.opening_at = 0.0
@@ -282,7 +282,7 @@ class Client:
         self._host.moved(received=size)
         if self.visitor:
             self.visitor.received()
-        if not self.received_bytes:
+        if self.received_bytes <= 1:
             self._host.saw(self, bytes(pieces[0][:SNIFFED_BYTES]))
         self.received_bytes += size
         if len(pieces) > _PIECES_AT_ONCE:

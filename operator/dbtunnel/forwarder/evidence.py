@@ -10,11 +10,17 @@ from dbtunnel.forwarder.failures import Failure
 SSL_REQUEST = bytes.fromhex("0000000804d2162f")
 """PostgreSQL's SSLRequest (protocol documentation, 55.7, Message Formats)."""
 
-_TLS_ANSWERS = {b"S": True, b"N": False}
+TLS_DENIED = b"N"
+"""After it the client asks for a session without TLS, and what is said next tells whether there is one."""
+
+_TLS_ANSWERS = {b"S": True, TLS_DENIED: False}
 """The whole answer to an SSLRequest, and whether TLS is offered."""
 
-_OTHER_ANSWERS = (b"G", b"\x15", b"\x16")
-"""The answer to a GSSENCRequest; a TLS alert and a TLS handshake, of PostgreSQL 17's direct TLS."""
+_HANDSHAKE = b"\x16"
+"""A TLS handshake, of PostgreSQL 17's direct TLS."""
+
+_OTHER_ANSWERS = (b"G", b"\x15", _HANDSHAKE)
+"""The answer to a GSSENCRequest; a TLS alert."""
 
 _MESSAGES = b"REvK"
 """First messages of a server without TLS: authentication, error, negotiation of the protocol's version, key data."""
@@ -32,7 +38,7 @@ _MYSQL_HEAD = 8
 """Bytes of the shortest first packet that says something: length, number, kind, and an error's code."""
 
 _GREETING, _ERROR = b"\x0a", b"\xff"
-_CLIENT_SSL = 0x0800
+_CLIENT_SSL, _CLIENT_PLUGIN_AUTH = 0x0800, 0x0008_0000
 _ERRORS = {1040: Reason.TOO_MANY_CONNECTIONS, 1129: Reason.HOST_BLOCKED, 1130: Reason.DATABASE_REFUSED}
 """MySQL's errors before a login: too many connections, host blocked, host not privileged."""
 
@@ -66,7 +72,7 @@ def _postgresql(first: bytes) -> DatabaseFact | None:
         raise unexpected(first)
     if first[:1] == b"E":
         _check_postgresql_error(first)
-    return DatabaseFact(protocol=WireProtocol.POSTGRESQL)
+    return DatabaseFact(protocol=WireProtocol.POSTGRESQL, tls_offered=first[:1] == _HANDSHAKE or None)
 
 
 def _check_postgresql_error(first: bytes) -> None:
@@ -88,12 +94,24 @@ def _mysql(first: bytes) -> DatabaseFact | None:
         text = payload[3:].decode("latin-1")
         raise _failure(_ERRORS.get(code, Reason.DATABASE_REFUSED), f"error {code}: {text}")
     version, _, rest = payload[1:].partition(b"\0")
-    flags = int.from_bytes(rest[13:15], "little") if len(rest) >= 15 else None
+    flags = int.from_bytes(rest[13:15] + rest[18:20], "little") if len(rest) >= 15 else None
     return DatabaseFact(
         protocol=WireProtocol.MYSQL,
-        server_version=printable(version.decode("latin-1"), 128),
+        server_version=printable(_version(version.decode("latin-1")), 128),
+        auth_plugin=_auth_plugin(rest) if flags and flags & _CLIENT_PLUGIN_AUTH else None,
         tls_offered=bool(flags & _CLIENT_SSL) if flags is not None else None,
     )
+
+
+def _version(text: str) -> str:
+    """As people know it: MariaDB says 5.5.5 first, for replicas that take a version of two digits for an old one."""
+    return text.removeprefix("5.5.5-") if "MariaDB" in text else text
+
+
+def _auth_plugin(rest: bytes) -> str | None:
+    """The last field of a greeting, after a challenge of which it tells the length."""
+    name = rest[31 + max(13, rest[20] - 8) :].partition(b"\0")[0] if len(rest) > 31 else b""
+    return printable(name.decode("latin-1"), 64) or None
 
 
 _JUDGES = {WireProtocol.POSTGRESQL: _postgresql, WireProtocol.MYSQL: _mysql}

@@ -14,7 +14,7 @@ from dbtunnel.domain.hops import hop_name
 from dbtunnel.forwarder.channel import Address
 from dbtunnel.forwarder.client import Client
 from dbtunnel.forwarder.connection import Connector
-from dbtunnel.forwarder.evidence import greets
+from dbtunnel.forwarder.evidence import TLS_DENIED, greets
 from dbtunnel.forwarder.failures import channel_failure
 from dbtunnel.forwarder.logs import Budget, event
 from dbtunnel.forwarder.metrics import (
@@ -280,7 +280,10 @@ class Listener:
 
     def saw(self, client: Client, first: bytes) -> None:
         """As Host."""
+        if client.received_bytes and not client.was_denied_tls:
+            return
         client.was_greeted = self._speaks_first and greets(first)
+        client.was_denied_tls = first == TLS_DENIED and not self._speaks_first
         if client.link:
             self._prober.saw(client.link, first)
 

@@ -12,6 +12,7 @@ _RESULT = Label("result", f"`Succeeded` or {_REASONS}", len(Reason), known=(Reas
 _DIRECTION = Label("direction", "`sent` to the database, `received` from it", 2, known=("sent", "received"))
 _HOP = Label("hop", "an SSH server of the tunnel: what it is, its host and port", 9)
 _KEY = Label("key", "the fingerprint of the key", 18)
+_SERVER_NAME = Label("server_name", "the name that clients are told to verify, `spec.database.tls.serverName`", 1)
 _LAYER = Label("layer", "`key`, `transport`, `authentication`, `database`", 4)
 
 CLIENTS_OPEN = Metric("dbtunnel_forwarder_clients", Kind.GAUGE, "Clients that are connected to the database now.")
@@ -76,6 +77,12 @@ CERTIFICATE_EXPIRES = Metric(
     (_KEY,),
 )
 PROBES = Metric("dbtunnel_forwarder_probes_total", Kind.COUNTER, "Probes of the database.", (_RESULT,))
+CERTIFICATE_EXPIRY = Metric(
+    "dbtunnel_forwarder_database_certificate_expiry_timestamp_seconds",
+    Kind.GAUGE,
+    "When the certificate expires that the database shows to a probe, in seconds of Unix time.",
+    (_SERVER_NAME,),
+)
 LAYER = Metric("dbtunnel_forwarder_layer_ready", Kind.GAUGE, "1 while the layer works, 0 while it does not.", (_LAYER,))
 
 METRICS = (
@@ -97,6 +104,7 @@ METRICS = (
     NEXT_KEY_FAILS,
     CERTIFICATE_EXPIRES,
     PROBES,
+    CERTIFICATE_EXPIRY,
     LAYER,
 )
 """All of them, in the order of /metrics."""

@@ -8,30 +8,45 @@ begun is not cut either: a connection that is retired waits for it, and so does 
 import asyncio
 import contextlib
 import random
-import ssl
-import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 import asyncssh
 
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.engines import ENGINES, QuietProbe, WireProtocol
 from dbtunnel.api.forwarder import DatabaseFact, ForwarderConfig, LayerStatus, ProbeMode
-from dbtunnel.api.reasons import Reason
-from dbtunnel.forwarder.channel import Channel, Opening
+from dbtunnel.api.reasons import SLOW, Reason
+from dbtunnel.domain.certificate import Certificate, read_certificate
+from dbtunnel.domain.database import stamp, told
 from dbtunnel.forwarder.connection import Connector, wait_for
 from dbtunnel.forwarder.evidence import SSL_REQUEST, judge
 from dbtunnel.forwarder.failures import Failure, channel_failure
 from dbtunnel.forwarder.link import Link
-from dbtunnel.forwarder.metrics import PROBES, Metrics
-from dbtunnel.forwarder.packets import SLOTS
+from dbtunnel.forwarder.metrics import CERTIFICATE_EXPIRY, PROBES, Metrics
 from dbtunnel.forwarder.state import NOT_REACHED, State
+from dbtunnel.forwarder.stream import Stream
 
 _FIRST_RETRY_SECONDS = 2.0
 
-_ORIGIN = ("127.0.0.1", 0)
-"""What the bastion's log shows as the client of a probe."""
+_LOUD_SECONDS = 3600
+"""Between probes that leave an error in the database's log."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a database showed."""
+
+    fact: DatabaseFact
+    certificate: Certificate | None = None
+    handshake_fails: bool = False
+    """It offers TLS, and the probe could not finish a handshake, which is an error in the database's log."""
+
+    def told(self, config: ForwarderConfig) -> str:
+        """The same for people, and what clients will find wrong with it now."""
+        name, now = config.database_server_name, datetime.now(UTC)
+        return told(self.fact, self.certificate, name, now, handshake_fails=self.handshake_fails)
 
 
 class Prober:
@@ -42,6 +57,11 @@ class Prober:
         self._protocol = ENGINES[config.engine].protocol
         self._probe_with = probe_of(config)
         self._is_disabled = config.probe_mode is ProbeMode.DISABLED
+        self._certificate: Certificate | None = None
+        self._handshake_fails = False
+        """As the last probe saw it."""
+        self._full_until = 0.0
+        """Until then a client's word that no session is to be had counts for more than an answer about TLS."""
         self._under_way = 0
         self.idle = asyncio.Event()
         """Set while no probe is under way."""
@@ -69,6 +89,7 @@ class Prober:
         """Waits for the next probe: the interval, or less where a probe or a client has found that it is needed."""
         began = asyncio.get_running_loop().time()
         interval = self._config.seconds.probe_interval * random.uniform(0.9, 1.1)  # noqa: S311
+        interval = max(interval, _LOUD_SECONDS) if self._handshake_fails else interval
         while self._connector.link is link and not link.lost.is_set():
             limit = min(retry, interval) if self._state.status.database.status == LayerStatus.FALSE else interval
             left = began + limit - asyncio.get_running_loop().time()
@@ -88,10 +109,12 @@ class Prober:
         try:
             fact = judge(self._protocol, first)
         except Failure as failure:
+            if failure.reason is Reason.TOO_MANY_CONNECTIONS and self._protocol is WireProtocol.POSTGRESQL:
+                self._full_until = asyncio.get_running_loop().time() + SLOW
             self.failed(link, failure)
         else:
-            if fact is not None:
-                self._conclude(link, fact)
+            if fact is not None and not self._knows(fact):
+                self._conclude(link, Seen(fact))
 
     def failed(self, link: Link, failure: Failure) -> None:
         """The database could not be reached over `link`, by a probe or for a client.
@@ -107,15 +130,16 @@ class Prober:
     async def _probe(self, link: Link, probe: "Probe") -> bool:
         try:
             with self._probing():
-                fact = await probe(link, self._config)
+                seen = await probe(link, self._config)
         except Failure as failure:
             self._metrics.add(PROBES, label=failure.reason)
             self.failed(link, failure)
             return False
-        if fact is not None:
-            self._metrics.add(PROBES, label="Succeeded")
-            self._conclude(link, fact)
-        return fact is not None
+        if seen is None:
+            return False
+        self._metrics.add(PROBES, label="Succeeded")
+        self._handshake_fails = seen.handshake_fails
+        return self._conclude(link, seen)
 
     async def obstacle(self, link: Link) -> Failure | None:
         """Why no channel can be had over a connection that is not in use yet; None where one can, where the fault is
@@ -141,83 +165,48 @@ class Prober:
             if not self._under_way:
                 self.idle.set()
 
-    def _conclude(self, link: Link, fact: DatabaseFact) -> None:
+    def _conclude(self, link: Link, seen: Seen) -> bool:
+        """Whether what was seen shows that the database works."""
         if not self._connector.takes_channels(link):
-            return
-        known = self._state.status.database_fact
+            return True
+        self._learn(self._with(seen.fact), seen.certificate)
+        if seen.fact.tls_offered is not None and self._is_full():
+            return False
+        all_seen = Seen(self._state.status.database_fact, self._certificate, handshake_fails=self._handshake_fails)
+        self._state.succeeded(ConditionType.DATABASE_REACHABLE, all_seen.told(self._config))
+        return True
+
+    def _knows(self, fact: DatabaseFact) -> bool:
+        """Whether a client's connection shows nothing new, as almost every one does."""
+        is_known = self._with(fact) == self._state.status.database_fact
+        return is_known and self._state.works(ConditionType.DATABASE_REACHABLE)
+
+    def _with(self, fact: DatabaseFact) -> DatabaseFact:
+        """What is known, and what has been seen now."""
         shown = {name: value for name, value in vars(fact).items() if value is not None}
-        self._state.set(database_fact=replace(known, **shown))
-        self._state.succeeded(ConditionType.DATABASE_REACHABLE)
+        return replace(self._state.status.database_fact, **shown)
+
+    def _is_full(self) -> bool:
+        is_down = self._state.status.database.status == LayerStatus.FALSE
+        return is_down and asyncio.get_running_loop().time() < self._full_until
+
+    def _learn(self, known: DatabaseFact, certificate: Certificate | None) -> None:
+        """Without TLS there is no certificate any more."""
+        self._certificate = certificate or (self._certificate if known.tls_offered else None)
+        if certificate:
+            expiry = certificate.not_after.timestamp()
+            self._metrics.set(CERTIFICATE_EXPIRY, expiry, self._config.database_server_name)
+        end = known.certificate_not_after if self._certificate else None
+        self._state.set(database_fact=replace(known, certificate_not_after=end))
 
 
-class _Stream:
-    """A channel that is read as it comes."""
-
-    def __init__(self) -> None:
-        self._channel: asyncio.Future[Channel] = asyncio.get_running_loop().create_future()
-        self._received: asyncio.Queue[bytes] = asyncio.Queue()
-
-    async def open(self, link: Link, config: ForwarderConfig) -> None:
-        """Returns once it is open. Raises what the opening failed with."""
-        target = config.database_host, config.database_port
-        opening = Opening(link, self, target, _ORIGIN, config.seconds.connect_timeout)
-        try:
-            await self._channel
-        finally:
-            opening.give_up()
-        link.probed_at = time.monotonic()
-
-    def opened(self, channel: Channel) -> None:
-        """As End."""
-        if not self._channel.done():
-            self._channel.set_result(channel)
-
-    def failed(self, error: Exception) -> None:
-        """As End."""
-        if not self._channel.done():
-            self._channel.set_exception(error)
-
-    def received(self, pieces: list[memoryview]) -> None:
-        """As End."""
-        for piece in pieces:
-            self._received.put_nowait(bytes(piece))
-        self._channel.result().taken(sum(map(len, pieces)))
-
-    def ended_sending(self) -> None:
-        """As End."""
-        self._received.put_nowait(b"")
-        self._channel.result().end_sending()
-
-    def may_send(self) -> None:
-        """As End."""
-
-    def closed(self, *, whole: bool) -> None:  # noqa: ARG002
-        """As End."""
-        self._received.put_nowait(b"")
-
-    def write(self, data: bytes) -> None:
-        """Sends; what comes too late for the other end is dropped, and its end is read next."""
-        channel, slot = self._channel.result(), SLOTS[0]
-        if channel.is_open and len(data) <= channel.may_send_bytes:
-            slot.data[: len(data)] = data
-            channel.send(slot, len(data))
-
-    async def read(self) -> bytes:
-        """The next bytes; none at the end."""
-        return await self._received.get()
-
-    def close(self) -> None:
-        """Ends it once all is sent."""
-        self._channel.result().close()
-
-
-async def probe_postgresql(link: Link, config: ForwarderConfig) -> DatabaseFact | None:
+async def probe_postgresql(link: Link, config: ForwarderConfig) -> Seen | None:
     """Asks for TLS and, where it is offered, completes the handshake, which also shows the certificate.
 
     Returns None where the SSH connection went away meanwhile. Raises Failure.
     """
     limit = config.seconds.connect_timeout
-    stream = _Stream()
+    stream = Stream()
     try:
         await stream.open(link, config)
     except (TimeoutError, asyncssh.Error) as error:
@@ -226,21 +215,21 @@ async def probe_postgresql(link: Link, config: ForwarderConfig) -> DatabaseFact 
         raise channel_failure(error, limit) from None
     try:
         async with asyncio.timeout(limit):
-            fact = await _ask(stream, config.database_server_name)
+            seen = await _ask(stream, config.database_server_name)
     except TimeoutError:
-        fact, seen = None, f"it takes the connection and does not answer within {limit} s"
-        failure = Failure(ConditionType.DATABASE_REACHABLE, Reason.DATABASE_TIMEOUT, seen)
+        seen, why = None, f"it takes the connection and does not answer within {limit} s"
+        failure = Failure(ConditionType.DATABASE_REACHABLE, Reason.DATABASE_TIMEOUT, why)
     else:
-        seen = "it takes the connection and closes it at once"
-        failure = Failure(ConditionType.DATABASE_REACHABLE, Reason.DATABASE_REFUSED, seen)
+        why = "it takes the connection and closes it at once"
+        failure = Failure(ConditionType.DATABASE_REACHABLE, Reason.DATABASE_REFUSED, why)
     finally:
         stream.close()
-    if fact is None and not link.lost.is_set():
+    if seen is None and not link.lost.is_set():
         raise failure
-    return fact
+    return seen
 
 
-async def _ask(stream: _Stream, server_name: str) -> DatabaseFact | None:
+async def _ask(stream: Stream, server_name: str) -> Seen | None:
     """What the server says of itself; None where it closes the connection. Raises Failure."""
     stream.write(SSL_REQUEST)
     first = await stream.read()
@@ -248,60 +237,16 @@ async def _ask(stream: _Stream, server_name: str) -> DatabaseFact | None:
         return None
     fact = judge(WireProtocol.POSTGRESQL, first) or DatabaseFact(protocol=WireProtocol.POSTGRESQL)
     if not fact.tls_offered:
-        return fact
-    return replace(fact, certificate_not_after=await _certificate_end(stream, server_name))
+        return Seen(fact)
+    from dbtunnel.forwarder.tls import certificate_of  # noqa: PLC0415 - takes memory that not all need
+
+    document = await certificate_of(stream, server_name)
+    certificate = read_certificate(document or b"")
+    fact = replace(fact, certificate_not_after=stamp(certificate) if certificate else None)
+    return Seen(fact, certificate, handshake_fails=document is None)
 
 
-async def _certificate_end(stream: _Stream, server_name: str) -> str | None:
-    """Completes a TLS handshake, tells when the certificate ends, and says goodbye. No trust is placed in it."""
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = _any_tls().wrap_bio(incoming, outgoing, server_hostname=server_name.rstrip(".") or None)
-    try:
-        while not _handshaken(tls):
-            stream.write(outgoing.read())
-            data = await stream.read()
-            if not data:
-                return None
-            incoming.write(data)
-    except ssl.SSLError:
-        stream.write(outgoing.read())  # an alert says why
-        return None
-    # without close_notify PostgreSQL logs an error each time
-    with contextlib.suppress(ssl.SSLError):
-        tls.unwrap()
-    stream.write(outgoing.read())
-    return _not_after(tls.getpeercert(binary_form=True) or b"")
-
-
-def _any_tls() -> ssl.SSLContext:
-    """Takes what the oldest servers have: a handshake that fails would be an error in the database's log each time."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
-    context.set_ciphers("ALL:!aNULL:@SECLEVEL=0")
-    return context
-
-
-def _not_after(certificate: bytes) -> str | None:
-    from cryptography import x509  # noqa: PLC0415 - not at the start, which it would make longer
-
-    try:
-        end = x509.load_der_x509_certificate(certificate).not_valid_after_utc
-    except (ValueError, x509.InvalidVersion):
-        return None
-    return end.isoformat().replace("+00:00", "Z")
-
-
-def _handshaken(tls: ssl.SSLObject) -> bool:
-    try:
-        tls.do_handshake()
-    except ssl.SSLWantReadError:
-        return False
-    return True
-
-
-Probe = Callable[[Link, ForwarderConfig], Awaitable[DatabaseFact | None]]
+Probe = Callable[[Link, ForwarderConfig], Awaitable[Seen | None]]
 
 PROBES_BY_KIND: dict[QuietProbe, Probe] = {QuietProbe.SSL_REQUEST: probe_postgresql}
 

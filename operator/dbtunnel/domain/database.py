@@ -1,0 +1,66 @@
+"""What a database that answers shows of itself, as the message of DatabaseReachable tells it."""
+
+from datetime import datetime
+
+from dbtunnel.api.forwarder import DatabaseFact
+from dbtunnel.domain.certificate import Certificate
+from dbtunnel.domain.diagnosis import printable
+
+_MOST_NAMES = 3
+"""How many of a certificate's names are told, so that a warning after them is never cut off."""
+
+_NAME_LIMIT = 64
+
+_WRONG_NAME = (
+    'It does not bear the name "{name}", so clients that verify names refuse it. Set spec.database.tls.serverName to a'
+    " name that it bears, or have it issued for this one."
+)
+_NO_HANDSHAKE = "The last probe's TLS handshake failed: clients that use TLS may fare alike."
+_EXPIRED = "Clients that verify it refuse it. Have it renewed."
+
+
+def told(
+    fact: DatabaseFact,
+    certificate: Certificate | None,
+    server_name: str,
+    now: datetime,
+    *,
+    handshake_fails: bool = False,
+) -> str:
+    """The sentences for people.
+
+    `server_name`: what clients are told to verify (spec.database.tls.serverName). `handshake_fails`: that of
+    the last probe did.
+    """
+    sentences = [_answer(fact), *([_NO_HANDSHAKE] if handshake_fails else [])]
+    if certificate:
+        has_expired = certificate.not_after <= now
+        sentences.append(_certificate(certificate, "expired" if has_expired else "expires"))
+        sentences += [_EXPIRED] if has_expired else []
+        sentences += [] if certificate.bears(server_name) else [_WRONG_NAME.format(name=server_name)]
+    return " ".join(sentences)
+
+
+def _answer(fact: DatabaseFact) -> str:
+    details = [f"version {_quoted(fact.server_version)}"] if fact.server_version else []
+    if fact.tls_offered is not None:
+        details.append("TLS offered" if fact.tls_offered else "no TLS offered")
+    details += [f"login by {_quoted(fact.auth_plugin)}"] if fact.auth_plugin else []
+    return f"{fact.protocol} answers{': ' if details else ''}{', '.join(details)}."
+
+
+def _certificate(certificate: Certificate, expires: str) -> str:
+    shown = [_quoted(name) for name in certificate.names[:_MOST_NAMES]]
+    more = len(certificate.names) - len(shown)
+    names = ", ".join(shown) + (f" and {more} more" if more else "") or "no name"
+    issuer = _quoted(certificate.issuer)
+    return f"Its certificate is for {names}, issued by {issuer}, and {expires} at {stamp(certificate)}."
+
+
+def stamp(certificate: Certificate) -> str:
+    """When it expires, RFC 3339."""
+    return certificate.not_after.isoformat().replace("+00:00", "Z")
+
+
+def _quoted(text: str) -> str:
+    return f'"{printable(text, _NAME_LIMIT)}"'

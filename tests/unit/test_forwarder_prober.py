@@ -1,0 +1,169 @@
+"""When the database is probed, and whose word counts: hours of it, without a database."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from dbtunnel.api.conditions import LAYERS
+from dbtunnel.api.forwarder import DatabaseFact, LayerFact
+from dbtunnel.api.reasons import SLOW
+from dbtunnel.domain.certificate import Certificate
+from dbtunnel.domain.forwarding import forwarder_config
+from dbtunnel.forwarder.link import Link
+from dbtunnel.forwarder.metrics import CERTIFICATE_EXPIRY, Metrics
+from dbtunnel.forwarder.probes import Prober, Seen
+from dbtunnel.forwarder.state import State
+from tests.support.values import INSTALLATION, tunnel
+from tests.support.virtual_time import now, run
+
+CONFIG = forwarder_config(tunnel(), INSTALLATION.defaults)
+INTERVAL = CONFIG.seconds.probe_interval
+
+NO_TLS = Seen(DatabaseFact(protocol="PostgreSQL", tls_offered=False))
+NO_HANDSHAKE = Seen(DatabaseFact(protocol="PostgreSQL", tls_offered=True), handshake_fails=True)
+CERTIFICATE = Certificate(("other.internal",), "Shop CA", datetime(2027, 1, 1, tzinfo=UTC))
+WITH_TLS = Seen(replace(NO_HANDSHAKE.fact, certificate_not_after="2027-01-01T00:00:00Z"), CERTIFICATE)
+
+FULL = b"E\0\0\0\x31SFATAL\0C53300\0Msorry, too many clients already\0\0"
+ASKS_FOR_PASSWORD = b"R\0\0\0\x0c\0\0\0\x05abcd"
+
+
+class World:
+    """A prober over one connection that stands, and what its probes see."""
+
+    def __init__(self, sees: Seen) -> None:
+        self.sees = sees
+        self.metrics, self.state = Metrics(), State(CONFIG, "pod-1")
+        for layer in LAYERS[:-1]:
+            self.state.succeeded(layer)
+        self.link = cast(Link, SimpleNamespace(lost=asyncio.Event()))
+        up = asyncio.Event()
+        up.set()
+        connector: Any = SimpleNamespace(up=up, link=self.link, takes_channels=lambda _: True)
+        self.prober = Prober(CONFIG, connector, self.state, self.metrics)
+        self.prober._probe_with = self._probe
+        self.probed: list[float] = []
+        """When."""
+
+    async def _probe(self, *_: object) -> Seen:
+        self.probed.append(now())
+        return self.sees
+
+    @property
+    def database(self) -> LayerFact:
+        return self.state.status.database
+
+    def hear(self, first: bytes) -> None:
+        """A client is told something."""
+        self.prober.saw(self.link, first)
+
+
+def live(sees: Seen, happenings: Sequence[tuple[float, Callable[[World], None]]], seconds: float) -> World:
+    """Lets so much time pass, with what happens in it."""
+
+    async def pass_time() -> World:
+        world = World(sees)
+        probing = asyncio.ensure_future(world.prober.run())
+        for when, happen in happenings:
+            asyncio.get_running_loop().call_later(when, happen, world)
+        await asyncio.sleep(seconds)
+        probing.cancel()
+        return world
+
+    return run(pass_time())
+
+
+# --- when -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_database_that_works_is_probed_at_its_interval() -> None:
+    world = live(WITH_TLS, [], 100 * INTERVAL)
+    assert 85 <= len(world.probed) <= 115
+
+
+def test_a_probe_that_the_database_logs_as_an_error_is_seldom() -> None:
+    world = live(NO_HANDSHAKE, [], 24 * 3600)
+    assert 20 <= len(world.probed) <= 25
+    assert world.database.seen.startswith("PostgreSQL answers: TLS offered. The last probe's TLS handshake failed: ")
+
+
+def test_and_not_any_more_once_the_handshake_succeeds() -> None:
+    world = live(NO_HANDSHAKE, [(1, lambda world: setattr(world, "sees", WITH_TLS))], 2 * 3600)
+    assert len([when for when in world.probed if when > 3600]) > 40
+    assert "handshake failed" not in world.database.seen
+
+
+def test_a_handshake_that_fails_all_at_once_is_told_beside_what_was_seen_before() -> None:
+    world = live(WITH_TLS, [(1, lambda world: setattr(world, "sees", NO_HANDSHAKE))], 2 * INTERVAL)
+    assert "handshake failed" in world.database.seen
+    assert "Shop CA" in world.database.seen
+
+
+# --- a database without a free connection -----------------------------------------------------------------------------
+
+
+def test_an_answer_about_tls_is_no_word_against_clients_that_get_no_session() -> None:
+    """Else the condition would change with each of them, and with each probe."""
+    seen: list[str] = []
+    clients = [(10 + 20 * number, lambda world: world.hear(FULL)) for number in range(30)]
+    others = [(11 + 20 * number, lambda world: world.hear(b"N")) for number in range(30)]
+    looks = [(10.5 + number, lambda world: seen.append(world.database.reason)) for number in range(600)]
+    world = live(NO_TLS, [*clients, *others, *looks], 620)
+    assert set(seen) == {"TooManyConnections"}
+    assert len(world.probed) < 20, "nor is it probed more often for it"
+
+
+def test_a_session_of_a_client_is() -> None:
+    world = live(NO_TLS, [(10, lambda world: world.hear(FULL)), (11, lambda world: world.hear(ASKS_FOR_PASSWORD))], 12)
+    assert world.database.reason == "Succeeded"
+
+
+def test_and_so_is_a_probe_once_no_client_has_complained_for_a_minute() -> None:
+    world = live(NO_TLS, [(10, lambda world: world.hear(FULL))], 10 + SLOW)
+    assert world.database.reason == "TooManyConnections"
+    world = live(NO_TLS, [(10, lambda world: world.hear(FULL))], 10 + 3 * SLOW)
+    assert world.database.reason == "Succeeded"
+
+
+# --- what is known ----------------------------------------------------------------------------------------------------
+
+
+def test_the_certificate_outlives_what_clients_show_and_goes_with_tls() -> None:
+    def look(world: World) -> None:
+        looks.append((world.state.status.database_fact.certificate_not_after, "Shop CA" in world.database.seen))
+
+    looks: list[tuple[str | None, bool]] = []
+    happenings = [
+        (1, look),
+        (2, lambda world: world.hear(b"S")),
+        (3, look),
+        (4, lambda world: world.hear(b"N")),
+        (5, look),
+    ]
+    live(WITH_TLS, happenings, 6)
+    assert looks == [("2027-01-01T00:00:00Z", True)] * 2 + [(None, False)]
+
+
+def test_a_name_that_the_certificate_does_not_bear_is_told_before_any_client_meets_it() -> None:
+    world = live(WITH_TLS, [], 1)
+    assert world.database.status == "True"
+    assert 'It does not bear the name "orders.internal", so clients that verify names refuse it.' in world.database.seen
+    assert world.metrics.get(CERTIFICATE_EXPIRY, "orders.internal") == CERTIFICATE.not_after.timestamp()
+
+
+@pytest.mark.parametrize("first", [b"S", b"N"])
+def test_a_client_shows_nothing_new_most_of_the_time(first: bytes) -> None:
+    """Each connect of theirs goes through here."""
+
+    def hear_again(world: World) -> None:
+        before = world.state.status
+        for _ in range(3):
+            world.hear(first)
+        assert world.state.status is before
+
+    live(WITH_TLS if first == b"S" else NO_TLS, [(1, hear_again)], 2)
