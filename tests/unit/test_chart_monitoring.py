@@ -137,6 +137,12 @@ def reconciles(result: str, values: str) -> Manifest:
     return series("dbtunnel_operator_reconcile_seconds_count", f'result="{result}"', values)
 
 
+def expiry(pod: str, days: int) -> Manifest:
+    """The tests' time begins at that of Unix."""
+    name = "dbtunnel_forwarder_database_certificate_expiry_timestamp_seconds"
+    return series(name, f'{OF},pod="{pod}",server_name="orders.internal"', f"{days * 86400}x20")
+
+
 WORKING = series("dbtunnel_operator_working", 'pod="a"', "1x60")
 
 # each: the alert, what is recorded every minute, at which minute it is looked, and the labels of what then fires
@@ -188,6 +194,19 @@ CASES: dict[str, tuple[str, list[Manifest], int, list[dict[str, str]]]] = {
         20,
         [],
     ),
+    "a certificate that one of two replicas has seen to end soon": (
+        "DatabaseTunnelCertificateExpiring",
+        [expiry("a", 13), expiry("b", 300)],
+        5,
+        [{**ORDERS, "server_name": "orders.internal"}],
+    ),
+    "one that has expired": (
+        "DatabaseTunnelCertificateExpiring",
+        [expiry("a", 0)],
+        5,
+        [{**ORDERS, "server_name": "orders.internal"}],
+    ),
+    "one that is good for a while": ("DatabaseTunnelCertificateExpiring", [expiry("a", 15)], 5, []),
     "one operator at work and one standing by": (
         "DatabaseTunnelOperatorAbsent",
         [WORKING, series("dbtunnel_operator_working", 'pod="b"', "0x60")],
