@@ -107,7 +107,9 @@ def test_an_expired_certificate_is_not_offered_and_the_key_alone_is(
     assert "-CERT" not in bastion.log_text()
     (event,) = [event for event in forwarder.events() if event["event"] == "certificate not valid now"]
     assert 'ID "orders@shop", serial 42' in event["certificate"]
-    expires = forwarder.metric(f'dbtunnel_forwarder_certificate_expires_seconds{{key="{client_key.fingerprint}"}}')
+    expires = forwarder.metric(
+        f'dbtunnel_forwarder_key_certificate_expiry_timestamp_seconds{{key="{client_key.fingerprint}"}}'
+    )
     assert expires > 1_700_000_000
 
 

@@ -143,6 +143,12 @@ def expiry(pod: str, days: int) -> Manifest:
     return series(name, f'{OF},pod="{pod}",server_name="orders.internal"', f"{days * 86400}x20")
 
 
+def key_expiry(hours: int) -> Manifest:
+    """As `expiry`, of the user certificate of a key."""
+    name = "dbtunnel_forwarder_key_certificate_expiry_timestamp_seconds"
+    return series(name, f'{OF},pod="a",key="SHA256:abc"', f"{hours * 3600}x100")
+
+
 WORKING = series("dbtunnel_operator_working", 'pod="a"', "1x60")
 
 # each: the alert, what is recorded every minute, at which minute it is looked, and the labels of what then fires
@@ -207,6 +213,13 @@ CASES: dict[str, tuple[str, list[Manifest], int, list[dict[str, str]]]] = {
         [{**ORDERS, "server_name": "orders.internal"}],
     ),
     "one that is good for a while": ("DatabaseTunnelCertificateExpiring", [expiry("a", 15)], 5, []),
+    "a key's certificate with half an hour left": (
+        "DatabaseTunnelKeyCertificateExpiring",
+        [key_expiry(1)],
+        30,
+        [{**ORDERS, "key": "SHA256:abc"}],
+    ),
+    "a key's certificate that is renewed in time": ("DatabaseTunnelKeyCertificateExpiring", [key_expiry(8)], 30, []),
     "one operator at work and one standing by": (
         "DatabaseTunnelOperatorAbsent",
         [WORKING, series("dbtunnel_operator_working", 'pod="b"', "0x60")],

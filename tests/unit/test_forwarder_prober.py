@@ -15,7 +15,7 @@ from dbtunnel.api.reasons import SLOW
 from dbtunnel.domain.certificate import Certificate
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.forwarder.link import Link
-from dbtunnel.forwarder.metrics import CERTIFICATE_EXPIRY, Metrics
+from dbtunnel.forwarder.metrics import DATABASE_CERTIFICATE_EXPIRY, Metrics
 from dbtunnel.forwarder.probes import Prober, Seen
 from dbtunnel.forwarder.state import State
 from tests.support.values import INSTALLATION, tunnel
@@ -153,7 +153,7 @@ def test_a_name_that_the_certificate_does_not_bear_is_told_before_any_client_mee
     world = live(WITH_TLS, [], 1)
     assert world.database.status == "True"
     assert 'It does not bear the name "orders.internal", so clients that verify names refuse it.' in world.database.seen
-    assert world.metrics.get(CERTIFICATE_EXPIRY, "orders.internal") == CERTIFICATE.not_after.timestamp()
+    assert world.metrics.get(DATABASE_CERTIFICATE_EXPIRY, "orders.internal") == CERTIFICATE.not_after.timestamp()
 
 
 @pytest.mark.parametrize("first", [b"S", b"N"])

@@ -17,7 +17,7 @@ from dbtunnel.api.forwarder import ForwarderConfig, LayerStatus
 from dbtunnel.domain.hops import hop_name
 from dbtunnel.domain.metrics import Labels
 from dbtunnel.forwarder.connection import Connector
-from dbtunnel.forwarder.metrics import CERTIFICATE_EXPIRES, HOP_ACTIVE, LAYER, NEXT_KEY_FAILS, SSH_CONNECTS, Metrics
+from dbtunnel.forwarder.metrics import HOP_ACTIVE, KEY_CERTIFICATE_EXPIRY, LAYER, NEXT_KEY_FAILS, SSH_CONNECTS, Metrics
 from dbtunnel.forwarder.state import State
 
 _REQUEST_LIMIT = 8192
@@ -54,7 +54,7 @@ class Admin:
 
     def __init__(self, config: ForwarderConfig, state: State, connector: Connector, metrics: Metrics) -> None:
         self._config, self._state, self._connector, self._metrics = config, state, connector, metrics
-        metrics.look_up(CERTIFICATE_EXPIRES, self._certificates)
+        metrics.look_up(KEY_CERTIFICATE_EXPIRY, self._certificates)
         self._server: asyncio.Server | None = None
         self._connections: list[asyncio.Task[None]] = []
         """In the order of their arrival."""

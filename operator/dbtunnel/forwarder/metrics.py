@@ -70,14 +70,14 @@ HOP_ACTIVE = Metric(
 NEXT_KEY_FAILS = Metric(
     "dbtunnel_forwarder_next_key_failing", Kind.GAUGE, "1 while a key that is to replace another cannot be used."
 )
-CERTIFICATE_EXPIRES = Metric(
-    "dbtunnel_forwarder_certificate_expires_seconds",
+KEY_CERTIFICATE_EXPIRY = Metric(
+    "dbtunnel_forwarder_key_certificate_expiry_timestamp_seconds",
     Kind.GAUGE,
     "When the user certificate of a key expires, in Unix time; for those alone that do.",
     (_KEY,),
 )
 PROBES = Metric("dbtunnel_forwarder_probes_total", Kind.COUNTER, "Probes of the database.", (_RESULT,))
-CERTIFICATE_EXPIRY = Metric(
+DATABASE_CERTIFICATE_EXPIRY = Metric(
     "dbtunnel_forwarder_database_certificate_expiry_timestamp_seconds",
     Kind.GAUGE,
     "When the certificate expires that the database shows to a probe, in seconds of Unix time.",
@@ -102,9 +102,9 @@ METRICS = (
     HANDSHAKE_SECONDS,
     HOP_ACTIVE,
     NEXT_KEY_FAILS,
-    CERTIFICATE_EXPIRES,
+    KEY_CERTIFICATE_EXPIRY,
     PROBES,
-    CERTIFICATE_EXPIRY,
+    DATABASE_CERTIFICATE_EXPIRY,
     LAYER,
 )
 """All of them, in the order of /metrics."""

@@ -24,7 +24,7 @@ from dbtunnel.forwarder.connection import Connector, wait_for
 from dbtunnel.forwarder.evidence import SSL_REQUEST, judge
 from dbtunnel.forwarder.failures import Failure, channel_failure
 from dbtunnel.forwarder.link import Link
-from dbtunnel.forwarder.metrics import CERTIFICATE_EXPIRY, PROBES, Metrics
+from dbtunnel.forwarder.metrics import DATABASE_CERTIFICATE_EXPIRY, PROBES, Metrics
 from dbtunnel.forwarder.state import NOT_REACHED, State
 from dbtunnel.forwarder.stream import Stream
 
@@ -195,7 +195,7 @@ class Prober:
         self._certificate = certificate or (self._certificate if known.tls_offered else None)
         if certificate:
             expiry = certificate.not_after.timestamp()
-            self._metrics.set(CERTIFICATE_EXPIRY, expiry, self._config.database_server_name)
+            self._metrics.set(DATABASE_CERTIFICATE_EXPIRY, expiry, self._config.database_server_name)
         end = known.certificate_not_after if self._certificate else None
         self._state.set(database_fact=replace(known, certificate_not_after=end))
 
