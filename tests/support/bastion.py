@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
+from dbtunnel.domain import sshd_config
 from tests.support.debian import ensure_packages
 from tests.support.keys import KeyPair, key_pair
 from tests.support.mounts import MOUNT_POINT
@@ -26,16 +27,7 @@ PACKAGES = {"openssh-server": "the bastion", "openssh-client": "ssh-keygen signs
 HOST_KEY_TYPES = {"ed25519": "ssh-ed25519", "ecdsa": "ecdsa-sha2-nistp256", "rsa": "ssh-rsa"}
 """The host keys that a Debian server has."""
 
-HARDENED = (
-    "AllowTcpForwarding local",
-    "AllowStreamLocalForwarding no",
-    "AuthenticationMethods publickey",
-    "MaxSessions 0",
-    "PermitTTY no",
-    "X11Forwarding no",
-    "ClientAliveInterval 15",
-    "ClientAliveCountMax 3",
-)
+HARDENED = sshd_config.HARDENED
 """What the documentation recommends for the tunnels' user."""
 
 SECOND_FACTOR = ("KbdInteractiveAuthentication yes", "AuthenticationMethods publickey,keyboard-interactive")
@@ -103,6 +95,7 @@ class Bastion:
         self.log = directory / "sshd.log"
         self._authorized_keys = directory / "authorized_keys"
         self._authorized_keys.touch()
+        self._blocks: tuple[str, ...] = ()
         self._write_system_files(hosts or {})
         self.host_keys: dict[str, KeyPair] = {}
         """Host keys by type: ed25519, ecdsa, rsa."""
@@ -210,6 +203,10 @@ class Bastion:
         (self.directory / "user_authority.pub").write_text(f"{authority.public}\n")
         self.set_config(*lines, f"TrustedUserCAKeys {MOUNT_POINT}/user_authority.pub", *HARDENED)
 
+    def authorized(self) -> list[str]:
+        """The lines of the user's authorized_keys."""
+        return self._authorized_keys.read_text().splitlines()
+
     def unauthorize(self) -> None:
         """Takes all keys away; who is logged in stays so."""
         self.authorize()
@@ -217,6 +214,12 @@ class Bastion:
     def set_config(self, *lines: str) -> None:
         """Sets the configuration, for connections from now on."""
         self.config = lines
+        self._write_config()
+        self._reload()
+
+    def set_blocks(self, *blocks: str) -> None:
+        """Sets the `Match` blocks at the end of the configuration, for connections from now on."""
+        self._blocks = blocks
         self._write_config()
         self._reload()
 
@@ -292,6 +295,7 @@ class Bastion:
             "LogLevel VERBOSE",
             *(f"HostKey {MOUNT_POINT}/{path.name}" for path in keys),
             *(f"HostCertificate {MOUNT_POINT}/{path.name}" for path in certificates),
+            *self._blocks,
         ]
         (self.directory / "sshd_config").write_text("\n".join(lines) + "\n")
 
