@@ -1,17 +1,14 @@
 """What a test of a tunnel has shown, for a person: the layers, the tree of hops, what to do last."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
-
-import yaml
 
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.forwarder import LayerStatus
 from dbtunnel.api.reasons import Reason
+from dbtunnel.cli.advice import name_of, told
 from dbtunnel.cli.results import CheckedHop, CheckResult, Layer
-from dbtunnel.cli.terminal import COLUMNS, Color, Style, wrapped
-from dbtunnel.domain.hops import Role, server_name
+from dbtunnel.cli.terminal import COLUMNS, Color, Style
+from dbtunnel.domain.hops import Role
 
 _STATE_COLUMNS, _TIME_COLUMNS = 11, 9
 
@@ -23,9 +20,6 @@ _STEPS = {
     "channel": "channel",
     "database": "answer",
 }
-
-_PIN = re.compile(r"(?<=pin it: )[\[{].*$")
-"""The patch in a message, in whose place the lines of the manifest are shown."""
 
 
 def text_of(result: CheckResult, style: Style) -> str:
@@ -89,15 +83,11 @@ def _branch(style: Style, indent: str, *, is_first: bool, is_last: bool) -> tupl
 
 def _hop(hop: CheckedHop, style: Style, before: str, indent: str) -> Iterator[str]:
     own = [layer for layer in hop.layers if layer.type != ConditionType.DATABASE_REACHABLE]
-    told = next((layer for layer in own if layer.status != LayerStatus.TRUE), own[-1])
+    first = next((layer for layer in own if layer.status != LayerStatus.TRUE), own[-1])
     taken = [layer.milliseconds for layer in own if layer.milliseconds is not None]
-    row = told.model_copy(update={"milliseconds": sum(taken) if taken else None})
-    yield _row(_name(hop), row, style, before)
+    row = first.model_copy(update={"milliseconds": sum(taken) if taken else None})
+    yield _row(name_of(hop), row, style, before)
     yield from _details(_of_hop(hop), style, indent + style.line)
-
-
-def _name(hop: CheckedHop) -> str:
-    return server_name(Role(hop.role), hop.host, hop.port)
 
 
 def _of_hop(hop: CheckedHop) -> Iterator[str]:
@@ -117,8 +107,8 @@ def _of_database(hop: CheckedHop, indent: str) -> Iterator[str]:
 
 def _steps(hop: CheckedHop, names: Sequence[str]) -> str:
     taken = [(_STEPS[name], getattr(hop.milliseconds, name)) for name in names]
-    told = ", ".join(f"{step} {milliseconds:.0f}" for step, milliseconds in taken if milliseconds is not None)
-    return f"{told} ms" if told else ""
+    words = ", ".join(f"{step} {milliseconds:.0f}" for step, milliseconds in taken if milliseconds is not None)
+    return f"{words} ms" if words else ""
 
 
 def _details(texts: Iterable[str], style: Style, indent: str) -> Iterator[str]:
@@ -134,40 +124,11 @@ def _advice(result: CheckResult, style: Style) -> Iterator[str]:
     for hop in result.hops:
         for layer in hop.layers:
             if layer.status == LayerStatus.FALSE and layer.message not in result.message:
-                yield from _told(layer.message, result, style)
+                yield from told(layer.message, result.hops, style)
                 yield ""
     if result.ready:
         way = next(hop for hop in result.hops if hop.active and hop.role != Role.JUMP_HOST)
-        yield style.text(f"READY through {_name(way)}", Color.GREEN)
+        yield style.text(f"READY through {name_of(way)}", Color.GREEN)
     else:
         yield style.text(f"NOT READY: {result.reason}", Color.RED)
-    yield from _told(result.message, result, style)
-
-
-def _told(message: str, result: CheckResult, style: Style) -> Iterator[str]:
-    """A message; what is to be pasted stands after it, each line of it whole."""
-    pasted: list[str] = []
-    for hop in result.hops:
-        line = hop.authorized_keys_line
-        if line and line in message:
-            message = message.replace(line, "(below)")
-            pasted = line.splitlines()
-    if _PIN.search(message):
-        message = _PIN.sub("(below)", message)
-        pasted = _pin_lines(message, result.hops)
-    for text in wrapped(message):
-        yield style.text(text)
-    if pasted:
-        yield ""
-        yield from (style.text(text, Color.BOLD) for text in pasted)
-
-
-def _pin_lines(message: str, hops: Sequence[CheckedHop]) -> list[str]:
-    """The lines of a manifest that pin the host keys of the hop of which a message speaks."""
-    place = next(hop for hop in hops if f"{_name(hop)}: " in message)
-    fingerprints = [shown.split()[-1] for shown in place.host_key_fingerprints or ()]
-    pinned: dict[str, Any] = {"hostKey": {"fingerprints": fingerprints}}
-    lists = {Role.JUMP_HOST: "jumpHosts", Role.FALLBACK: "fallbacks"}
-    if place.role != Role.BASTION:
-        pinned = {lists[Role(place.role)]: [{"host": place.host, "port": place.port, **pinned}]}
-    return yaml.safe_dump({"spec": {"tunnel": pinned}}, sort_keys=False).splitlines()
+    yield from told(result.message, result.hops, style)
