@@ -7,7 +7,7 @@ from dbtunnel.api.forwarder import LayerStatus
 from dbtunnel.api.reasons import Reason
 from dbtunnel.cli.advice import name_of, told
 from dbtunnel.cli.results import CheckedHop, CheckResult, Layer
-from dbtunnel.cli.terminal import COLUMNS, Color, Style
+from dbtunnel.cli.terminal import COLUMNS, Color, Style, wrapped
 from dbtunnel.domain.hops import Role
 
 _STATE_COLUMNS, _TIME_COLUMNS = 11, 9

@@ -4,7 +4,7 @@ import argparse
 import gc
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import ModuleType
 
 from dbtunnel import __version__
@@ -15,14 +15,13 @@ COMMANDS = {
     "check": "test the connection that a manifest describes, once and layer by layer",
     "crd": "print the CustomResourceDefinition",
     "render": "print the objects that the operator would make for a manifest",
+    "completion": "print what makes a shell complete this command",
 }
 """Each is the module of that name in this package, with `add_arguments(parser)` and `run(arguments) -> exit code`."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line. Exit codes: 0 done, 1 failed, 2 unusable input."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    chosen = words[0] if words and words[0] in COMMANDS else None
+def build_parser(chosen: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+    """The command line, with the arguments of the chosen commands; the modules of others are not imported."""
     parser = argparse.ArgumentParser(
         prog="dbtunnel", description="Private databases behind SSH bastions, by host name."
     )
@@ -30,11 +29,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, help_text in COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=help_text)
-        if name == chosen:
+        if name in chosen:
             module = _module(name)
             module.add_arguments(command)
             command.set_defaults(run=module.run)
-    arguments = parser.parse_args(words)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line. Exit codes: 0 done, 1 failed, 2 unusable input."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = build_parser(words[:1]).parse_args(words)
     return int(arguments.run(arguments))
 
 

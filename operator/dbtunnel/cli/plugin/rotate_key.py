@@ -1,0 +1,214 @@
+"""`kubectl dbtunnel rotate-key`: the tunnel's key is replaced with overlap, as docs/keys.md has it by hand."""
+
+import argparse
+import base64
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from dbtunnel.api.forwarder import NEXT_SUFFIX, REVOKED_SUFFIX, ForwarderConfig, ForwarderKey, PublicKeyFact
+from dbtunnel.api.resource import DatabaseTunnel
+from dbtunnel.api.spec import KeyType
+from dbtunnel.api.status import PublicKey
+from dbtunnel.cli import UnusableInputError
+from dbtunnel.cli.plugin.cluster import Cluster, ClusterError
+from dbtunnel.cli.plugin.handout_text import known_hop
+from dbtunnel.cli.plugin.options import add_common, cluster_of, style_of
+from dbtunnel.cli.terminal import Color, Style
+from dbtunnel.controller.keys import PUBLIC_KEY, generate_key
+from dbtunnel.domain.diagnosis import Subject, key_lines
+from dbtunnel.domain.forwarding import forwarder_config
+from dbtunnel.domain.hops import ends_of, hop_name, jumps_of
+from dbtunnel.domain.names import key_comment
+from dbtunnel.domain.settings import Defaults
+
+EXAMPLE = """\
+  kubectl dbtunnel rotate-key orders -n shop            # prints lines for authorized_keys
+  kubectl dbtunnel status orders -n shop                # shows whether the key is accepted
+  kubectl dbtunnel rotate-key orders -n shop --finish"""
+
+_CURRENT, _NEXT = "Current", "Next"
+_REJECTED = 422
+
+Operation = dict[str, Any]
+"""Of a JSON patch."""
+
+
+class NotYetError(Exception):
+    """The key cannot be replaced now; the text says why. Exit code 1."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which step."""
+    add_common(parser)
+    parser.add_argument("--type", type=KeyType, choices=tuple(KeyType), help="default: spec.tunnel.generatedKeyType")
+    parser.add_argument(
+        "--finish", action="store_true", help="put the accepted next key in the place of the current one"
+    )
+    parser.add_argument(
+        "--now", action="store_true", help="with --finish: revoke the old key too, which ends its sessions at once"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """1 where the step cannot be taken yet."""
+    if arguments.now and not arguments.finish:
+        raise UnusableInputError("--now goes with --finish")
+    cluster = cluster_of(arguments)
+    tunnel = cluster.tunnel(arguments.name)
+    try:
+        told = _finish(cluster, tunnel, arguments) if arguments.finish else _begin(cluster, tunnel, arguments)
+    except NotYetError as error:
+        print(error, file=sys.stderr)
+        return 1
+    _look_at_once(cluster, arguments.name)
+    print("\n".join(told))
+    return 0
+
+
+# --- the first step ------------------------------------------------------------------------------------------------
+
+
+def _begin(cluster: Cluster, tunnel: DatabaseTunnel, arguments: argparse.Namespace) -> list[str]:
+    config = forwarder_config(tunnel, Defaults())
+    if _key(tunnel, _NEXT):
+        raise NotYetError("There is a next key already: --finish puts it in its place once it is accepted.")
+    kind = arguments.type or tunnel.spec.tunnel.generated_key_type
+    pair = generate_key(kind, key_comment(tunnel))
+    private = next(text for name, text in pair.items() if name != PUBLIC_KEY)
+    try:
+        cluster.patch("secrets", config.key.secret, next_key_operations(config.key, private))
+    except ClusterError as error:
+        raise _explained(error, f"has {config.key.key}{NEXT_SUFFIX} already, or no key at all") from None
+    public = " ".join(pair[PUBLIC_KEY].split()[:2])
+    return list(begun_text(tunnel, config, public, style_of(arguments)))
+
+
+def next_key_operations(key: ForwarderKey, private: str) -> list[Operation]:
+    """Adds a key under the name with `-next`, where there is none."""
+    path = f"/data/{key.key}{NEXT_SUFFIX}"
+    # a test for null holds where there is nothing
+    return [{"op": "test", "path": path, "value": None}, {"op": "add", "path": path, "value": _encoded(private)}]
+
+
+def begun_text(tunnel: DatabaseTunnel, config: ForwarderConfig, public: str, style: Style) -> Iterator[str]:
+    """The lines that administrators add, and what comes next. `public`: type and base64."""
+    command = f"{tunnel.metadata.name} -n {tunnel.metadata.namespace}"
+    told = PublicKeyFact(key=public, fingerprint="")
+    subject = Subject(config, tunnel.status.egress_addresses or (), told)
+    yield style.text(f"A new key is in Secret {config.key.secret}, under {config.key.key}{NEXT_SUFFIX}.")
+    yield "Add a line to authorized_keys, beside the one that is there, of"
+    for number in (*jumps_of(config), *ends_of(config)):
+        line = key_lines(subject, number)
+        if config.hops[number].key is None and line:
+            yield ""
+            yield style.text(f"{hop_name(config, number)}, user {config.hops[number].user}:")
+            yield style.text(line, Color.BOLD)
+    yield ""
+    yield "New sessions use the key once it is accepted; sessions that are there stay. See, then finish:"
+    yield style.text(f"  kubectl dbtunnel status {command}")
+    yield style.text(f"  kubectl dbtunnel rotate-key {command} --finish")
+
+
+# --- the last step -------------------------------------------------------------------------------------------------
+
+
+def _finish(cluster: Cluster, tunnel: DatabaseTunnel, arguments: argparse.Namespace) -> list[str]:
+    config = forwarder_config(tunnel, Defaults())
+    secret = config.key.secret
+    old, new = accepted_keys(tunnel)
+    revoking = _revoking(cluster.secret(secret), config.key, old.fingerprint) if arguments.now else []
+    public = f"{new.key}\n" if tunnel.spec.tunnel.key_secret_ref is None else None
+    # whether the next key has a passphrase of its own is not known without reading the Secret
+    for moves in (finish_operations(config.key, public, passphrase=True), finish_operations(config.key, public)):
+        try:
+            cluster.patch("secrets", secret, [*moves, *revoking])
+        except ClusterError as error:
+            refusal = error
+            if error.status != _REJECTED:
+                raise _explained(error, "") from None
+        else:
+            return list(finished_text(config, old, new, style_of(arguments), revoked=arguments.now))
+    raise _explained(refusal, f"has no {config.key.key}{NEXT_SUFFIX}, or was changed meanwhile")
+
+
+def accepted_keys(tunnel: DatabaseTunnel) -> tuple[PublicKey, PublicKey]:
+    """The current key and the next one. Raises NotYetError unless every SSH server has accepted the next one."""
+    old, new = _key(tunnel, _CURRENT), _key(tunnel, _NEXT)
+    if new is None:
+        raise NotYetError(
+            "The status tells of no next key. It has a new one within a minute or two; without --finish one is made."
+        )
+    if not new.accepted or old is None:
+        raise NotYetError(
+            "The next key is not accepted yet: `kubectl dbtunnel status` says why, and `kubectl dbtunnel handout` has"
+            " the line to add. It is tried again within 60 to 90 seconds, later with more replicas."
+        )
+    return old, new
+
+
+def finish_operations(key: ForwarderKey, public: str | None, *, passphrase: bool = False) -> list[Operation]:
+    """Moves the next key into the place of the current one. `public`: its public half, where the Secret has one."""
+    names = [key.key, *([key.passphrase_key] if passphrase else [])]
+    moves = [{"op": "move", "from": f"/data/{name}{NEXT_SUFFIX}", "path": f"/data/{name}"} for name in names]
+    return [*moves, *([{"op": "add", "path": f"/data/{PUBLIC_KEY}", "value": _encoded(public)}] if public else [])]
+
+
+def _revoking(data: dict[str, str], key: ForwarderKey, fingerprint: str) -> list[Operation]:
+    """Adds a fingerprint to those that are revoked."""
+    name = f"{key.key}{REVOKED_SUFFIX}"
+    listed = base64.b64decode(data.get(name, "")).decode(errors="replace").rstrip("\n")
+    text = "\n".join(filter(None, (listed, fingerprint))) + "\n"
+    known = {"op": "test", "path": f"/data/{name}", "value": data.get(name)}
+    return [known, {"op": "add", "path": f"/data/{name}", "value": _encoded(text)}]
+
+
+def finished_text(
+    config: ForwarderConfig, old: PublicKey, new: PublicKey, style: Style, *, revoked: bool
+) -> Iterator[str]:
+    """What was done, and what is left to administrators."""
+    yield style.text(f"{new.fingerprint} is the current key of Secret {config.key.secret} now.")
+    if revoked:
+        yield style.text(f"{old.fingerprint} is revoked here: its sessions end as soon as the pods see the Secret.")
+    else:
+        yield "Sessions over the old key stay until they end; --now would have ended them."
+    yield "The old key still logs in: have its line removed from authorized_keys of"
+    yield from (style.text(f"  {name}") for name in _servers(config))
+    yield style.text(f"  (it ends in: {' '.join(old.key.split()[1:])[-60:]})")
+
+
+def _servers(config: ForwarderConfig) -> Iterator[str]:
+    for number in (*jumps_of(config), *ends_of(config)):
+        if config.hops[number].key is None:
+            yield f"{hop_name(config, number)}, user {config.hops[number].user}"
+
+
+# --- both ----------------------------------------------------------------------------------------------------------
+
+
+def _key(tunnel: DatabaseTunnel, use: str) -> PublicKey | None:
+    """The tunnel's own is one with which the bastion is logged in to; other SSH servers may have their own."""
+    lines = known_hop(tunnel, forwarder_config(tunnel, Defaults()), 0).authorized_keys_line or ""
+    keys = tunnel.status.public_keys or ()
+    return next((key for key in keys if key.use == use and (not key.key or key.key in lines)), None)
+
+
+def _explained(error: ClusterError, why: str) -> Exception:
+    if error.status == _REJECTED:
+        return NotYetError(f"Nothing was changed: the Secret {why}.")
+    return error
+
+
+def _look_at_once(cluster: Cluster, name: str) -> None:
+    """Spares the minute or two that the kubelet takes to see a changed Secret, where the rights allow it."""
+    mark = datetime.now(UTC).isoformat()
+    try:
+        for pod in cluster.pods(name):
+            cluster.refresh(pod["metadata"]["name"], mark)
+    except ClusterError:
+        print("The pods see the change within a minute or two.", file=sys.stderr)
+
+
+def _encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()

@@ -1,0 +1,187 @@
+"""`kubectl dbtunnel`, as kubectl runs it, with a user's own rights."""
+
+import base64
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dbtunnel.api.forwarder import ForwarderKey
+from dbtunnel.cli.plugin.rotate_key import next_key_operations
+from tests.support.bastion import Bastion
+from tests.support.binaries import binary
+from tests.support.clients import Endpoint
+from tests.support.cluster import Cluster, ClusterError
+from tests.support.private_network import PrivateNetwork, secret
+from tests.support.processes import wait_until
+from tests.support.traffic import Traffic
+from tests.support.tunnels import Manifest, apply, example, patch, tunnel_manifest, wait_for_ready, wait_for_reason
+
+
+class User:
+    """A person with a kubeconfig and kubectl."""
+
+    def __init__(self, cluster: Cluster, namespace: str, kubeconfig: Path) -> None:
+        self._cluster, self.namespace, self._kubeconfig = cluster, namespace, kubeconfig
+
+    def runs(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """`kubectl dbtunnel`; both streams are in its output."""
+        kubectl, installed = Path(binary("kubectl")), Path(sys.executable).parent
+        path = f"{kubectl.parent}:{installed}:{os.environ['PATH']}"
+        environment = {**self._cluster.environment(), "PATH": path, "KUBECONFIG": str(self._kubeconfig)}
+        command = [str(kubectl), "dbtunnel", *words, "-n", self.namespace]
+        return subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              stdin=subprocess.DEVNULL, text=True, timeout=60, check=False)  # fmt: skip
+
+    def __call__(self, *words: str, code: int = 0) -> str:
+        """What it prints; its exit code must be this."""
+        done = self.runs(*words)
+        assert done.returncode == code, done.stdout
+        return done.stdout
+
+    def is_offered(self, *words: str) -> list[str]:
+        """What kubectl's completion offers in place of the last word."""
+        program = Path(sys.executable).with_name("kubectl_complete-dbtunnel")
+        environment = {**self._cluster.environment(), "KUBECONFIG": str(self._kubeconfig)}
+        return subprocess.check_output([program, *words], env=environment, text=True, timeout=60).split()
+
+
+@pytest.fixture
+def admin(installed: Cluster, shop: str) -> User:
+    return User(installed, shop, installed.kubeconfig)
+
+
+@pytest.fixture
+def stranger(installed: Cluster, shop: str, tmp_path: Path) -> User:
+    """Somebody who may do nothing yet."""
+    installed.kubectl("create", "serviceaccount", "stranger", "-n", shop)
+    document = yaml.safe_load(installed.kubeconfig.read_text())
+    token = installed.kubectl("create", "token", "stranger", "-n", shop, "--duration=1h").strip()
+    document["users"] = [{"name": document["contexts"][0]["context"]["user"], "user": {"token": token}}]
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(document))
+    return User(installed, shop, tmp_path / "kubeconfig")
+
+
+@pytest.fixture(scope="module")
+def bastion(
+    installed: Cluster, private_network: PrivateNetwork, shop: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Bastion]:
+    """A bastion of this file's own, which accepts what the other one does."""
+    directory = tmp_path_factory.mktemp("bastion")
+    bastion = Bastion(directory, host=installed.host_address, hosts=private_network.addresses)
+    bastion.authorize(*private_network.authorized)
+    yield bastion.start()
+    bastion.stop()
+
+
+@pytest.fixture(scope="module")
+def orders(installed: Cluster, shop: str, bastion: Bastion) -> Manifest:
+    """A tunnel that works."""
+    manifest = example(shop, "orders")
+    pins = {"fingerprints": list(bastion.fingerprints.values())}
+    manifest["spec"]["tunnel"] |= {"host": bastion.host, "port": bastion.port, "hostKey": pins}
+    apply(installed, manifest)
+    return wait_for_ready(installed, shop, "orders")
+
+
+def test_a_tunnel_that_works(admin: User, orders: Manifest) -> None:
+    pods = admin("status", "orders", "-o", "wide")
+    for text in (admin("status", "orders"), admin("check", "orders"), pods):
+        lines = text.splitlines()
+        assert "READY" in lines
+        assert any(line.startswith("orders-tunnel-") and "  yes  " in line for line in lines)
+        assert "orders.internal:5432" in lines[0]
+    handout = admin("handout", "orders")
+    assert orders["status"]["hops"][0]["authorizedKeysLine"] in handout.splitlines()
+    assert "\nMatch User dbtunnel\n" in handout
+    assert "\n```\nMatch User dbtunnel\n" in admin("handout", "orders", "-o", "markdown")
+    assert admin("public-key", "orders").splitlines() == [orders["status"]["publicKeys"][0]["key"]]
+    assert "every ssh server's host key is pinned already" in admin("trust", "orders").lower()
+    assert "there is no DatabaseTunnel none" in admin("status", "none", code=2)
+    assert admin.is_offered("status", "-n", admin.namespace, "or") == ["orders", ":4"]
+
+
+def test_a_host_key_is_trusted(admin: User, installed: Cluster, bastion: Bastion) -> None:
+    """And the generated key is handed out, so that the tunnel works in the end."""
+    tunnel = {"host": bastion.host, "port": bastion.port, "hostKey": {"alias": "bastion"}}
+    apply(installed, tunnel_manifest(admin.namespace, "unpinned", tunnel=tunnel))
+    wait_for_reason(installed, admin.namespace, "unpinned", "HostKeyUnknown")
+    assert "NOT READY: HostKeyUnknown" in admin("check", "unpinned", code=1)
+
+    text = admin("trust", "unpinned", code=2)
+    assert "nobody is there to agree" in text
+    assert [one for one in bastion.fingerprints.values() if one not in text] == []
+    shown = yaml.safe_load(admin("trust", "unpinned", "--print"))["spec"]["tunnel"]["hostKey"]["fingerprints"]
+    assert sorted(shown) == sorted(bastion.fingerprints.values())
+
+    (line,) = [one for one in admin("handout", "unpinned").splitlines() if one.startswith("restrict,")]
+    bastion.authorize(*bastion.authorized(), line)
+    assert "Pinned." in admin("trust", "unpinned", "--yes")
+    spec = wait_for_ready(installed, admin.namespace, "unpinned")["spec"]
+    assert spec["tunnel"]["hostKey"]["alias"] == "bastion"
+    assert sorted(spec["tunnel"]["hostKey"]["fingerprints"]) == sorted(bastion.fingerprints.values())
+
+
+def test_a_key_is_replaced_under_traffic(admin: User, installed: Cluster, orders: Manifest, bastion: Bastion) -> None:
+    (old,) = orders["status"]["publicKeys"]
+    with Traffic(installed, admin.namespace, Endpoint.of(orders)) as traffic:
+        assert "tells of no next key" in admin("rotate-key", "orders", "--finish", code=1)
+        (line,) = [one for one in admin("rotate-key", "orders").splitlines() if one.startswith("restrict,")]
+        bastion.authorize(*bastion.authorized(), line)
+        patch(
+            installed, admin.namespace, "secret/orders-ssh", {"stringData": {"touched": "now"}}
+        )  # it is tried at once
+        assert "already" in admin("rotate-key", "orders", code=1), "it does not replace the one that is there"
+        wait_until(lambda: admin.runs("rotate-key", "orders", "--finish", "--now").returncode == 0, "acceptance", 90)
+
+        def is_done() -> bool:
+            keys = admin("public-key", "orders").splitlines()
+            return keys == [" ".join(line.split()[-3:])]
+
+        wait_until(is_done, "one key", 60, interval_seconds=0.5)
+        assert "READY" in admin("check", "orders").splitlines()
+    assert traffic.outcome.served > 10
+    found = installed.get("secret", "orders-ssh", "-n", admin.namespace)["data"]
+    assert "ssh-privatekey-next" not in found
+    assert base64.b64decode(found["ssh-privatekey-revoked"]).decode() == f"{old['fingerprint']}\n"
+    assert traffic.outcome.errors == [], "a session of 50 ms was hardly there when the old key's ended"
+
+
+def test_a_next_key_that_is_there_is_never_replaced(installed: Cluster, shop: str) -> None:
+    """The API server itself sees to that, whatever the status tells."""
+    key = ForwarderKey(secret="spare", key="id", passphrase_key="passphrase")
+    apply(installed, secret(shop, "spare", {"id": "one"}))
+    add = ("patch", "secret", "spare", "-n", shop, "--type=json", "-p")
+    installed.kubectl(*add, json.dumps(next_key_operations(key, "two")))
+    with pytest.raises(ClusterError, match=r"rejected our request|test failed|testing"):
+        installed.kubectl(*add, json.dumps(next_key_operations(key, "three")))
+    found = installed.get("secret", "spare", "-n", shop)["data"]
+    assert {name: base64.b64decode(text) for name, text in found.items()} == {"id": b"one", "id-next": b"two"}
+
+
+def test_whoever_lacks_a_right_is_told_which(stranger: User, installed: Cluster, orders: Manifest) -> None:
+    """And what is told grants it: somebody with all rights runs it, until nothing is missing."""
+    missing = []
+    for _ in range(4):
+        text = stranger.runs("status", "orders").stdout
+        commands = [line.strip() for line in text.splitlines() if line.startswith("  kubectl create ")]
+        if not commands:
+            break
+        missing.append(text.partition(" in namespace ")[0].partition(" may not ")[2])
+        for command in commands:
+            installed.kubectl(*shlex.split(command)[1:])
+        wait_until(lambda text=text: stranger.runs("status", "orders").stdout != text, "the right")  # type: ignore[misc]
+    pod = installed.get("pods", "-n", stranger.namespace, "-l", "dbtunnel.dev/tunnel=orders")["items"][0]
+    assert missing == [
+        "get databasetunnels.dbtunnel.dev orders",
+        "list pods",
+        f"get pods/proxy {pod['metadata']['name']}",
+    ]
+    assert "READY" in stranger("check", "orders").splitlines()
+    assert "may not patch secrets orders-ssh" in stranger("rotate-key", "orders", code=2)

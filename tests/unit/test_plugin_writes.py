@@ -1,0 +1,268 @@
+"""What `kubectl dbtunnel trust` and `rotate-key` decide and write, and what is said of a missing right."""
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from dbtunnel.api.resource import DatabaseTunnel
+from dbtunnel.cli.advice import pin_lines
+from dbtunnel.cli.plugin import rotate_key, trust
+from dbtunnel.cli.plugin.cluster import ClusterError, denied_text, open_cluster
+from dbtunnel.cli.plugin.handout_text import known_hop
+from dbtunnel.cli.terminal import COLUMNS, Style
+from dbtunnel.domain.forwarding import forwarder_config
+from dbtunnel.domain.settings import Defaults
+from tests.support.values import manifest
+
+PLAIN = Style(color=False, unicode=False)
+PINNED, SHOWN, OTHER = ("SHA256:" + letter * 43 for letter in "pso")
+
+SERVERS = {
+    "spec.tunnel": {
+        "host": "bastion",
+        "hostKey": {"alias": "the-bastion"},
+        "fallbacks": [{"host": "second", "port": 2222}, {"host": "third", "hostKey": {"fingerprints": [PINNED]}}],
+        "jumpHosts": [{"host": "jump"}],
+    }
+}
+
+
+def hop(role: str, host: str, port: int, *shown: str) -> dict[str, Any]:
+    keys = [f"ssh-ed25519 {one}" for one in shown]
+    return {"role": role, "host": host, "port": port, "hostKeyFingerprints": keys}
+
+
+HOPS = (
+    hop("Bastion", "bastion", 22, SHOWN, OTHER),
+    hop("Fallback", "second", 2222, OTHER),
+    hop("Fallback", "third", 22, SHOWN),
+    hop("JumpHost", "jump", 22),
+)
+
+
+def parsed(changes: dict[str, Any] | None = None, **status: Any) -> DatabaseTunnel:
+    return DatabaseTunnel.parse(manifest(changes, status))
+
+
+def offers(tunnel: DatabaseTunnel, numbers: list[int]) -> list[trust.Offer]:
+    config = forwarder_config(tunnel, Defaults())
+    return [(number, known_hop(tunnel, config, number)) for number in numbers]
+
+
+# --- trust --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_pinned_is_offered() -> None:
+    tunnel = parsed(SERVERS, hops=HOPS)
+    config = forwarder_config(tunnel, Defaults())
+    assert trust.unpinned(config) == [3, 0, 1], "in the order of the way"
+    assert trust.changed(tunnel, config) == [3, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("host_key", "shown", "is_offered"),
+    [
+        ({"fingerprints": [PINNED]}, (PINNED, OTHER), False),
+        ({"fingerprints": [PINNED]}, (), False),
+        ({"fingerprints": [PINNED]}, (OTHER,), True),
+        ({"knownHosts": "bastion ssh-ed25519 AAAA"}, (OTHER,), False),
+        ({"knownHostsRef": {"name": "hosts"}}, (OTHER,), False),
+    ],
+)
+def test_replace_offers_what_no_longer_fits(host_key: Any, shown: tuple[str, ...], *, is_offered: bool) -> None:
+    place = hop("Bastion", "bastion", 22, *shown)
+    tunnel = parsed({"spec.tunnel": {"host": "bastion", "hostKey": host_key}}, hops=[place])
+    config = forwarder_config(tunnel, Defaults())
+    assert trust.unpinned(config) == []
+    assert trust.changed(tunnel, config) == ([0] if is_offered else [])
+
+
+def test_pins_are_written_if_the_spec_is_the_one_that_was_read() -> None:
+    tunnel = parsed(SERVERS, hops=HOPS)
+    assert trust.pin_operations(tunnel, forwarder_config(tunnel, Defaults()), offers(tunnel, [0, 1])) == [
+        {"op": "test", "path": "/metadata/generation", "value": 3},
+        {
+            "op": "add",
+            "path": "/spec/tunnel/hostKey",
+            "value": {"fingerprints": [SHOWN, OTHER], "alias": "the-bastion"},
+        },
+        {"op": "add", "path": "/spec/tunnel/fallbacks/0/hostKey", "value": {"fingerprints": [OTHER]}},
+    ]
+
+
+def test_what_is_to_be_compared() -> None:
+    tunnel = parsed(SERVERS, hops=HOPS)
+    text = "\n".join(trust.trust_text(forwarder_config(tunnel, Defaults()), offers(tunnel, [0, 2]), PLAIN))
+    assert text.startswith(
+        "bastion bastion:22 shows these host keys, and none is pinned:\n"
+        "  TYPE         FINGERPRINT\n"
+        f"  ssh-ed25519  {SHOWN}\n"
+        f"  ssh-ed25519  {OTHER}\n"
+        "\n"
+        "fallback third:22 no longer shows the host key that is pinned:\n"
+        f"  {PINNED}\n"
+    )
+    assert "somebody else answers there" in " ".join(text.split())
+    assert "ssh-keygen -lf $key; done" in text
+    assert max(map(len, text.splitlines())) <= COLUMNS
+
+
+def test_the_yaml_that_pins() -> None:
+    tunnel = parsed(SERVERS, hops=HOPS)
+    assert pin_lines([one for _, one in offers(tunnel, [0, 1])]) == [
+        "spec:",
+        "  tunnel:",
+        "    hostKey:",
+        "      fingerprints:",
+        f"      - {SHOWN}",
+        f"      - {OTHER}",
+        "    fallbacks:",
+        "    - host: second",
+        "      port: 2222",
+        "      hostKey:",
+        "        fingerprints:",
+        f"        - {OTHER}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("typed", "agrees"), [("yes", True), (" YES ", True), ("y", False), ("", False), (None, False)]
+)
+def test_only_yes_agrees(monkeypatch: pytest.MonkeyPatch, typed: str | None, *, agrees: bool) -> None:
+    def answer(_: str) -> str:
+        if typed is None:
+            raise EOFError
+        return typed
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", answer)
+    assert trust._agrees() is agrees
+
+
+def test_a_fingerprint_is_text_and_nothing_else() -> None:
+    tunnel = parsed(SERVERS, hops=[hop("Bastion", "bastion", 22, "x\x1b[2J\ny: z")])
+    config, seen = forwarder_config(tunnel, Defaults()), offers(tunnel, [0])
+    assert "\x1b" not in "".join(trust.trust_text(config, seen, PLAIN))
+    assert "\x1b" not in "".join(pin_lines([seen[0][1]]))
+
+
+# --- rotate-key ---------------------------------------------------------------------------------------------------
+
+LINE = "restrict ssh-ed25519 AAAA shop/orders"
+CURRENT = {"key": "ssh-ed25519 AAAA shop/orders", "fingerprint": "SHA256:a", "use": "Current", "accepted": True}
+NEXT = {"key": "ssh-ed25519 BBBB shop/orders", "fingerprint": "SHA256:b", "use": "Next", "accepted": True}
+
+
+def replacing(*keys: dict[str, Any]) -> DatabaseTunnel:
+    lines = "\n".join(f"restrict {key['key']}" for key in keys if key["key"] and "CCCC" not in key["key"])
+    place = {"role": "Bastion", "host": "203.0.113.7", "port": 22, "authorizedKeysLine": lines}
+    return parsed(hops=[place], publicKeys=list(keys))
+
+
+def key_names(tunnel: DatabaseTunnel) -> Any:
+    return forwarder_config(tunnel, Defaults()).key
+
+
+def test_the_next_key_replaces_none_that_is_there() -> None:
+    operations = rotate_key.next_key_operations(key_names(parsed()), "private")
+    assert operations == [
+        {"op": "test", "path": "/data/ssh-privatekey-next", "value": None},
+        {"op": "add", "path": "/data/ssh-privatekey-next", "value": base64.b64encode(b"private").decode()},
+    ]
+
+
+def test_the_lines_to_add_are_those_of_the_new_key() -> None:
+    tunnel = parsed({"spec.tunnel.jumpHosts": [{"host": "jump", "keySecretRef": {"name": "own"}}]})
+    told = "\n".join(rotate_key.begun_text(tunnel, forwarder_config(tunnel, Defaults()), "ssh-ed25519 BBBB", PLAIN))
+    assert "under ssh-privatekey-next." in told
+    assert (
+        "\nbastion 203.0.113.7:22, user dbtunnel:\n"
+        'restrict,port-forwarding,permitopen="orders.internal:5432",permitlisten="localhost:1",command="/bin/false"'
+        " ssh-ed25519 BBBB shop/orders\n"
+    ) in told
+    assert "jump" not in told, "it has a key of its own"
+    assert told.endswith("rotate-key orders -n shop --finish")
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ((CURRENT,), "tells of no next key"),
+        ((CURRENT, NEXT | {"accepted": False}), "is not accepted yet"),
+        ((CURRENT, NEXT | {"accepted": None}), "is not accepted yet"),
+        ((CURRENT, NEXT | {"key": "", "accepted": False}), "is not accepted yet"),
+        ((CURRENT, NEXT | {"key": "ssh-ed25519 CCCC"}), "tells of no next key"),
+    ],
+    ids=["none", "rejected", "not tried", "unreadable", "another server's"],
+)
+def test_a_key_that_is_not_accepted_takes_no_place(keys: tuple[dict[str, Any], ...], words: str) -> None:
+    with pytest.raises(rotate_key.NotYetError, match=words):
+        rotate_key.accepted_keys(replacing(*keys))
+
+
+def test_an_accepted_key_takes_the_place_of_the_current_one() -> None:
+    old, new = rotate_key.accepted_keys(replacing(CURRENT, NEXT))
+    assert (old.fingerprint, new.fingerprint) == ("SHA256:a", "SHA256:b")
+    key = key_names(parsed())
+    move = {"op": "move", "from": "/data/ssh-privatekey-next", "path": "/data/ssh-privatekey"}
+    assert rotate_key.finish_operations(key, None) == [move]
+    assert rotate_key.finish_operations(key, "public", passphrase=True) == [
+        move,
+        {"op": "move", "from": "/data/passphrase-next", "path": "/data/passphrase"},
+        {"op": "add", "path": "/data/ssh-publickey", "value": "cHVibGlj"},
+    ]
+
+
+def test_what_was_revoked_before_stays_so() -> None:
+    key = key_names(parsed())
+    name = "ssh-privatekey-revoked"
+    listed = base64.b64encode(b"SHA256:z\n").decode()
+    for data, text in (({}, b"SHA256:a\n"), ({name: listed}, b"SHA256:z\nSHA256:a\n")):
+        test, add = rotate_key._revoking(data, key, "SHA256:a")
+        assert test == {"op": "test", "path": f"/data/{name}", "value": data.get(name)}
+        assert base64.b64decode(add["value"]) == text
+
+
+# --- rights -------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_right_is_told_with_what_grants_it() -> None:
+    words = 'databasetunnels.dbtunnel.dev "orders" is forbidden: User "ann@example.com" cannot get resource'
+    assert denied_text("get", "databasetunnels", "orders", "shop", words) == (
+        "ann@example.com may not get databasetunnels.dbtunnel.dev orders in namespace shop."
+        " Who may grant rights there can do it so:\n"
+        "  kubectl create role dbtunnel-get-databasetunnels -n shop --verb=get"
+        " --resource=databasetunnels.dbtunnel.dev --resource-name=orders\n"
+        "  kubectl create rolebinding dbtunnel-get-databasetunnels -n shop --role=dbtunnel-get-databasetunnels"
+        " --user=ann@example.com"
+    )
+
+
+def test_a_missing_right_to_ask_pods() -> None:
+    words = 'pods "orders-tunnel-1:8080" is forbidden: User "system:serviceaccount:ci:bot" cannot get resource "pods"'
+    text = denied_text("get", "pods/proxy", "orders-tunnel-1:8080", "shop", words)
+    assert text.startswith("system:serviceaccount:ci:bot may not get pods/proxy orders-tunnel-1 in namespace shop.")
+    assert "--verb=get --resource=pods/proxy\n" in text, "of every pod: their names change"
+    assert text.endswith("--serviceaccount=ci:bot")
+
+
+def test_a_refusal_of_other_words() -> None:
+    text = denied_text("list", "pods", "", "shop", "no")
+    assert text.startswith("you may not list pods in namespace shop.")
+    assert text.endswith("--user=USER")
+
+
+def test_a_user_s_name_is_quoted_for_the_shell() -> None:
+    words = 'x is forbidden: User "a; rm -rf ~\u202e" cannot get resource'
+    assert denied_text("get", "pods", "p", "shop", words).endswith("--user='a; rm -rf ~\\u202e'")
+
+
+@pytest.mark.parametrize("document", [None, {}, {"contexts": [], "current-context": "x", "clusters": [], "users": []}])
+def test_a_kubeconfig_that_cannot_be_used(tmp_path: Any, document: Any) -> None:
+    file = tmp_path / "config"
+    if document is not None:
+        file.write_text(json.dumps(document))
+    with pytest.raises(ClusterError, match=r"^kubeconfig: .*--kubeconfig or KUBECONFIG"):
+        open_cluster(str(file), None, None)
