@@ -313,7 +313,7 @@ def test_on_the_bastion_nothing_more_is_said() -> None:
 def test_of_several_forwarders_those_on_a_fallback_are_counted() -> None:
     of = tunnel({**WAY, "replicas": 2})
     status = status_of(using(BASTION), using(FALLBACK, failure=REFUSED), of=of)
-    assert "fallback 203.0.113.8:22 (1 of 2 replicas)" in ready(status, "TransportReady")[1]
+    assert "fallback 203.0.113.8:22 (1 of 2 pods)" in ready(status, "TransportReady")[1]
     assert [(hop.active, hop.replicas) for hop in status.hops or ()][:2] == [(True, 1), (True, 1)]
 
 

@@ -263,8 +263,9 @@ THREE = tunnel({"replicas": 3})
 def test_replicas_that_agree() -> None:
     lost = failing(THREE, ConditionType.TRANSPORT_READY, Reason.CONNECTION_LOST, "reset")
     seen = conditions(observed(THREE, lost, lost, lost), THREE)
-    assert "was lost: reset." in seen[ConditionType.TRANSPORT_READY].message
-    assert seen[ConditionType.TRANSPORT_READY].message.endswith(" (3 of 3 replicas)")
+    message = seen[ConditionType.TRANSPORT_READY].message
+    assert message.startswith("3 of 3 pods: bastion 203.0.113.7:22: ")
+    assert "was lost: reset." in message
 
 
 def test_of_replicas_that_disagree_the_worst_is_told_with_how_many_see_it() -> None:
@@ -272,9 +273,9 @@ def test_of_replicas_that_disagree_the_worst_is_told_with_how_many_see_it() -> N
     starting = working(THREE, transport=UNKNOWN, authentication=UNKNOWN, database=UNKNOWN)
     seen = conditions(observed(THREE, working(THREE), starting, lost), THREE)
     assert told(seen[ConditionType.TRANSPORT_READY]) == ("False", "ConnectionLost")
-    assert seen[ConditionType.TRANSPORT_READY].message.endswith(" (1 of 3 replicas)")
+    assert seen[ConditionType.TRANSPORT_READY].message.startswith("1 of 3 pods: ")
     assert told(seen[ConditionType.AUTHENTICATED]) == ("Unknown", "Progressing")
-    assert seen[ConditionType.AUTHENTICATED].message.endswith(" (2 of 3 replicas)")
+    assert seen[ConditionType.AUTHENTICATED].message.startswith("2 of 3 pods: ")
     assert told(seen[ConditionType.READY]) == ("False", "ConnectionLost")
     assert told(seen[ConditionType.KEY_READY]) == ("True", "Succeeded")
 
@@ -284,12 +285,12 @@ def test_only_replicas_that_see_the_same_are_counted_together() -> None:
     refused = failing(THREE, ConditionType.TRANSPORT_READY, Reason.CONNECTION_REFUSED)
     seen = conditions(observed(THREE, lost, refused, working(THREE)), THREE)
     assert told(seen[ConditionType.TRANSPORT_READY]) == ("False", "ConnectionLost")
-    assert seen[ConditionType.TRANSPORT_READY].message.endswith(" (1 of 3 replicas)")
+    assert seen[ConditionType.TRANSPORT_READY].message.startswith("1 of 3 pods: ")
 
 
 def test_a_lone_forwarder_is_not_counted() -> None:
     lost = failing(ORDERS, ConditionType.TRANSPORT_READY, Reason.CONNECTION_LOST)
-    assert "replicas" not in conditions(observed(ORDERS, lost))[ConditionType.TRANSPORT_READY].message
+    assert " pods: " not in conditions(observed(ORDERS, lost))[ConditionType.TRANSPORT_READY].message
 
 
 # --- what is told -----------------------------------------------------------------------------------------------------

@@ -11,15 +11,19 @@ jump host before it, `{target}` what the tunnel opens from it, `{seen}` what was
 
 from dataclasses import dataclass
 
-from dbtunnel.api.conditions import CAUSAL_ORDER, ConditionType, Reason
+from dbtunnel.api.conditions import CAUSAL_ORDER, LAYERS, ConditionType, Reason
 
-__all__ = ["OUTAGE_GRACE", "REASONS", "SLOW", "SUPPLY_GRACE", "TURNED_AWAY", "Reason", "ReasonInfo"]
+__all__ = ["OUTAGE_GRACE", "PASSING_SECONDS", "REASONS", "SLOW", "SUPPLY_GRACE", "TURNED_AWAY", "Reason", "ReasonInfo"]
 
 SUPPLY_GRACE = 300
 """Seconds in which a person, or a sync that applies the pieces in any order, may still supply what is missing."""
 
 OUTAGE_GRACE = 60
 """Seconds in which an outage of the bastion, the network or the database may still mend by itself."""
+
+PASSING_SECONDS = 5
+"""Seconds for which a forwarder's failure that may mend by itself (one with OUTAGE_GRACE) changes no condition: an sshd
+that restarts is back within that, and clients wait for it."""
 
 SLOW = 60
 """Seconds between attempts where a retry makes it worse: sshd penalises the source address, which neighbours share."""
@@ -45,6 +49,11 @@ class ReasonInfo:
     """The least time between two attempts, before jitter. 0: the usual backoff."""
     behind: str = ""
     """The template for an SSH server to which a jump host opens the connection, where it is another."""
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether it is told only after PASSING_SECONDS: one of a forwarder's layers, and it may mend by itself."""
+        return self.type in LAYERS and self.grace_seconds == OUTAGE_GRACE
 
 
 _WORKLOAD, _KEY, _TRANSPORT, _AUTH, _DATABASE = CAUSAL_ORDER

@@ -108,7 +108,7 @@ class Forwarders:
                 retry = min(retry * _RETRY_FACTOR, _RETRY_LIMIT_SECONDS)
                 continue
             after, retry = status.sequence, _RETRY_FIRST_SECONDS
-            self._note(key, target, Report(status))
+            self._note(key, target, self._known(key, target).heard(status, self._clock()))
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _ask(self, target: Target, after: int | None) -> ForwarderStatus:
@@ -122,9 +122,10 @@ class Forwarders:
         return status
 
     def _note_failure(self, key: TunnelKey, target: Target, error: Exception) -> None:
-        known = self.reports(key).get(target.uid, Report())
-        since = known.failing_since or self._clock()
-        self._note(key, target, replace(known, failing_since=since, failure=known.failure or describe(error)))
+        self._note(key, target, self._known(key, target).unheard(describe(error), self._clock()))
+
+    def _known(self, key: TunnelKey, target: Target) -> Report:
+        return self.reports(key).get(target.uid, Report())
 
     def _note(self, key: TunnelKey, target: Target, report: Report) -> None:
         known = self._reports.setdefault(key, {}).get(target.uid)

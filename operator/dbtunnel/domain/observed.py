@@ -1,12 +1,12 @@
 """What the operator has seen, as values that decisions take."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Any, Self
 
-from dbtunnel.api.forwarder import ForwarderStatus
-from dbtunnel.api.reasons import Reason
+from dbtunnel.api.forwarder import ForwarderStatus, LayerFact, LayerStatus
+from dbtunnel.api.reasons import PASSING_SECONDS, REASONS, Reason
 from dbtunnel.api.resource import API_VERSION, KIND, DatabaseTunnel
 from dbtunnel.domain.names import MANAGED_BY_LABEL, MANAGER, REVISION_LABEL, TUNNEL_LABEL
 
@@ -57,6 +57,49 @@ class Report:
     status: ForwarderStatus | None = None
     failing_since: datetime | None = None
     failure: str = ""
+    trouble_since: datetime | None = None
+    """Since when it tells of something that may mend by itself; None while it tells of nothing, or of something else.
+    """
+
+    def heard(self, status: ForwarderStatus, now: datetime) -> "Report":
+        """The report after this one: an answer has come."""
+        fact = first_obstacle(status)
+        is_worse = fact is not None and (may_pass(fact) or (_is_on_the_way(fact) and self._was_up()))
+        return Report(status, trouble_since=(self.trouble_since or now) if is_worse else None)
+
+    def unheard(self, failure: str, now: datetime) -> "Report":
+        """The report after this one: none could be had. A silence is dated from its beginning."""
+        return replace(self, failing_since=self.failing_since or now, failure=self.failure or failure)
+
+    def is_passing(self, now: datetime) -> bool:
+        """Whether its trouble may be over before anybody needs to hear of it: it changes no condition yet."""
+        return self.settles_at is not None and now < self.settles_at
+
+    @property
+    def settles_at(self) -> datetime | None:
+        """When its trouble counts; None where it has none."""
+        return self.trouble_since and self.trouble_since + timedelta(seconds=PASSING_SECONDS)
+
+    def _was_up(self) -> bool:
+        """Whether all was well before its trouble, so that a layer that is only being reached again is part of that."""
+        return self.trouble_since is not None or (self.status is not None and first_obstacle(self.status) is None)
+
+
+def first_obstacle(status: ForwarderStatus) -> LayerFact | None:
+    """The first layer of a forwarder that does not work; None where each does, or is not probed."""
+    facts = (status.key, status.transport, status.authentication, status.database)
+    found = next((fact for fact in facts if fact.status is not LayerStatus.TRUE), None)
+    return None if found and found.reason == Reason.NOT_PROBED else found
+
+
+def may_pass(fact: LayerFact) -> bool:
+    """Whether a failure may mend by itself. One that this version does not know is told at once."""
+    known = REASONS.get(Reason(fact.reason)) if fact.reason in set(Reason) else None
+    return fact.status is LayerStatus.FALSE and known is not None and known.may_pass
+
+
+def _is_on_the_way(fact: LayerFact) -> bool:
+    return fact.status is LayerStatus.UNKNOWN and fact.reason == Reason.PROGRESSING
 
 
 @dataclass(frozen=True)

@@ -68,14 +68,14 @@ def decide(tunnel: DatabaseTunnel, seen: Observation, installation: Installation
     documents = [report.status for report in reports if report.status]
     subject = _subject(tunnel, documents, installation)
     verdicts = {ConditionType.WORKLOAD_READY: _workload(tunnel, seen, current, reports, installation, now, subject)}
-    verdicts |= _layers(tunnel, documents, subject)
+    verdicts |= _layers(tunnel, reports, subject, now)
     conditions = _conditions(tunnel, verdicts, any(pod.is_ready for pod in current), now)
     failed = _failed_layer(conditions)
     refresh = _wants_refresh(failed, now)
-    silences = filter(None, map(_silent_since, current, reports))
+    deadlines = _deadlines(current, reports, installation)
     return Decision(
         status=build_status(tunnel, seen, documents, subject, tuple(conditions.values()), installation),
-        requeue_seconds=_requeue_seconds(failed, refresh, silences, installation, now),
+        requeue_seconds=_requeue_seconds(failed, refresh, deadlines, now),
         refresh_mounts=refresh,
     )
 
@@ -167,17 +167,34 @@ def _failed(reason: Reason, seen: str, subject: Subject) -> Verdict:
 
 
 def _layers(
-    tunnel: DatabaseTunnel, documents: Sequence[ForwarderStatus], subject: Subject
+    tunnel: DatabaseTunnel, reports: Sequence[Report], subject: Subject, now: datetime
 ) -> dict[ConditionType, Verdict]:
+    """A forwarder whose trouble may be over in a moment does not count; where none counts, all stays as it was."""
     if tunnel.spec.suspend:
         suspended = Verdict(UNKNOWN, Reason.SUSPENDED, explain(Reason.SUSPENDED, "", subject))
         return dict.fromkeys(LAYERS, suspended)
+    answers = [report.status for report in reports if report.status]
+    documents = [report.status for report in reports if report.status and not report.is_passing(now)]
+    if answers and not documents:
+        if known := _known(tunnel):
+            return known
+        documents = answers
     facts = [_facts(document) for document in documents]
-    verdicts = {layer: _worst([fact[layer] for fact in facts], subject) for layer in LAYERS}
+    verdicts = {layer: _worst([fact[layer] for fact in facts], len(answers), subject) for layer in LAYERS}
     transport = verdicts[ConditionType.TRANSPORT_READY]
     if transport.status is TRUE and (told := _detour(documents, subject) or _missing(documents, subject)):
         verdicts[ConditionType.TRANSPORT_READY] = replace(transport, message=told)
     return verdicts | _next_keys(verdicts, subject)
+
+
+def _known(tunnel: DatabaseTunnel) -> dict[ConditionType, Verdict]:
+    """What the conditions say of this generation's layers; nothing where they speak of an earlier one."""
+    known = {one.type: one for one in tunnel.status.conditions or ()}
+    if any(layer not in known or known[layer].observed_generation != tunnel.metadata.generation for layer in LAYERS):
+        return {}
+    return {
+        layer: Verdict(LayerStatus(one.status), one.reason, one.message) for layer in LAYERS if (one := known[layer])
+    }
 
 
 def _next_keys(verdicts: Verdicts, subject: Subject) -> dict[ConditionType, Verdict]:
@@ -206,7 +223,7 @@ def _detour(documents: Sequence[ForwarderStatus], subject: Subject) -> str:
             continue
         failure = next((document.hops[0].failure for document in users), None)
         why = f" {explain(failure.reason, failure.seen, subject, failure.hop)}" if failure else ""
-        count = "" if len(documents) == 1 else f" ({len(users)} of {len(documents)} replicas)"
+        count = "" if len(documents) == 1 else f" ({len(users)} of {len(documents)} pods)"
         return f"New connections go through {hop_name(subject.config, number)}{count}, not through the bastion.{why}"
     return ""
 
@@ -229,13 +246,13 @@ def _facts(document: ForwarderStatus) -> dict[ConditionType, LayerFact]:
     )
 
 
-def _worst(facts: Sequence[LayerFact], subject: Subject) -> Verdict:
-    """One layer over all forwarders: the worst is told, with how many see it."""
+def _worst(facts: Sequence[LayerFact], total: int, subject: Subject) -> Verdict:
+    """One layer over all forwarders: the worst is told, with how many see it of those that answer."""
     for status in (FALSE, UNKNOWN, TRUE):
         first = next((fact for fact in facts if fact.status is status), None)
         if first:
             alike = sum((fact.status, fact.reason) == (first.status, first.reason) for fact in facts)
-            return _told(first, alike, len(facts), subject)
+            return _told(first, alike, total, subject)
     return Verdict(UNKNOWN, Reason.PROGRESSING, "Waits for a forwarder to report.")
 
 
@@ -244,7 +261,7 @@ def _told(fact: LayerFact, count: int, total: int, subject: Subject) -> Verdict:
         return Verdict(TRUE, Reason.SUCCEEDED, printable(fact.seen, MESSAGE_LIMIT))
     without_details = "" if fact.status is FALSE else "Waits for the layer before it."
     message = explain(fact.reason, fact.seen or without_details, subject, fact.hop)
-    return Verdict(fact.status, fact.reason, message if total == 1 else f"{message} ({count} of {total} replicas)")
+    return Verdict(fact.status, fact.reason, message if total == 1 else f"{count} of {total} pods: {message}")
 
 
 def _conditions(
@@ -321,12 +338,15 @@ def _wants_refresh(failed: Condition | None, now: datetime) -> bool:
     return failed is not None and failed.reason in _MOUNT_REASONS and _age_seconds(failed, now) < SUPPLY_GRACE
 
 
+def _deadlines(current: Sequence[Pod], reports: Sequence[Report], installation: Installation) -> list[datetime]:
+    """When a silence or a trouble begins to count."""
+    limit = timedelta(seconds=installation.unreachable_after_seconds)
+    silences = filter(None, map(_silent_since, current, reports))
+    return [*(since + limit for since in silences), *(report.settles_at for report in reports if report.settles_at)]
+
+
 def _requeue_seconds(
-    failed: Condition | None,
-    refresh: bool,
-    silences: Iterable[datetime],
-    installation: Installation,
-    now: datetime,
+    failed: Condition | None, refresh: bool, deadlines: Iterable[datetime], now: datetime
 ) -> float | None:
     """The earliest time at which the same observation would lead to another decision."""
     times: list[float] = [_REFRESH_SECONDS] if refresh else []
@@ -335,8 +355,7 @@ def _requeue_seconds(
         remaining = (grace or 0) - _age_seconds(failed, now)
         times += [remaining] if remaining > 0 else []
         times += [retry] if retry else []
-    for since in silences:
-        times.append(installation.unreachable_after_seconds - (now - since).total_seconds())
+    times += [(deadline - now).total_seconds() for deadline in deadlines]
     return max(min(times), 0.5) if (times := [time for time in times if time > 0]) else None
 
 
