@@ -17,7 +17,9 @@ from dbtunnel.forwarder.evidence import SSL_REQUEST
 from dbtunnel.forwarder.metrics import METRICS as FORWARDERS
 from tests.support.bastion import Bastion
 from tests.support.databases import DATABASE, PASSWORD, USER, PostgresServer
-from tests.support.forwarder import Forwarder, seconds
+from tests.support.forwarder import KEY, Forwarder, seconds
+from tests.support.key_tools import certificate_of
+from tests.support.keys import KeyPair, key_pair
 from tests.support.lone_operator import LoneOperator, api_server
 from tests.support.monitoring import ALERTS, alert_rules, expressions
 from tests.support.processes import wait_until
@@ -84,11 +86,14 @@ def test_prometheus_takes_what_both_processes_tell(
     tmp_path: Path,
     start_forwarder: StartForwarder,
     bastion: Bastion,
-    postgres: PostgresServer,
+    postgres_tls: PostgresServer,
+    client_key: KeyPair,
     operator: LoneOperator,
 ) -> None:
     bastion.stop()
-    forwarder = start_forwarder(postgres.port, seconds=seconds(parking_max=1))
+    certificate = certificate_of(client_key.public, key_pair(), "-I", "orders", "-n", USER, "-V", "-1h:+1h")
+    files = {KEY: client_key.private, f"{KEY}-cert.pub": certificate}
+    forwarder = start_forwarder(postgres_tls.port, files, seconds=seconds(parking_max=1))
     targets = [
         Target(forwarder.admin_port, {**OF, "pod": "orders-1"}),
         Target(operator.metrics_port, {"pod": "operator"}),
