@@ -1,15 +1,15 @@
 """Documents of frozen dataclasses: what is written, what is read, what is refused and how that is told."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import FrozenInstanceError, field, replace
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbtunnel.api.documents import UNWRITTEN, DocumentError, Limits, read, written
+from dbtunnel.api.documents import UNWRITTEN, Document, DocumentError, Limits, read, written
 from dbtunnel.api.forwarder import ForwarderStatus
 
 
@@ -18,15 +18,13 @@ class Colour(StrEnum):
     DARK_BLUE = "DarkBlue"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Leaf:
+class Leaf(Document):
     long_name: str
     count: Annotated[int, Limits(1, 9)] = 1
     colour: Colour = Colour.RED
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tree:
+class Tree(Document):
     leaf: Leaf
     leaves: Annotated[tuple[Leaf, ...], Limits(most=2)] = ()
     word: Annotated[str, Limits(most=5, pattern="[a-z]*")] | None = None
@@ -46,6 +44,33 @@ def refused(document: object) -> str:
     assert text.isprintable()
     assert len(text) < 300
     return text
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+def test_values_are_equal_by_what_they_hold() -> None:
+    one, same, other = Leaf(long_name="a", count=1), Leaf(count=1, long_name="a"), Leaf(long_name="a", count=2)
+    assert one == same != other
+    assert len({one, same, other}) == 2
+    assert one != Colour.RED
+    assert replace(one, count=2) == other
+    assert repr(other) == "Leaf(long_name='a', count=2, colour=<Colour.RED: 'Red'>)"
+
+
+def test_values_cannot_be_changed() -> None:
+    leaf = Leaf(long_name="a")
+    with pytest.raises(FrozenInstanceError, match="count"):
+        setattr(leaf, "count", 2)  # noqa: B010 - a plain assignment is refused by the type checker
+    with pytest.raises(FrozenInstanceError, match="count"):
+        delattr(leaf, "count")
+    assert leaf == Leaf(long_name="a")
+
+
+@pytest.mark.parametrize("values", [{}, {"count": 1}, {"long_name": "a", "size": 1}])
+def test_a_value_has_its_fields_and_no_others(values: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=r"Leaf: missing, or not known: (long_name|size)"):
+        Leaf(**values)
 
 
 # --- what is written --------------------------------------------------------------------------------------------------

@@ -3,12 +3,12 @@
 A forwarder imports this module and not the resource's, which keeps its start short and its memory small.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from hashlib import sha256
 from typing import Annotated
 
-from dbtunnel.api.documents import UNWRITTEN, Limits, written
+from dbtunnel.api.documents import UNWRITTEN, Document, Limits, written
 from dbtunnel.api.engines import Engine
 
 CONFIG_VARIABLE = "DBTUNNEL_CONFIG"
@@ -77,8 +77,7 @@ class ProbeMode(StrEnum):
     """Not at all; DatabaseReachable stays Unknown with the reason NotProbed."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class HostKeyRule:
+class HostKeyRule(Document):
     """How the SSH server's host key is verified. All empty: nothing is sent, and what the server shows is reported."""
 
     fingerprints: tuple[str, ...] = ()
@@ -88,8 +87,7 @@ class HostKeyRule:
     alias: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class ForwarderKey:
+class ForwarderKey(Document):
     """Names of the files in the key directory."""
 
     secret: str
@@ -98,8 +96,7 @@ class ForwarderKey:
     passphrase_key: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class ForwarderHop:
+class ForwarderHop(Document):
     """An SSH server that the forwarder connects to."""
 
     host: str
@@ -111,8 +108,7 @@ class ForwarderHop:
     """The key of a jump host or fallback; None: the tunnel's."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Seconds:
+class Seconds(Document):
     """Every duration, in seconds."""
 
     connect_timeout: _Positive = 10
@@ -125,8 +121,7 @@ class Seconds:
     """After which a session on which nothing happens is ended; None: never."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ForwarderConfig:
+class ForwarderConfig(Document):
     """All that a forwarder is told. A change rolls the pods, so nothing is here that it does not need."""
 
     namespace: str
@@ -177,8 +172,7 @@ class LayerStatus(StrEnum):
     UNKNOWN = "Unknown"
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerFact:
+class LayerFact(Document):
     """One layer as a forwarder sees it. Layers after the first that is False are Unknown."""
 
     status: LayerStatus = LayerStatus.UNKNOWN
@@ -190,16 +184,14 @@ class LayerFact:
     """Number of the SSH server that this speaks of."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class HostKeyFact:
+class HostKeyFact(Document):
     """A host key that the server showed."""
 
     algorithm: _ShortWord
     fingerprint: _ShortWord
 
 
-@dataclass(frozen=True, kw_only=True)
-class PublicKeyFact:
+class PublicKeyFact(Document):
     """A key that the forwarder has, never its private half."""
 
     key: Annotated[str, Limits(most=4096, pattern="[!-~]+ [!-~]+")]
@@ -211,8 +203,7 @@ class PublicKeyFact:
     """When its user certificate expires, as RFC 3339, UTC; None where it has none, or one for ever."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class NextKeyFact:
+class NextKeyFact(Document):
     """A key that is to replace the one in use."""
 
     name: Annotated[str, Limits(most=300, pattern=_WORD)]
@@ -223,8 +214,7 @@ class NextKeyFact:
     """True once the SSH server has accepted it, False with the reason why it cannot be used."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class KeySessions:
+class KeySessions(Document):
     """What goes over the SSH connections that logged in with one key."""
 
     fingerprint: _ShortWord
@@ -233,8 +223,7 @@ class KeySessions:
     """Sessions of clients, and probes; those that are being opened counted too."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class HopFact:
+class HopFact(Document):
     """What is known of an SSH server."""
 
     active: bool = False
@@ -251,8 +240,7 @@ class HopFact:
     mac: _ShortWord | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class DatabaseFact:
+class DatabaseFact(Document):
     """What a probe or real traffic showed of the database."""
 
     protocol: Annotated[str, Limits(most=64)] | None = None
@@ -264,8 +252,7 @@ class DatabaseFact:
     """RFC 3339, UTC."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ForwarderStatus:
+class ForwarderStatus(Document):
     """The document at /status: the layered facts of one forwarder."""
 
     sequence: int
