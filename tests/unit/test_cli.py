@@ -81,7 +81,7 @@ def test_a_command_line_that_cannot_be_used_ends_with_2(words: list[str], capsys
 OF_THE_OPERATOR = {"kopf", "kubernetes", "aiohttp", "yaml", "pydantic", "pydantic_core"}
 UNUSED_BY_FORWARDERS = {
     *("asyncssh.sftp", "asyncssh.scp", "asyncssh.crypto.x509", "cryptography.x509", "typing_extensions"),
-    *("email", "http.client", "http.server", "urllib.request", "multiprocessing", "importlib.metadata"),
+    *("ssl", "_ssl", "email", "http.client", "http.server", "urllib.request", "multiprocessing", "importlib.metadata"),
     *("dbtunnel.api.base", "dbtunnel.api.spec", "dbtunnel.cli.local", "dbtunnel.cli.operator"),
 }
 
