@@ -39,7 +39,7 @@ LOOK_SECONDS = 1.0
 next time."""
 PARKING_SECONDS, PARKED_AT_MOST = 30, 3
 SOONEST_SECONDS = FIRST_BACKOFF_SECONDS / 2
-EAGER_DOUBLINGS = 3
+EAGER_DOUBLINGS = 2
 """Of the pause, while somebody may be parked since the begin of an outage."""
 SLOWEST_SECONDS = 90
 """The shortest and the longest pause, with their jitter."""

@@ -138,7 +138,7 @@ def test_a_dead_first_bastion_is_asked_now_and_then(network_of: NetworkOf) -> No
         gaps = [later - earlier for earlier, later in zip(network.attempts[0], network.attempts[0][1:], strict=False)]
         assert gaps[0] <= 10, "soon at first"
         assert all(gap >= 5 for gap in gaps)
-        assert all(LONGEST_RETURN_SECONDS / 2 <= gap <= LONGEST_RETURN_SECONDS + 1 for gap in gaps[8:])
+        assert all(LONGEST_RETURN_SECONDS / 2 <= gap <= LONGEST_RETURN_SECONDS + 1 for gap in gaps[11:])
         assert len(network.attempts[1]) == 1, "the fallback stands, and nobody asks it again"
         assert network.attempts[2] == []
 

@@ -10,7 +10,7 @@ from dbtunnel.forwarder.failures import Failure
 FIRST_BACKOFF_SECONDS = 0.2
 LONGEST_BACKOFF_SECONDS = 30.0
 
-_EAGER_DOUBLINGS = 3
+_EAGER_DOUBLINGS = 2
 EAGER_BACKOFF_SECONDS = FIRST_BACKOFF_SECONDS * 2**_EAGER_DOUBLINGS
 """The longest pause while those who came when the outage began may still be parked: they, and who came after them, are
 served within two seconds of the server's return."""
