@@ -74,5 +74,6 @@ def test_each_client_gets_its_share(bastion: Bastion, client_key: KeyPair, way: 
         for client in clients:
             client.shutdown(socket.SHUT_RDWR)
     mean = sum(measured) / CLIENTS
+    print(f"{way}: each of {CLIENTS} got {min(measured) / mean:.2f} to {max(measured) / mean:.2f} times the mean")
     assert min(measured) > mean / 2
     assert max(measured) < mean * 2

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from tests.support.clients import Endpoint, first_query, query
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, ClusterError
 from tests.support.databases import DATABASE, USER
 from tests.support.processes import wait_until
 
@@ -34,6 +34,7 @@ class Program:
         arguments = [self._stop_file, _LONGEST_SECONDS, *words]
         self._command = ["python", "-c", _AROUND + program, *map(str, arguments)]
         self._printed = ""
+        self._failure: ClusterError | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
@@ -48,11 +49,16 @@ class Program:
 
     @property
     def printed(self) -> Any:
-        """What it has seen, once the context has been left."""
+        """What it has seen, once the context has been left. Raises ClusterError where it failed."""
+        if self._failure:
+            raise self._failure
         return json.loads(self._printed.splitlines()[-1])
 
     def _run(self) -> None:
-        self._printed = query(self._cluster, self._namespace, self._command, _LONGEST_SECONDS + 30)
+        try:
+            self._printed = query(self._cluster, self._namespace, self._command, _LONGEST_SECONDS + 30)
+        except ClusterError as error:
+            self._failure = error
 
 
 def target_of(endpoint: Endpoint) -> str:
