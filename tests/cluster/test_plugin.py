@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from dbtunnel.api.forwarder import ForwarderKey
-from dbtunnel.cli.plugin.rotate_key import next_key_operations
+from dbtunnel.cli.plugin.rotate_key import finish_operations, next_key_operations
 from tests.support.bastion import Bastion
 from tests.support.binaries import binary
 from tests.support.clients import Endpoint
@@ -163,6 +163,24 @@ def test_a_next_key_that_is_there_is_never_replaced(installed: Cluster, shop: st
         installed.kubectl(*add, json.dumps(next_key_operations(key, "three")))
     found = installed.get("secret", "spare", "-n", shop)["data"]
     assert {name: base64.b64decode(text) for name, text in found.items()} == {"id": b"one", "id-next": b"two"}
+
+
+@pytest.mark.parametrize("is_certified", [True, False], ids=["with a certificate", "without"])
+def test_the_certificate_of_the_old_key_goes_with_it(installed: Cluster, shop: str, *, is_certified: bool) -> None:
+    """One that a next key left behind goes, too: the API server is told so without their being read."""
+    key = ForwarderKey(secret="certified", key="id", passphrase_key="passphrase")
+    apply(installed, secret(shop, "certified", {"id": "one", "id-cert.pub": "of one", "id-next-cert.pub": "of none"}))
+    change = ("patch", "secret", "certified", "-n", shop, "--type=json", "-p")
+    installed.kubectl(*change, json.dumps(next_key_operations(key, "two")))
+    if is_certified:
+        patch(installed, shop, "secret/certified", {"stringData": {"id-next-cert.pub": "of two"}})
+    else:
+        with pytest.raises(ClusterError):
+            installed.kubectl(*change, json.dumps(finish_operations(key, None, certificate=True)))
+    installed.kubectl(*change, json.dumps(finish_operations(key, None, certificate=is_certified)))
+    found = installed.get("secret", "certified", "-n", shop)["data"]
+    expected = {"id": b"two", **({"id-cert.pub": b"of two"} if is_certified else {})}
+    assert {name: base64.b64decode(text) for name, text in found.items()} == expected
 
 
 def test_whoever_lacks_a_right_is_told_which(stranger: User, installed: Cluster, orders: Manifest) -> None:

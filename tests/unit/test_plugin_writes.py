@@ -170,6 +170,8 @@ def test_the_next_key_replaces_none_that_is_there() -> None:
     assert operations == [
         {"op": "test", "path": "/data/ssh-privatekey-next", "value": None},
         {"op": "add", "path": "/data/ssh-privatekey-next", "value": base64.b64encode(b"private").decode()},
+        {"op": "add", "path": "/data/ssh-privatekey-next-cert.pub", "value": ""},
+        {"op": "remove", "path": "/data/ssh-privatekey-next-cert.pub"},
     ]
 
 
@@ -207,10 +209,13 @@ def test_an_accepted_key_takes_the_place_of_the_current_one() -> None:
     assert (old.fingerprint, new.fingerprint) == ("SHA256:a", "SHA256:b")
     key = key_names(parsed())
     move = {"op": "move", "from": "/data/ssh-privatekey-next", "path": "/data/ssh-privatekey"}
-    assert rotate_key.finish_operations(key, None) == [move]
-    assert rotate_key.finish_operations(key, "public", passphrase=True) == [
+    certificate = "/data/ssh-privatekey-cert.pub"
+    old_is_gone = [{"op": "add", "path": certificate, "value": ""}, {"op": "remove", "path": certificate}]
+    assert rotate_key.finish_operations(key, None) == [move, *old_is_gone]
+    assert rotate_key.finish_operations(key, "public", passphrase=True, certificate=True) == [
         move,
         {"op": "move", "from": "/data/passphrase-next", "path": "/data/passphrase"},
+        {"op": "move", "from": "/data/ssh-privatekey-next-cert.pub", "path": certificate},
         {"op": "add", "path": "/data/ssh-publickey", "value": "cHVibGlj"},
     ]
 

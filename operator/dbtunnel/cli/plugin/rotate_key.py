@@ -5,9 +5,17 @@ import base64
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import product
 from typing import Any
 
-from dbtunnel.api.forwarder import NEXT_SUFFIX, REVOKED_SUFFIX, ForwarderConfig, ForwarderKey, PublicKeyFact
+from dbtunnel.api.forwarder import (
+    CERTIFICATE_SUFFIX,
+    NEXT_SUFFIX,
+    REVOKED_SUFFIX,
+    ForwarderConfig,
+    ForwarderKey,
+    PublicKeyFact,
+)
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.spec import KeyType
 from dbtunnel.api.status import PublicKey
@@ -89,7 +97,14 @@ def next_key_operations(key: ForwarderKey, private: str) -> list[Operation]:
     """Adds a key under the name with `-next`, where there is none."""
     path = f"/data/{key.key}{NEXT_SUFFIX}"
     # a test for null holds where there is nothing
-    return [{"op": "test", "path": path, "value": None}, {"op": "add", "path": path, "value": _encoded(private)}]
+    is_free: Operation = {"op": "test", "path": path, "value": None}
+    add: Operation = {"op": "add", "path": path, "value": _encoded(private)}
+    return [is_free, add, *_without(path + CERTIFICATE_SUFFIX)]
+
+
+def _without(path: str) -> list[Operation]:
+    """There is nothing of that name afterwards, whether there was or not: a certificate serves no other key."""
+    return [{"op": "add", "path": path, "value": ""}, {"op": "remove", "path": path}]
 
 
 def begun_text(tunnel: DatabaseTunnel, config: ForwarderConfig, public: str, style: Style) -> Iterator[str]:
@@ -120,8 +135,9 @@ def _finish(cluster: Cluster, tunnel: DatabaseTunnel, arguments: argparse.Namesp
     old, new = accepted_keys(tunnel)
     revoking = _revoking(cluster.secret(secret), config.key, old.fingerprint) if arguments.now else []
     public = f"{new.key}\n" if tunnel.spec.tunnel.key_secret_ref is None else None
-    # whether the next key has a passphrase of its own is not known without reading the Secret
-    for moves in (finish_operations(config.key, public, passphrase=True), finish_operations(config.key, public)):
+    # whether the next key has a passphrase and a certificate of its own is not known without reading the Secret
+    for passphrase, certificate in product((True, False), repeat=2):
+        moves = finish_operations(config.key, public, passphrase=passphrase, certificate=certificate)
         try:
             cluster.patch("secrets", secret, [*moves, *revoking])
         except ClusterError as error:
@@ -148,10 +164,18 @@ def accepted_keys(tunnel: DatabaseTunnel) -> tuple[PublicKey, PublicKey]:
     return old, new
 
 
-def finish_operations(key: ForwarderKey, public: str | None, *, passphrase: bool = False) -> list[Operation]:
-    """Moves the next key into the place of the current one. `public`: its public half, where the Secret has one."""
-    names = [key.key, *([key.passphrase_key] if passphrase else [])]
-    moves = [{"op": "move", "from": f"/data/{name}{NEXT_SUFFIX}", "path": f"/data/{name}"} for name in names]
+def finish_operations(
+    key: ForwarderKey, public: str | None, *, passphrase: bool = False, certificate: bool = False
+) -> list[Operation]:
+    """Moves the next key, and what is its own, into the place of the current one. `public`: its public half, where the
+    Secret has one.
+    """
+    ends = [(key.key, ""), *([(key.passphrase_key, "")] if passphrase else [])]
+    ends += [(key.key, CERTIFICATE_SUFFIX)] if certificate else []
+    moves = [
+        {"op": "move", "from": f"/data/{name}{NEXT_SUFFIX}{end}", "path": f"/data/{name}{end}"} for name, end in ends
+    ]
+    moves += [] if certificate else _without(f"/data/{key.key}{CERTIFICATE_SUFFIX}")
     return [*moves, *([{"op": "add", "path": f"/data/{PUBLIC_KEY}", "value": _encoded(public)}] if public else [])]
 
 
