@@ -32,11 +32,18 @@ class User:
 
     def runs(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """`kubectl dbtunnel`; both streams are in its output."""
+        return self._kubectl(*words, "-n", self.namespace, stderr=subprocess.STDOUT)
+
+    def is_offered(self, *words: str) -> list[str]:
+        """What kubectl's completion offers in place of the last word."""
+        return self._kubectl(*words, before="__complete", stderr=subprocess.DEVNULL).stdout.split()
+
+    def _kubectl(self, *words: str, stderr: int, before: str = "") -> "subprocess.CompletedProcess[str]":
         kubectl, installed = Path(binary("kubectl")), Path(sys.executable).parent
         path = f"{kubectl.parent}:{installed}:{os.environ['PATH']}"
         environment = {**self._cluster.environment(), "PATH": path, "KUBECONFIG": str(self._kubeconfig)}
-        command = [str(kubectl), "dbtunnel", *words, "-n", self.namespace]
-        return subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        command = [str(kubectl), *filter(None, [before]), "dbtunnel", *words]
+        return subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=stderr,
                               stdin=subprocess.DEVNULL, text=True, timeout=60, check=False)  # fmt: skip
 
     def __call__(self, *words: str, code: int = 0) -> str:
@@ -44,12 +51,6 @@ class User:
         done = self.runs(*words)
         assert done.returncode == code, done.stdout
         return done.stdout
-
-    def is_offered(self, *words: str) -> list[str]:
-        """What kubectl's completion offers in place of the last word."""
-        program = Path(sys.executable).with_name("kubectl_complete-dbtunnel")
-        environment = {**self._cluster.environment(), "KUBECONFIG": str(self._kubeconfig)}
-        return subprocess.check_output([program, *words], env=environment, text=True, timeout=60).split()
 
 
 @pytest.fixture

@@ -79,15 +79,18 @@ class Thief:
             return says(ssh, "/dev/pts/")
 
     def listens(self) -> bool:
-        return self._listens_at(f"127.0.0.1:{free_port()}")
+        return self.listens_at(f"127.0.0.1:{free_port()}")
+
+    def listens_at_any_port(self) -> bool:
+        return self.listens_at("127.0.0.1:0")
 
     def listens_everywhere(self) -> bool:
-        return self._listens_at(f"0.0.0.0:{free_port()}")
+        return self.listens_at(f"0.0.0.0:{free_port()}")
 
     def listens_at_a_unix_socket(self) -> bool:
-        return self._listens_at(str(self.sockets / "listener"))
+        return self.listens_at(str(self.sockets / "listener"))
 
-    def _listens_at(self, where: str) -> bool:
+    def listens_at(self, where: str) -> bool:
         with self.ssh("-v", "-N", "-R", f"{where}:127.0.0.1:9", self.bastion.host) as ssh:
             return says(ssh, "remote forward success")
 
@@ -124,6 +127,7 @@ ATTEMPTS = (
     Thief.runs_a_shell,
     Thief.has_a_terminal,
     Thief.listens,
+    Thief.listens_at_any_port,
     Thief.listens_everywhere,
     Thief.listens_at_a_unix_socket,
     Thief.opens_another_port,
@@ -186,6 +190,7 @@ def test_a_stolen_key_opens_the_database_and_nothing_else(
     theft.bastion.set_blocks(*[block] * paste_block)
     left = [] if paste_block else ["listens_at_a_unix_socket"]
     assert [attempt.__name__ for attempt in ATTEMPTS if attempt(theft)] == left
+    assert not theft.listens_at("localhost:1"), "the only port that the line permits"
     assert theft.opens(theft.database)
 
 

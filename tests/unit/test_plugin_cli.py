@@ -10,11 +10,15 @@ from dbtunnel.cli import completion
 from dbtunnel.cli import main as dbtunnel
 from dbtunnel.cli.plugin import complete
 from dbtunnel.cli.plugin.main import COMMANDS, main
+from dbtunnel.cli.terminal import COLUMNS
 from tests.support.processes import run
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help_with_an_example(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as ended:
         main([name, "--help"])
     assert ended.value.code == 0
@@ -22,6 +26,7 @@ def test_every_command_has_help_with_an_example(name: str, capsys: pytest.Captur
     assert text.startswith(f"usage: kubectl dbtunnel {name} ")
     assert f"\nexample:\n  kubectl dbtunnel {name} orders" in text
     assert "--kubeconfig FILE" in text
+    assert [line for line in text.splitlines() if len(line) > COLUMNS] == []
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -166,9 +166,9 @@ def open_cluster(kubeconfig: str | None, context: str | None, namespace: str | N
         config.load_kube_config(kubeconfig, context, settings)  # type: ignore[no-untyped-call]
         contexts, current = config.list_kube_config_contexts(kubeconfig)  # type: ignore[no-untyped-call]
     except (config.ConfigException, OSError) as error:
+        told = printable(str(error), 300).rstrip(".")
         raise ClusterError(
-            f"kubeconfig: {printable(str(error), 300)}. Name a file with --kubeconfig or KUBECONFIG, and one of its"
-            " contexts with --context"
+            f"kubeconfig: {told}. Name a file with --kubeconfig or KUBECONFIG, and one of its contexts with --context"
         ) from None
     chosen = next((one for one in contexts if one["name"] == context), current)
     return Cluster(ApiClient(settings), namespace or chosen["context"].get("namespace") or "default")

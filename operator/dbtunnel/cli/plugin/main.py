@@ -11,7 +11,7 @@ from dbtunnel.cli import UnusableInputError
 PROGRAM = "kubectl dbtunnel"
 
 COMMANDS = {
-    "status": "layers, SSH servers, replicas with their sessions and bytes, what failed, what to do",
+    "status": "layers, SSH servers, sessions and bytes of replicas, what to do",
     "check": "ask the running forwarders now, past the operator, and tell what they see",
     "handout": "print what the administrator of each SSH server needs",
     "trust": "show the host keys that SSH servers offer, and pin them in the spec",

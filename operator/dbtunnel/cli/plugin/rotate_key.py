@@ -32,8 +32,10 @@ from dbtunnel.domain.names import key_comment
 from dbtunnel.domain.settings import Defaults
 
 EXAMPLE = """\
-  kubectl dbtunnel rotate-key orders -n shop            # prints lines for authorized_keys
-  kubectl dbtunnel status orders -n shop                # shows whether the key is accepted
+  kubectl dbtunnel rotate-key orders -n shop
+      makes a key, and prints lines for authorized_keys
+  kubectl dbtunnel status orders -n shop
+      shows whether it is accepted
   kubectl dbtunnel rotate-key orders -n shop --finish"""
 
 _CURRENT, _NEXT = "Current", "Next"

@@ -21,7 +21,8 @@ from dbtunnel.domain.settings import Defaults
 
 EXAMPLE = """\
   kubectl dbtunnel trust orders -n shop
-  kubectl dbtunnel trust orders -n shop --print     # for a manifest in Git"""
+  kubectl dbtunnel trust orders -n shop --print
+      for a manifest that is kept in Git"""
 
 _SUSPECT = "It shows these. Unless its administrator has replaced the old ones, somebody else answers there."
 _COMPARE = (
