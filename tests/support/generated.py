@@ -13,12 +13,16 @@ import yaml
 from dbtunnel.api.conditions import CAUSAL_ORDER, ConditionType
 from dbtunnel.api.crd import crd, resource_schema
 from dbtunnel.api.engines import ENGINES, Engine, EngineInfo, WireProtocol
-from dbtunnel.api.forwarder import DatabaseFact
-from dbtunnel.api.reasons import REASONS, Reason, ReasonInfo
+from dbtunnel.api.forwarder import DatabaseFact, HopFact, HostKeyFact, PublicKeyFact
+from dbtunnel.api.reasons import PASSING_SECONDS, REASONS, Reason, ReasonInfo
+from dbtunnel.api.resource import API_VERSION, KIND, DatabaseTunnel
 from dbtunnel.controller import metrics as operators
 from dbtunnel.domain.certificate import Certificate
 from dbtunnel.domain.database import told
+from dbtunnel.domain.diagnosis import Subject, explain
+from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.metrics import Metric
+from dbtunnel.domain.settings import Defaults
 from dbtunnel.forwarder import metrics as forwarders
 from tests.support.events import MEANINGS, Event, events_of
 
@@ -40,14 +44,20 @@ def conditions_page() -> str:
         "",
         "`Ready` takes the first of the conditions below that is False, else the first that is Unknown.",
         "A reason is *Stalled* when a person must act; before that, for its grace period, it is *Reconciling*.",
-        "What stands in braces is filled in; what a server sent is bounded and escaped.",
+        f"A failure that may mend by itself is *told* once it has lasted {PASSING_SECONDS} s in a forwarder: one that",
+        "is over before changes no condition and posts no Event, and counts in the forwarder's metrics and log.",
+        "Recovery and clear failures are told at once. Of several forwarders the worst is told, with how many see",
+        "it: `2 of 3 pods: ...`. Each change of `Ready` posts one Event with the reason and the message below; one",
+        "that is like another of the last ten minutes is counted there.",
+        "What a server sent is bounded and escaped. How long it takes is in [diagnosis.md](diagnosis.md).",
     ]
     for kind in CAUSAL_ORDER:
         lines += ["", f"## {kind}", "", _docstring_of(ConditionType, kind.name), ""]
-        lines += ["| reason | what is the case | Stalled | retried |", "| --- | --- | --- | --- |"]
+        lines += ["| reason | what is the case | told | Stalled | retried |", "| --- | --- | --- | --- | --- |"]
         lines += [_row(reason, info) for reason, info in REASONS.items() if info.type is kind]
-        lines += ["", "What the message says:", ""]
-        lines += [line for reason, info in REASONS.items() if info.type is kind for line in _messages(reason, info)]
+        for reason, info in REASONS.items():
+            if info.type is kind:
+                lines += ["", *_example(reason, info)]
     lines += ["", "## Summary conditions", ""]
     lines += [
         f"- `{kind}`: {_docstring_of(ConditionType, kind.name)}" for kind in ConditionType if kind not in CAUSAL_ORDER
@@ -204,15 +214,36 @@ def _metric_row(metric: Metric) -> str:
 
 
 def _row(reason: Reason, info: ReasonInfo) -> str:
+    soon = f"after {PASSING_SECONDS} s" if info.may_pass else "at once"
     stalled = {None: "never", 0: "at once"}.get(info.grace_seconds, f"after {info.grace_seconds} s")
     retried = f"every {info.retry_seconds} s or slower" if info.retry_seconds else "with backoff"
-    return f"| `{reason}` | {info.meaning} | {stalled} | {retried} |"
+    return f"| `{reason}` | {info.meaning} | {soon} | {stalled} | {retried} |"
 
 
-def _messages(reason: Reason, info: ReasonInfo) -> Iterator[str]:
-    yield f"- `{reason}`: {info.message}"
+_BASTION, _JUMP_HOST = (
+    {"host": name, "hostKey": {"fingerprints": ["SHA256:" + "p" * 43]}} for name in ("bastion", "jump")
+)
+_FACT = HostKeyFact(algorithm="ssh-ed25519", fingerprint="SHA256:" + "e" * 43)
+_PUBLIC = PublicKeyFact(key="ssh-ed25519 AAAAC3NzaC1lZDI1NTE5...", fingerprint="SHA256:" + "k" * 43)
+
+
+def _subject(**way: Any) -> Subject:
+    """What the examples speak of."""
+    spec = {"engine": "PostgreSQL", "database": {"host": "orders.internal"}, "tunnel": {**_BASTION, **way}}
+    metadata = {"namespace": "shop", "name": "orders"}
+    manifest = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
+    config = forwarder_config(DatabaseTunnel.parse(manifest), Defaults())
+    return Subject(config, ("198.51.100.4",), _PUBLIC, (HopFact(host_keys=(_FACT,)),) * len(config.hops))
+
+
+def _example(reason: Reason, info: ReasonInfo) -> Iterator[str]:
+    """What brings a reason about, and its message in full, for instance."""
+    yield f"`{reason}`. {info.cause}"
+    yield f"> {explain(reason, info.example, _subject())}"
     if info.behind:
-        yield f"- `{reason}`, behind a jump host: {info.behind}"
+        yield ""
+        yield "Behind a jump host:"
+        yield f"> {explain(reason, info.example, _subject(jumpHosts=[_JUMP_HOST]))}"
 
 
 def _engine_row(engine: Engine, info: EngineInfo) -> str:

@@ -3,6 +3,7 @@
 import json
 import re
 import string
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from dbtunnel.api.conditions import CAUSAL_ORDER, ConditionType
 from dbtunnel.api.engines import Engine
-from dbtunnel.api.forwarder import ForwarderConfig, HopFact, HostKeyFact
+from dbtunnel.api.forwarder import ForwarderConfig, HopFact, HostKeyFact, PublicKeyFact
 from dbtunnel.api.reasons import REASONS, SUPPLY_GRACE, Reason
 from dbtunnel.domain.diagnosis import (
     MESSAGE_LIMIT,
@@ -92,7 +93,11 @@ def test_a_rejected_key_is_followed_by_the_line_to_add() -> None:
     assert line is not None
     assert line.startswith('from="203.0.113.1,203.0.113.2",restrict,')
     assert line.endswith(f"{PUBLIC_KEY.key} shop/orders")
-    assert explain(Reason.KEY_REJECTED, "", SUBJECT).endswith(f"there: {line}")
+    message = explain(Reason.KEY_REJECTED, "", SUBJECT)
+    assert message.endswith(f" is set): {line}")
+    assert "allow ssh-ed25519 where PubkeyAcceptedAlgorithms is set" in message
+    old = replace(SUBJECT, public_key=PublicKeyFact(key="ssh-rsa AAAA", fingerprint="SHA256:r"))
+    assert "allow rsa-sha2-512 or rsa-sha2-256 where" in explain(Reason.KEY_REJECTED, "", old)
 
 
 def test_without_a_key_there_is_no_line_and_the_message_says_where_it_will_be() -> None:
@@ -174,7 +179,7 @@ def test_every_reason_has_a_row_and_the_documentation_names_it() -> None:
     page = (Path(__file__).parents[2] / "docs/conditions.md").read_text()
     for reason, info in REASONS.items():
         assert f"| `{reason}` | {info.meaning} |" in page
-        assert f"- `{reason}`: {info.message}\n" in page
+        assert f"\n`{reason}`. {info.cause}\n> " in page
 
 
 def test_every_condition_can_fail_and_no_summary_has_reasons_of_its_own() -> None:

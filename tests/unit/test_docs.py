@@ -118,10 +118,10 @@ def test_the_message_in_the_readme_is_what_its_tunnel_would_say() -> None:
     manifest = dict(tunnels())["README.md"]
     config = forwarder_config(parse_tunnel(manifest, "README.md", "default"), Defaults())
     shown = next(block for block in blocks(README, "text") if "authorized_keys" in block)
-    key = re.search(r"ssh-ed25519 \S+", shown)
+    key = re.search(r"ssh-ed25519\s+(AAAA\S+)", shown)
     assert key
 
-    public_key = PublicKeyFact(key=key[0], fingerprint="SHA256:" + "k" * 43)
+    public_key = PublicKeyFact(key=f"ssh-ed25519 {key[1]}", fingerprint="SHA256:" + "k" * 43)
     assert one_line(shown) == one_line(explain(Reason.KEY_REJECTED, "", Subject(config, public_key=public_key)))
 
 

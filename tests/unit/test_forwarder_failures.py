@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.reasons import REASONS, Reason
-from dbtunnel.forwarder.failures import Progress, channel_failure, connect_failure, loss_of
+from dbtunnel.domain.diagnosis import SEEN_LIMIT
+from dbtunnel.forwarder.failures import Progress, channel_failure, connect_failure, loss_of, no_common_algorithm
 from dbtunnel.forwarder.greeting import Greeting
 
 TRANSPORT, AUTHENTICATED = ConditionType.TRANSPORT_READY, ConditionType.AUTHENTICATED
@@ -106,6 +107,26 @@ def test_a_server_that_turns_away_with_a_message(code: int, verified: bool) -> N
 
 
 # --- key exchange -----------------------------------------------------------------------------------------------------
+
+
+def test_what_both_sides_offer_is_told_where_they_have_nothing_in_common() -> None:
+    error = asyncssh.KeyExchangeFailed("No matching key exchange algorithm found, sent a,b and received c,d\x1b")
+    offers = r"the server offers c, d\x1b; the tunnel offers a, b"
+    assert failure(error, heard(VERSION))[1:] == (
+        Reason.NO_COMMON_ALGORITHM,
+        f"key exchange (KexAlgorithms): {offers}",
+    )
+    long = asyncssh.KeyExchangeFailed(f"No matching MAC algorithm found, sent {'a,' * 400} and received {'b,' * 400}")
+    seen = failure(long, heard(VERSION))[2]
+    assert seen.startswith("MAC (MACs): the server offers b, b")
+    assert "; the tunnel offers a, a" in seen
+    assert len(seen) < SEEN_LIMIT
+
+
+@pytest.mark.parametrize("kind", ["key exchange", "server host key", "encryption", "MAC", "compression"])
+def test_sshd_has_an_option_for_each_kind_of_algorithm(kind: str) -> None:
+    option = no_common_algorithm(kind, "a", "b").seen.partition("(")[2].partition(")")[0]
+    assert option in ("KexAlgorithms", "HostKeyAlgorithms", "Ciphers", "MACs", "Compression")
 
 
 @pytest.mark.parametrize(

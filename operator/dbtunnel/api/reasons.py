@@ -4,163 +4,22 @@ A reason's `message` is a template; `dbtunnel.domain.diagnosis` fills it. What s
 `{tunnel}` the tunnel's name, `{hop}` the SSH server concerned, `{path}` where it stands in the spec, `{before}` the
 jump host before it, `{target}` what the tunnel opens from it, `{seen}` what was observed (bounded and printable),
 `{also}` the same as further sentences, or nothing,
-`{user}`, `{database}` host:port, `{protocol}`, `{secret}`, `{key}`, `{key_path}` where that key's reference stands,
-`{passphrase_key}`, `{egress}` the declared egress addresses in brackets or nothing, `{line}` the line for
+`{user}`, `{host}`, `{port}` of the SSH server, `{database}` host:port, `{protocol}`, `{namespace}`, `{admin_port}`,
+`{secret}`, `{key}`, `{key_path}` where that key's reference stands, `{passphrase_key}`, `{signatures}` with which the
+key signs, `{egress}` the declared egress addresses in brackets or nothing, `{line}` the line for
 `authorized_keys`, `{pin}` a patch that pins the observed host keys.
 """
 
-from dataclasses import dataclass
-
-from dbtunnel.api.conditions import CAUSAL_ORDER, LAYERS, ConditionType, Reason
+from dbtunnel.api.conditions import LAYERS, Reason
+from dbtunnel.api.reason_info import OUTAGE_GRACE, PASSING_SECONDS, SLOW, SUPPLY_GRACE, TURNED_AWAY, ReasonInfo
+from dbtunnel.api.reasons_around import AROUND
 
 __all__ = ["OUTAGE_GRACE", "PASSING_SECONDS", "REASONS", "SLOW", "SUPPLY_GRACE", "TURNED_AWAY", "Reason", "ReasonInfo"]
 
-SUPPLY_GRACE = 300
-"""Seconds in which a person, or a sync that applies the pieces in any order, may still supply what is missing."""
-
-OUTAGE_GRACE = 60
-"""Seconds in which an outage of the bastion, the network or the database may still mend by itself."""
-
-PASSING_SECONDS = 5
-"""Seconds for which a forwarder's failure that may mend by itself (one with OUTAGE_GRACE) changes no condition: an sshd
-that restarts is back within that, and clients wait for it."""
-
-SLOW = 60
-"""Seconds between attempts where a retry makes it worse: sshd penalises the source address, which neighbours share."""
-
-TURNED_AWAY = 15
-"""Seconds between attempts where a server turns connections away: the shortest that sshd's PerSourcePenalties last, and
-short enough for clients that wait `parking.maxSeconds` to be served after the next one."""
-
-
-@dataclass(frozen=True)
-class ReasonInfo:
-    """What a reason means for the machine and for the person."""
-
-    type: ConditionType
-    """The condition that carries it."""
-    grace_seconds: int | None
-    """How long the tunnel is Reconciling before it is Stalled. 0: Stalled at once. None: never Stalled."""
-    meaning: str
-    """What is the case, for the documentation."""
-    message: str
-    """The template of the condition's message: what was seen at which hop, and what to do."""
-    retry_seconds: int = 0
-    """The least time between two attempts, before jitter. 0: the usual backoff."""
-    behind: str = ""
-    """The template for an SSH server to which a jump host opens the connection, where it is another."""
-
-    @property
-    def may_pass(self) -> bool:
-        """Whether it is told only after PASSING_SECONDS: one of a forwarder's layers, and it may mend by itself."""
-        return self.type in LAYERS and self.grace_seconds == OUTAGE_GRACE
-
-
-_WORKLOAD, _KEY, _TRANSPORT, _AUTH, _DATABASE = CAUSAL_ORDER
+_, _TRANSPORT, _AUTH, _DATABASE = LAYERS
 
 REASONS: dict[Reason, ReasonInfo] = {
-    Reason.PROGRESSING: ReasonInfo(
-        _WORKLOAD,
-        None,
-        "Nothing is wrong so far: pods are starting, or a layer before this one is not there yet.",
-        "{seen}",
-    ),
-    Reason.SUSPENDED: ReasonInfo(
-        _WORKLOAD,
-        None,
-        "`spec.suspend` is true: the objects stay, no pod runs.",
-        "Suspended: no forwarder runs. Set spec.suspend to false to switch the tunnel on.",
-    ),
-    Reason.UNSCHEDULABLE: ReasonInfo(
-        _WORKLOAD,
-        OUTAGE_GRACE,
-        "No node takes the forwarder's pod.",
-        "No node takes the forwarder's pod: {seen}. Free capacity, or change spec.podTemplate"
-        " (resources, nodeSelector, tolerations, affinity).",
-    ),
-    Reason.IMAGE_PULL_FAILED: ReasonInfo(
-        _WORKLOAD,
-        OUTAGE_GRACE,
-        "A node cannot pull the forwarder's image.",
-        "The forwarder's image cannot be pulled: {seen}. Check the operator's forwarder image setting"
-        " and spec.podTemplate.imagePullSecrets.",
-    ),
-    Reason.CRASH_LOOPING: ReasonInfo(
-        _WORKLOAD,
-        OUTAGE_GRACE,
-        "The forwarder's container ends again and again.",
-        "The forwarder's container keeps ending: {seen}. Read its log with: kubectl logs -l"
-        " dbtunnel.dev/tunnel={tunnel} --previous. If it was OOMKilled, raise spec.podTemplate.resources.",
-    ),
-    Reason.QUOTA_EXCEEDED: ReasonInfo(
-        _WORKLOAD,
-        OUTAGE_GRACE,
-        "The namespace's ResourceQuota or LimitRange refuses the pods.",
-        "The namespace's quota refuses the forwarder's pod: {seen}. Raise the quota, or lower"
-        " spec.podTemplate.resources or spec.replicas.",
-    ),
-    Reason.NAME_CONFLICT: ReasonInfo(
-        _WORKLOAD,
-        0,
-        "An object of a name that the tunnel needs exists and is not the tunnel's. It is left alone.",
-        "{seen} exists and does not belong to this tunnel; it is left as it is. Delete or rename it,"
-        " or choose another spec.service.name or tunnel name.",
-        retry_seconds=5,
-    ),
-    Reason.REJECTED: ReasonInfo(
-        _WORKLOAD,
-        0,
-        "The API server refuses what the tunnel asks for: admission policy, Pod Security, a field of the pod template.",
-        "The API server refused what this tunnel asks for: {seen}. Change the spec, or the policy that refuses it.",
-        retry_seconds=30,
-    ),
-    Reason.FORWARDER_UNREACHABLE: ReasonInfo(
-        _WORKLOAD,
-        OUTAGE_GRACE,
-        "The operator cannot read the forwarder's admin port. The tunnel itself may well work.",
-        "The operator cannot read the forwarder's status: {seen}. Allow TCP from the operator's namespace to the"
-        " admin port of the forwarder's pods (NetworkPolicy, service mesh).",
-    ),
-    Reason.SECRET_NOT_FOUND: ReasonInfo(
-        _KEY,
-        SUPPLY_GRACE,
-        "The Secret that holds the private key does not exist, or has no data.",
-        "Secret {secret} is not there or is empty. Create it: kubectl create secret generic {secret}"
-        " --from-file={key}=PATH-TO-PRIVATE-KEY",
-    ),
-    Reason.SECRET_KEY_MISSING: ReasonInfo(
-        _KEY,
-        SUPPLY_GRACE,
-        "The Secret exists and lacks the named key.",
-        "Secret {secret} has no key {key}; it has {seen}. Add the private key under that name, or set {key_path}.key.",
-    ),
-    Reason.PRIVATE_KEY_INVALID: ReasonInfo(
-        _KEY,
-        0,
-        "What the Secret holds is not a private key, or the certificate beside it is not one of that key.",
-        "Secret {secret}, key {key}, is no private key to use: {seen}. Store the whole file that ssh-keygen or puttygen"
-        " wrote, from its first line to its last.",
-    ),
-    Reason.PUBLIC_KEY_GIVEN: ReasonInfo(
-        _KEY,
-        0,
-        "The Secret holds the public half of the key.",
-        "Secret {secret}, key {key}, holds a public key. Store the private one: the file without .pub.",
-    ),
-    Reason.PASSPHRASE_REQUIRED: ReasonInfo(
-        _KEY,
-        0,
-        "The private key is encrypted and no passphrase is given.",
-        "Secret {secret}, key {key}, is encrypted. Add its passphrase to the Secret under {passphrase_key}"
-        " ({key_path}.passphraseKey), or store an unencrypted key.",
-    ),
-    Reason.PASSPHRASE_WRONG: ReasonInfo(
-        _KEY,
-        0,
-        "The passphrase does not decrypt the private key.",
-        "Secret {secret}, key {key}: the passphrase under {passphrase_key} does not decrypt it."
-        " Store the right passphrase (a line end after it is ignored).",
-    ),
+    **AROUND,
     Reason.HOST_UNRESOLVABLE: ReasonInfo(
         _TRANSPORT,
         OUTAGE_GRACE,
@@ -168,6 +27,8 @@ REASONS: dict[Reason, ReasonInfo] = {
         "{hop}: the name does not resolve in the cluster: {seen}. Check {path}.host, or give an address,"
         " or add the name with spec.podTemplate.hostAliases.",
         behind="{hop}: {before} cannot resolve the name: {seen}. Check {path}.host; it is looked up there.",
+        cause="A typing error, or a name that only other resolvers know.",
+        example="Name or service not known",
     ),
     Reason.NETWORK_UNREACHABLE: ReasonInfo(
         _TRANSPORT,
@@ -175,6 +36,8 @@ REASONS: dict[Reason, ReasonInfo] = {
         "There is no route to the SSH server.",
         "{hop}: no route from the cluster: {seen}. Check the address, the cluster's egress and its NetworkPolicies.",
         behind="{hop}: {before} has no route to it: {seen}. Check {path}.host, routes and firewalls between the two.",
+        cause="An address that is not routed, or a host that is off.",
+        example="No route to host",
     ),
     Reason.CONNECTION_REFUSED: ReasonInfo(
         _TRANSPORT,
@@ -182,6 +45,8 @@ REASONS: dict[Reason, ReasonInfo] = {
         "The host answers and nothing listens on the port.",
         "{hop}: connection refused. Start the SSH server, or set {path}.port to the port on which it listens.",
         behind="{hop}: it refuses the connection of {before}: {seen}. Start the SSH server, or correct {path}.port.",
+        cause="sshd is down or listens on another port, or a firewall refuses.",
+        example="Connection refused",
     ),
     Reason.CONNECT_TIMEOUT: ReasonInfo(
         _TRANSPORT,
@@ -190,6 +55,8 @@ REASONS: dict[Reason, ReasonInfo] = {
         "{hop}: no answer in time ({seen}). Most often a firewall drops the packets: allow TCP to this port from the"
         " cluster's egress addresses{egress}.",
         behind="{hop}: no answer in time through {before} ({seen}). Allow TCP from there to this port (firewall).",
+        cause="A firewall or security group drops the packets, or the host hangs.",
+        example="no TCP connection after 10 s",
     ),
     Reason.NOT_AN_SSH_SERVER: ReasonInfo(
         _TRANSPORT,
@@ -197,6 +64,8 @@ REASONS: dict[Reason, ReasonInfo] = {
         "Something answers on the port, and it does not speak SSH.",
         "{hop}: what answers is not an SSH server: {seen}. Set {path}.host and {path}.port to the SSH server's.",
         SLOW,
+        cause="The port of a web server, a database or a proxy.",
+        example='it says "HTTP/1.1 400 Bad Request"',
     ),
     Reason.BASTION_REFUSING: ReasonInfo(
         _TRANSPORT,
@@ -207,13 +76,19 @@ REASONS: dict[Reason, ReasonInfo] = {
         TURNED_AWAY,
         behind="{hop}: the SSH server turns new connections of {before} away: {seen}. Raise MaxStartups in its"
         " sshd_config, or exempt that address with PerSourcePenaltyExemptList.",
+        cause="Too many connections at once, or failed logins of others behind the same address.",
+        example='it says "Not allowed at this time"',
     ),
     Reason.NO_COMMON_ALGORITHM: ReasonInfo(
         _TRANSPORT,
         0,
         "Client and server share no algorithm of one kind.",
-        "{hop}: no algorithm in common: {seen}. Update the SSH server, or set {path}.algorithms to Legacy.",
+        "{hop}: no algorithm in common: {seen}. Update the SSH server, or allow one of the tunnel's in its sshd_config"
+        " (the option in brackets), or set {path}.algorithms to Legacy.",
         SLOW,
+        cause="A server of before about 2014, or one that was restricted by hand.",
+        example="key exchange (KexAlgorithms): the server offers diffie-hellman-group14-sha1; the tunnel offers"
+        " curve25519-sha256, ecdh-sha2-nistp256",
     ),
     Reason.HOST_KEY_UNKNOWN: ReasonInfo(
         _TRANSPORT,
@@ -222,6 +97,8 @@ REASONS: dict[Reason, ReasonInfo] = {
         "{hop}: no host key is pinned, so nothing was sent. The server shows {seen}. Compare with what its"
         " administrator says (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then pin it: {pin}",
         SLOW,
+        cause="`hostKey` is empty, or known_hosts has no line for this server.",
+        example="ssh-ed25519 SHA256:eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee",
     ),
     Reason.HOST_KEY_MISMATCH: ReasonInfo(
         _TRANSPORT,
@@ -230,6 +107,8 @@ REASONS: dict[Reason, ReasonInfo] = {
         "{hop}: the host key is not the pinned one; the server shows {seen}. Either the server was reinstalled or"
         " somebody intercepts the connection. Ask its administrator; if the key is right, pin it: {pin}",
         SLOW,
+        cause="The server was reinstalled, another one has its address, or somebody intercepts.",
+        example="ssh-ed25519 SHA256:eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee",
     ),
     Reason.HOST_KEY_REVOKED: ReasonInfo(
         _TRANSPORT,
@@ -238,22 +117,29 @@ REASONS: dict[Reason, ReasonInfo] = {
         "{hop}: the server shows a host key that is marked @revoked: {seen}. Have the server's administrator replace"
         " the key, then pin the new one.",
         SLOW,
+        cause="The key leaked and was revoked, and the server still has it.",
+        example="Host key is revoked",
     ),
     Reason.HOST_CERTIFICATE_INVALID: ReasonInfo(
         _TRANSPORT,
         0,
         "The server's host certificate is expired, for another name, or not signed by a pinned authority.",
         "{hop}: the host certificate is not valid: {seen}. Have it renewed for this name ({path}.hostKey.alias"
-        " overrides the name), or pin the authority with an @cert-authority line.",
+        " overrides the name): ssh-keygen -s CA_KEY -h -I {host} -n {host} ssh_host_ed25519_key.pub; or pin the"
+        " authority with an @cert-authority line.",
         SLOW,
+        cause="It was not renewed, or was made for another name.",
+        example="Certificate expired",
     ),
     Reason.KNOWN_HOSTS_INVALID: ReasonInfo(
         _TRANSPORT,
         SUPPLY_GRACE,
         "The known_hosts text has a line that cannot be read, or is not there, so nothing was sent to the server.",
-        "{hop}: known_hosts cannot be used, so nothing was sent: {seen}. Write lines as `ssh-keyscan HOST`"
-        " prints them.",
+        "{hop}: known_hosts cannot be used, so nothing was sent: {seen}. Write lines as"
+        " `ssh-keyscan -p {port} {host}` prints them.",
         SLOW,
+        cause="A line was cut or wrapped, or the object of `knownHostsRef` is not there.",
+        example="line 2: its key, of type ssh-ed25519, cannot be read",
     ),
     Reason.CONNECTION_LOST: ReasonInfo(
         _TRANSPORT,
@@ -261,14 +147,17 @@ REASONS: dict[Reason, ReasonInfo] = {
         "The SSH connection broke and is being made again.",
         "{hop}: the SSH connection was lost: {seen}. It is being made again. If this repeats, look at the server's log"
         " and at what closes idle connections in between (spec.tunnel.keepalive).",
+        cause="The server or a device in between closed it, or went away.",
+        example="Connection lost",
     ),
     Reason.KEY_REJECTED: ReasonInfo(
         _AUTH,
         SUPPLY_GRACE,
         "The SSH server does not accept the key for this user.",
         "{hop}: user {user}: the server does not accept the key.{also} Add this line to the user's authorized_keys"
-        " there: {line}",
+        " there (and allow {signatures} where PubkeyAcceptedAlgorithms is set): {line}",
         SLOW,
+        cause="The line is not in authorized_keys, or sshd takes no keys of this kind or from this address.",
     ),
     Reason.SECOND_FACTOR_REQUIRED: ReasonInfo(
         _AUTH,
@@ -277,6 +166,8 @@ REASONS: dict[Reason, ReasonInfo] = {
         "{hop}: user {user}: the key was accepted and the server asks for more: {seen}. Set AuthenticationMethods"
         " publickey for this user in sshd_config (a Match User block).",
         SLOW,
+        cause="sshd's AuthenticationMethods asks for a password or a code as well.",
+        example="publickey succeeded and another method is demanded",
     ),
     Reason.TOO_MANY_AUTH_FAILURES: ReasonInfo(
         _AUTH,
@@ -285,6 +176,8 @@ REASONS: dict[Reason, ReasonInfo] = {
         "{hop}: user {user}: the server counted too many authentication failures: {seen}. Raise MaxAuthTries in"
         " sshd_config, and authorize the key with this line: {line}",
         SLOW,
+        cause="MaxAuthTries is low and the key is not accepted.",
+        example="Too many authentication failures",
     ),
     Reason.METHOD_NOT_OFFERED: ReasonInfo(
         _AUTH,
@@ -293,6 +186,8 @@ REASONS: dict[Reason, ReasonInfo] = {
         "{hop}: user {user}: the server does not offer publickey authentication: {seen}. Set PubkeyAuthentication yes"
         " in sshd_config, and look for a Match block that changes it.",
         SLOW,
+        cause="PubkeyAuthentication no, for all or in a Match block.",
+        example="its list of methods has no publickey",
     ),
     Reason.FORWARDING_PROHIBITED: ReasonInfo(
         _DATABASE,
@@ -301,6 +196,8 @@ REASONS: dict[Reason, ReasonInfo] = {
         "{hop}: forwarding to {target} is prohibited: {seen}. In sshd_config set AllowTcpForwarding local and"
         " PermitOpen any or {target}; in authorized_keys the key's line needs port-forwarding and this"
         " permitopen: {line}",
+        cause="AllowTcpForwarding, PermitOpen or the key's own line permits less.",
+        example="open failed",
     ),
     Reason.DATABASE_UNRESOLVABLE: ReasonInfo(
         _DATABASE,
@@ -308,12 +205,16 @@ REASONS: dict[Reason, ReasonInfo] = {
         "The database's name has no address, as seen from the SSH server.",
         "{hop}: it cannot resolve the database's name {database}: {seen}. Check spec.database.host; the name is looked"
         " up on the SSH server, not in the cluster.",
+        cause="A typing error, or a name that the SSH server's resolver does not know.",
+        example="Name or service not known",
     ),
     Reason.DATABASE_UNREACHABLE: ReasonInfo(
         _DATABASE,
         OUTAGE_GRACE,
         "The SSH server has no route to the database.",
         "{hop}: it has no route to the database {database}: {seen}. Check routes and firewalls between the two.",
+        cause="The database is in another network, or its host is off.",
+        example="No route to host",
     ),
     Reason.DATABASE_REFUSED: ReasonInfo(
         _DATABASE,
@@ -323,6 +224,8 @@ REASONS: dict[Reason, ReasonInfo] = {
         "{hop}: the database {database} refused the connection: {seen}. Start the database, or correct"
         " spec.database.host and spec.database.port; where it is a host that is not allowed (MySQL error 1130), create"
         " an account for the SSH server's address (CREATE USER ...@'ADDRESS').",
+        cause="The database is down, starts, or listens elsewhere.",
+        example="Connection refused",
     ),
     Reason.DATABASE_TIMEOUT: ReasonInfo(
         _DATABASE,
@@ -330,12 +233,16 @@ REASONS: dict[Reason, ReasonInfo] = {
         "The database does not answer the SSH server, or answers the connection and then says nothing.",
         "{hop}: no answer from the database {database} in time: {seen}. Allow TCP from the SSH server to the database"
         " (security group, firewall).",
+        cause="A firewall or security group drops the packets, or the database hangs.",
+        example="the SSH server opens no connection within 10 s",
     ),
     Reason.UNEXPECTED_PROTOCOL: ReasonInfo(
         _DATABASE,
         OUTAGE_GRACE,
         "What answers does not speak the engine's protocol.",
         "{hop}: {database} does not speak {protocol}: {seen}. Check spec.engine and spec.database.",
+        cause="The wrong engine, host or port.",
+        example='it says "HTTP/1.1 400 Bad Request"',
     ),
     Reason.HOST_BLOCKED: ReasonInfo(
         _DATABASE,
@@ -344,6 +251,8 @@ REASONS: dict[Reason, ReasonInfo] = {
         "{hop}: the database {database} blocks the SSH server's address: {seen}. Run FLUSH HOSTS (MySQL 8:"
         " TRUNCATE performance_schema.host_cache) on the database, and raise max_connect_errors.",
         SLOW,
+        cause="Clients, port scans or health checks that connect and leave.",
+        example="error 1129: Host '10.0.0.5' is blocked because of many connection errors",
     ),
     Reason.TOO_MANY_CONNECTIONS: ReasonInfo(
         _DATABASE,
@@ -353,6 +262,8 @@ REASONS: dict[Reason, ReasonInfo] = {
         "{hop}: no connection to the database {database} is left: {seen}. Raise the database's max_connections, or the"
         " SSH server's limit if it is the SSH server that says so; or close idle sessions.",
         SLOW,
+        cause="Pools are too large, or sessions are never closed.",
+        example="error 1040: Too many connections",
     ),
     Reason.NOT_PROBED: ReasonInfo(
         _DATABASE,
@@ -360,6 +271,8 @@ REASONS: dict[Reason, ReasonInfo] = {
         "Nothing has shown yet whether the database answers: this engine is not probed actively and no client has"
         " connected, or spec.probe.mode is Disabled. This does not hold Ready back.",
         "Not probed: {seen}.",
+        cause="`spec.probe.mode`, or an engine that a probe could harm.",
+        example="no client has connected yet",
     ),
 }
 """Every reason that a condition can have when it is not True."""

@@ -4,14 +4,12 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
 
 from dbtunnel.api.reasons import Reason
-from dbtunnel.api.resource import API_VERSION, KIND, DatabaseTunnel
+from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.controller.client import (
     CHILD_KINDS,
     DEPLOYMENT,
-    EVENT,
     NETWORK_POLICY,
     POD,
     SECRET,
@@ -20,6 +18,7 @@ from dbtunnel.controller.client import (
     Client,
     Kind,
 )
+from dbtunnel.controller.events import Events
 from dbtunnel.controller.logs import event
 from dbtunnel.controller.metrics import REPAIRS, Metrics
 from dbtunnel.controller.queue import TunnelKey
@@ -42,9 +41,6 @@ logger = logging.getLogger(__name__)
 _REFUSALS = frozenset({400, 403, 413, 422, 500})
 """Answers that tell something about what is asked for; 500 is what a failing admission webhook gives."""
 
-_NOTE_LIMIT = 1000
-"""Characters of an Event's note; the API takes 1 kB."""
-
 
 class NamespaceEndingError(Exception):
     """The tunnel's namespace is being deleted; nothing can be made in it, and nothing needs to be."""
@@ -57,6 +53,7 @@ class Cluster:
         self._client = client
         self._store = store
         self._metrics = metrics
+        self._events = Events(client, lambda: datetime.now(UTC))
         self._answers: dict[TunnelKey, dict[ObjectKey, tuple[str | None, str]]] = {}
         """For each written child the hash of what was wanted, and the essence of what the API server made of it."""
         self._foreign: set[ObjectKey] = set()
@@ -206,7 +203,7 @@ class Cluster:
             "status": merge_patch(manifest.get("status") or {}, status),
         }
         answer = await self._client.patch(TUNNEL, metadata["namespace"], metadata["name"], change, "status")
-        self._store.put(KIND, answer)
+        self._store.put(TUNNEL.name, answer)
         return answer
 
     async def refresh_mounts(self, key: TunnelKey, pods: Sequence[str], now: datetime) -> None:
@@ -220,31 +217,8 @@ class Cluster:
                     raise
 
     async def post_event(self, manifest: Manifest, kind: str, reason: str, note: str) -> None:
-        """Posts an Event about a tunnel; `kind` is Normal or Warning. One that cannot be posted is not missed."""
-        metadata = manifest["metadata"]
-        document = {
-            "apiVersion": EVENT.group_version,
-            "kind": EVENT.name,
-            "metadata": {"name": f"{metadata['name']}.{uuid4().hex[:16]}", "namespace": metadata["namespace"]},
-            "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-            "type": kind,
-            "reason": reason,
-            "action": "Reconcile",
-            "note": note[:_NOTE_LIMIT],
-            "regarding": {
-                "apiVersion": API_VERSION,
-                "kind": KIND,
-                "namespace": metadata["namespace"],
-                "name": metadata["name"],
-                "uid": metadata["uid"],
-            },
-            "reportingController": f"{TUNNEL.group}/operator",
-            "reportingInstance": names.MANAGER,
-        }
-        try:
-            await self._client.create(EVENT, document)
-        except ApiError as error:
-            event(logger, "event not posted", level=logging.WARNING, status=error.status, reason=error.reason)
+        """Posts an Event about a tunnel; `kind` is Normal or Warning."""
+        await self._events.post(manifest, kind, reason, note)
 
 
 def problem_of(error: ApiError, what: str) -> Problem:

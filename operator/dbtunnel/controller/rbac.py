@@ -25,7 +25,7 @@ TUNNEL_RULES: tuple[Rule, ...] = (
     _rule("", ["pods"], "list", "watch", "patch"),
     # generated keys; nothing that could read one
     _rule("", ["secrets"], "create"),
-    _rule("events.k8s.io", ["events"], "create"),
+    _rule("events.k8s.io", ["events"], "create", "patch"),
 )
 """Where tunnels are watched: in the whole cluster, or in each of the watched namespaces."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from dbtunnel.api.engines import ENGINES
 from dbtunnel.api.forwarder import (
+    ADMIN_PORT,
     NEXT_SUFFIX,
     ForwarderConfig,
     ForwarderKey,
@@ -72,6 +73,11 @@ def explain(reason: str, seen: str, subject: Subject, number: int = 0, *, follow
         seen=printable(seen) or "no details",
         also=f" {printable(seen)}" if seen else "",
         user=config.hops[number].user,
+        host=config.hops[number].host,
+        port=config.hops[number].port,
+        namespace=config.namespace,
+        admin_port=ADMIN_PORT,
+        signatures=_signatures(public),
         database=forward_target(config.database_host, config.database_port),
         protocol=f"the protocol of {ENGINES[config.engine].protocol}",
         secret=key.secret,
@@ -103,6 +109,12 @@ def _template(known: ReasonInfo | None, *, is_behind: bool) -> str:
     if known is None:
         return _FALLBACK
     return known.behind if is_behind and known.behind else known.message
+
+
+def _signatures(key: PublicKeyFact | None) -> str:
+    """What sshd's PubkeyAcceptedAlgorithms calls the algorithms with which a key signs."""
+    kind = key.key.partition(" ")[0] if key else "the key's algorithm"
+    return "rsa-sha2-512 or rsa-sha2-256" if kind == "ssh-rsa" else kind
 
 
 def key_lines(subject: Subject, number: int = 0) -> str | None:

@@ -1,6 +1,7 @@
 """From what went wrong to the layer and the reason. Each failure is classified here, once."""
 
 import errno
+import re
 import socket
 from dataclasses import dataclass
 from enum import StrEnum
@@ -28,6 +29,9 @@ _CUT = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
 
 _BROKEN = (asyncssh.ProtocolError, asyncssh.MACError, asyncssh.CompressionError, asyncssh.KeyExchangeFailed)
 """What comes of packets that cannot be."""
+
+_LIST_LIMIT = 250
+"""Characters of a list of algorithms; two of them fit what is shown of a failure."""
 
 _DATABASE_TEXTS: tuple[tuple[str, Reason], ...] = (
     # the bastion's own words: those of sshd are its C library's (glibc, musl), for getaddrinfo(3) and connect(2)
@@ -185,12 +189,37 @@ def _greeting_failure(error: BaseException, greeting: Greeting, progress: Progre
 def _exchange_failure(error: BaseException, progress: Progress) -> Failure:
     """The server has told its version, and its host key is not verified."""
     if isinstance(error, asyncssh.KeyExchangeFailed):
-        return transport_failure(Reason.NO_COMMON_ALGORITHM, str(error))
+        found = _NO_MATCH.fullmatch(str(error))
+        return no_common_algorithm(*found.groups()) if found else _disagreement(str(error))
     if isinstance(error, TimeoutError):
         return transport_failure(
             Reason.CONNECT_TIMEOUT, f"the key exchange is not finished after {progress.limit_seconds:g} s"
         )
     return _interruption(error, progress)
+
+
+_NO_MATCH = re.compile(r"No matching (.+) algorithm found, sent (.*) and received (.*)", re.DOTALL)
+"""What asyncssh finds in the two sides' lists."""
+
+_OPTIONS = {
+    "key exchange": "KexAlgorithms",
+    "server host key": "HostKeyAlgorithms",
+    "encryption": "Ciphers",
+    "MAC": "MACs",
+    "compression": "Compression",
+}
+"""sshd's option for each kind of algorithm, as asyncssh calls the kind."""
+
+
+def no_common_algorithm(kind: str, ours: str, theirs: str) -> Failure:
+    """The two sides have no algorithm of a kind in common; the lists are separated by commas."""
+    theirs, ours = (printable(names.replace(",", ", "), _LIST_LIMIT) for names in (theirs, ours))
+    option = _OPTIONS.get(kind, "its own")
+    return _disagreement(f"{printable(kind, 40)} ({option}): the server offers {theirs}; the tunnel offers {ours}")
+
+
+def _disagreement(seen: str) -> Failure:
+    return transport_failure(Reason.NO_COMMON_ALGORITHM, seen)
 
 
 def _authentication_failure(error: BaseException, progress: Progress) -> Failure:

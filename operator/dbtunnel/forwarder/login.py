@@ -23,6 +23,7 @@ from dbtunnel.forwarder.failures import (
     connect_failure,
     jump_failure,
     loss_of,
+    no_common_algorithm,
     transport_failure,
 )
 from dbtunnel.forwarder.host_keys import KnownHostsError, Trust, kinds_left, kinds_to_try, trust_of
@@ -253,8 +254,7 @@ class Login:
             return jump_failure(error, before.end.hop, target, watcher.progress.limit_seconds)
         offer = dialer.host_key_algorithms
         if offer and not offer & set(kinds):
-            seen = f"the server offers host keys of {', '.join(sorted(offer))}"
-            return transport_failure(Reason.NO_COMMON_ALGORITHM, seen)
+            return no_common_algorithm("server host key", ",".join(kinds), ",".join(sorted(offer)))
         return connect_failure(error, watcher.progress, dialer.greeting)
 
     def _options(self) -> dict[str, Any]:
