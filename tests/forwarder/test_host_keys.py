@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,11 +12,14 @@ from pathlib import Path
 import pytest
 
 from dbtunnel.api.forwarder import HostKeyRule
+from dbtunnel.api.reasons import Reason
 from tests.support.bastion import HOST_KEY_TYPES, Bastion
 from tests.support.databases import PostgresServer
 from tests.support.forwarder import KEY, Forwarder, forwarder_config
 from tests.support.keys import KeyPair, key_pair
 from tests.support.processes import run, wait_until
+from tests.support.produced import produces
+from tests.support.told import check_told
 
 StartForwarder = Callable[..., Forwarder]
 
@@ -40,6 +44,7 @@ def check_refused(forwarder: Forwarder, bastion: Bastion, reason: str, seen: str
     assert status.transport.status == "False"
     assert "Accepted publickey" not in bastion.log_text()
     assert "user dbtunnel" not in bastion.log_text()
+    check_told(forwarder, Reason(reason), f"bastion 127.0.0.1:{bastion.port}: ")
 
 
 def shown(forwarder: Forwarder) -> dict[str, str]:
@@ -49,6 +54,7 @@ def shown(forwarder: Forwarder) -> dict[str, str]:
 # --- nothing pinned ---------------------------------------------------------------------------------------------------
 
 
+@produces(Reason.HOST_KEY_UNKNOWN)
 def test_with_no_pin_every_key_is_shown_and_pinning_one_mends_it(
     start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer
 ) -> None:
@@ -56,6 +62,8 @@ def test_with_no_pin_every_key_is_shown_and_pinning_one_mends_it(
     check_refused(forwarder, bastion, "HostKeyUnknown", "ssh-ed25519 SHA256:")
     assert shown(forwarder) == {ALGORITHMS[name]: pin for name, pin in bastion.fingerprints.items()}
     assert bastion.log_text().count("Connection from") == 3
+    pin = json.dumps({"spec": {"tunnel": {"hostKey": {"fingerprints": list(shown(forwarder).values())}}}})
+    assert check_told(forwarder, Reason.HOST_KEY_UNKNOWN).endswith(f"then pin it: {pin}")
     check_known(
         start(start_forwarder, bastion, postgres.port, HostKeyRule(fingerprints=tuple(shown(forwarder).values())))
     )
@@ -107,6 +115,7 @@ def test_one_pin_of_any_kind_is_enough(
     assert forwarder.status().hops[0].host_keys[0].fingerprint == bastion.fingerprints[name], "the one in use"
 
 
+@produces(Reason.HOST_KEY_MISMATCH)
 def test_a_server_with_other_keys_is_refused(
     start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer
 ) -> None:
@@ -115,6 +124,8 @@ def test_a_server_with_other_keys_is_refused(
     forwarder = start(start_forwarder, bastion, postgres.port, HostKeyRule(fingerprints=pins))
     check_refused(forwarder, bastion, "HostKeyMismatch", bastion.fingerprints["ed25519"])
     assert set(shown(forwarder).values()) == set(bastion.fingerprints.values())
+    pin = json.dumps({"spec": {"tunnel": {"hostKey": {"fingerprints": list(shown(forwarder).values())}}}})
+    assert check_told(forwarder, Reason.HOST_KEY_MISMATCH).endswith(f"pin it: {pin}")
 
 
 def test_a_plain_pin_holds_for_a_server_with_a_certificate(
@@ -230,6 +241,7 @@ def test_a_key_of_another_kind_than_the_known_one(
     check_refused(forwarder, bastion, "HostKeyMismatch", bastion.fingerprints["rsa"])
 
 
+@produces(Reason.KNOWN_HOSTS_INVALID)
 @pytest.mark.parametrize(
     ("text", "seen"),
     [
@@ -263,6 +275,7 @@ def test_a_known_hosts_file_may_come_late_and_change(
     forwarder.wait_for("transport", "HostKeyUnknown")
 
 
+@produces(Reason.HOST_KEY_REVOKED)
 def test_a_revoked_key(start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer) -> None:
     revoked = f"@revoked * {bastion.host_keys['ed25519'].public}\n"
     rule = HostKeyRule(known_hosts=bastion.known_hosts().splitlines()[0] + "\n" + revoked)
@@ -296,6 +309,7 @@ def test_a_host_certificate_for_another_name(
     check_known(start(start_forwarder, bastion, postgres.port, rule))
 
 
+@produces(Reason.HOST_CERTIFICATE_INVALID)
 @pytest.mark.parametrize(
     ("principals", "validity", "signer", "seen"),
     [

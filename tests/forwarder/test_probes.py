@@ -11,11 +11,14 @@ import pytest
 
 from dbtunnel.api.engines import Engine
 from dbtunnel.api.forwarder import ProbeMode
+from dbtunnel.api.reasons import Reason
 from tests.support.certificates import ServerCertificate, server_certificate
 from tests.support.databases import DATABASE, PASSWORD, USER, MariaDBServer, PostgresServer
 from tests.support.forwarder import Forwarder, seconds
 from tests.support.processes import wait_until
+from tests.support.produced import produces
 from tests.support.relay import Relay
+from tests.support.told import check_holds_nothing_back, check_told
 
 StartForwarder = Callable[..., Forwarder]
 
@@ -127,11 +130,13 @@ def test_a_real_client_shows_that_postgresql_answers(
     assert forwarder.metric(PROBES) == 0
 
 
+@produces(Reason.NOT_PROBED)
 def test_nothing_is_concluded_where_probes_are_disabled(start_forwarder: StartForwarder, tmp_path: Path) -> None:
     server = PostgresServer(tmp_path / "pg")
     forwarder = start_forwarder(server.port, probe_mode=ProbeMode.DISABLED)
     nothing = forwarder.wait_for("database", "NotProbed")
     assert nothing.seen == "spec.probe.mode is Disabled"
+    check_holds_nothing_back(forwarder, Reason.NOT_PROBED, "Not probed: spec.probe.mode is Disabled.")
     with pytest.raises(psycopg.OperationalError):
         postgres_through(forwarder)
     assert forwarder.status().database == nothing
@@ -201,6 +206,7 @@ def test_another_server_than_mysql(start_forwarder: StartForwarder, bastion: Any
     assert fact.seen.startswith('it says "SSH-2.0-OpenSSH')
 
 
+@produces(Reason.HOST_BLOCKED)
 def test_a_blocked_host_and_its_release(start_forwarder: StartForwarder, tmp_path: Path) -> None:
     server = MariaDBServer(tmp_path / "my", settings=["max-connect-errors=2"]).start()
     with Relay(server.host, server.port, source="127.0.0.5") as relay:
@@ -221,6 +227,7 @@ def test_a_blocked_host_and_its_release(start_forwarder: StartForwarder, tmp_pat
         wait_until(is_blocked, "the block")
         fact = forwarder.wait_for("database", "HostBlocked")
         assert fact.seen.startswith("error 1129: Host '127.0.0.5' is blocked")
+        check_told(forwarder, Reason.HOST_BLOCKED, "Run FLUSH HOSTS", "max_connect_errors")
         direct = server.connect()
         with direct, direct.cursor() as cursor:
             cursor.execute("flush hosts")
@@ -229,6 +236,7 @@ def test_a_blocked_host_and_its_release(start_forwarder: StartForwarder, tmp_pat
     server.stop()
 
 
+@produces(Reason.TOO_MANY_CONNECTIONS)
 def test_a_database_without_a_free_connection(start_forwarder: StartForwarder, tmp_path: Path) -> None:
     server = MariaDBServer(tmp_path / "my", settings=["max-connections=10"]).start()
     forwarder = start_forwarder(server.port, engine=Engine.MYSQL)
@@ -240,6 +248,7 @@ def test_a_database_without_a_free_connection(start_forwarder: StartForwarder, t
             mysql_through(forwarder)
         fact = forwarder.wait_for("database", "TooManyConnections")
         assert fact.seen == "error 1040: Too many connections"
+        check_told(forwarder, Reason.TOO_MANY_CONNECTIONS, "max_connections")
     for session in sessions:
         session.close()
     wait_until(lambda: server.sessions() == 0, "the sessions to end")

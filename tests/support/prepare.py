@@ -13,6 +13,7 @@ from tests.support.cable import PACKAGES as CABLE_PACKAGES
 from tests.support.cluster import ClusterError, cluster_of
 from tests.support.databases import MariaDBServer, PostgresServer
 from tests.support.debian import MissingPackageError, ensure_packages
+from tests.support.dropbear import PACKAGES as DROPBEAR_PACKAGES
 from tests.support.images import CLIENT, OPERATOR, ImageError
 from tests.support.installation import image_reference
 from tests.support.key_tools import PACKAGES as KEY_PACKAGES
@@ -28,7 +29,8 @@ def prepare_unit() -> None:
 def prepare_forwarder() -> None:
     """A real sshd, real databases, a real Prometheus, key tools, and a compiler for the benchmark's programs."""
     servers = {**BASTION_PACKAGES, **PostgresServer.packages, **MariaDBServer.packages}
-    ensure_packages({**servers, **KEY_PACKAGES, **CABLE_PACKAGES, **BENCH_PACKAGES, **PROMETHEUS_PACKAGES})
+    others = {**DROPBEAR_PACKAGES, **KEY_PACKAGES, **CABLE_PACKAGES, **BENCH_PACKAGES, **PROMETHEUS_PACKAGES}
+    ensure_packages({**servers, **others})
 
 
 def prepare_cluster() -> None:

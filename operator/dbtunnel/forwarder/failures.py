@@ -112,7 +112,7 @@ def transport_failure(reason: Reason, seen: str = "") -> Failure:
 
 def _closed_unheard(verb: str) -> Failure:
     """A connection that ended without a word: so does one to a load balancer whose bastion restarts."""
-    seen = f"it {verb} the connection before its version line"
+    seen = f"it {verb} the connection before its version line, as a server that expects TLS would, too"
     return Failure(ConditionType.TRANSPORT_READY, Reason.BASTION_REFUSING, seen, may_pass=True)
 
 
