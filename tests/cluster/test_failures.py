@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dbtunnel.api.conditions import CAUSAL_ORDER, ConditionType
+from dbtunnel.api.reasons import Reason
 from tests.support.bastion import HARDENED, NO_FORWARDING, Bastion
 from tests.support.cluster import Cluster
 from tests.support.databases import PostgresServer
@@ -15,6 +15,8 @@ from tests.support.faults import HTTP_ANSWER, says
 from tests.support.keys import KeyPair, key_pair
 from tests.support.private_network import PrivateNetwork, config_map, secret
 from tests.support.processes import free_port, wait_until
+from tests.support.produced import produces
+from tests.support.told_in_cluster import check_told, events
 from tests.support.tunnels import Manifest, apply, example, patch, wait_for_ready, wait_for_reason
 
 PATIENCE = 130
@@ -45,40 +47,29 @@ def through(bastion: Bastion, **way: Any) -> dict[str, Any]:
     return {"host": bastion.host, "port": bastion.port, "hostKey": pins, **way}
 
 
-def assert_told(cluster: Cluster, found: Manifest, kind: ConditionType, reason: str, words: Sequence[str]) -> str:
-    """The layer that fails is told, with what to do; those before it hold, and none after it is blamed.
-
-    Returns the message.
-    """
-    conditions = {one["type"]: one for one in found["status"]["conditions"]}
-    failed, ready = conditions[kind], conditions["Ready"]
-    assert (failed["status"], failed["reason"]) == ("False", reason)
-    assert (ready["reason"], ready["message"]) == (reason, failed["message"])
-    position = CAUSAL_ORDER.index(kind)
-    assert {conditions[one]["status"] for one in CAUSAL_ORDER[:position]} <= {"True"}
-    assert {conditions[one]["status"] for one in CAUSAL_ORDER[position + 1 :]} <= {"Unknown"}
-    assert conditions["Stalled"]["status"] != conditions["Reconciling"]["status"]
-    message = str(failed["message"])
-    for word in words:
-        assert word in message
-    # of the transition, which the loss of the connection may have caused a moment before
-    assert found["status"]["lastFailure"]["time"] == ready["lastTransitionTime"]
-    wait_until(lambda: reason in events(cluster, found), f"an Event {reason}", 10)
-    return message
-
-
-def events(cluster: Cluster, found: Manifest) -> list[str]:
-    """Reasons of the Events about a tunnel."""
-    metadata = found["metadata"]
-    listed = cluster.get("events.events.k8s.io", "-n", metadata["namespace"])["items"]
-    return [one["reason"] for one in listed if one["regarding"]["uid"] == metadata["uid"]]
-
-
 def mended(cluster: Cluster, found: Manifest, timeout_seconds: float = 60) -> None:
-    """Ready again, and said so once."""
+    """Ready again, as `kubectl wait` sees it too, and said so once."""
     metadata = found["metadata"]
+    ready = ("wait", "--for=condition=Ready", f"databasetunnel/{metadata['name']}", "-n", metadata["namespace"])
+    cluster.kubectl(*ready, f"--timeout={timeout_seconds:g}s", timeout_seconds=timeout_seconds + 10)
     wait_for_ready(cluster, metadata["namespace"], metadata["name"], timeout_seconds)
     wait_until(lambda: "Ready" in events(cluster, found), "an Event Ready", 10)
+
+
+# --- the pods -------------------------------------------------------------------------------------------------
+
+
+@produces(Reason.CRASH_LOOPING)
+def test_a_memory_limit_that_is_too_low(installed: Cluster, shop: str) -> None:
+    resources = {"limits": {"memory": "12Mi"}, "requests": {"memory": "12Mi"}}
+    apply(installed, tunnel(shop, "hungry", podTemplate={"resources": resources}))
+
+    found = wait_for_reason(installed, shop, "hungry", "CrashLooping", PATIENCE)
+
+    words = [f"kubectl logs -l dbtunnel.dev/tunnel=hungry --previous -n {shop}", "spec.podTemplate.resources"]
+    check_told(installed, found, Reason.CRASH_LOOPING, words)
+    patch(installed, shop, "databasetunnel/hungry", {"spec": {"podTemplate": None}})
+    mended(installed, found)
 
 
 # --- SSH's authentication layer ---------------------------------------------------------------------------------
@@ -95,13 +86,14 @@ def strict_bastion(
     bastion.stop()
 
 
+@produces(Reason.KEY_REJECTED)
 def test_the_key_is_not_authorized(installed: Cluster, shop: str, strict_bastion: Bastion) -> None:
     apply(installed, tunnel(shop, "stranger", through(strict_bastion)))
 
     found = wait_for_reason(installed, shop, "stranger", "KeyRejected")
 
     line = found["status"]["hops"][0]["authorizedKeysLine"]
-    assert_told(installed, found, ConditionType.AUTHENTICATED, "KeyRejected", ["user dbtunnel", line])
+    check_told(installed, found, Reason.KEY_REJECTED, ["user dbtunnel", line])
     # it is tried again after a minute: the last test of this file sees it accepted
     strict_bastion.authorize(line)
 
@@ -109,17 +101,19 @@ def test_the_key_is_not_authorized(installed: Cluster, shop: str, strict_bastion
 # --- the key ----------------------------------------------------------------------------------------------------
 
 
+@produces(Reason.SECRET_NOT_FOUND)
 def test_the_secret_is_missing(installed: Cluster, shop: str, private_network: PrivateNetwork) -> None:
     pair = authorized_key(private_network)
     apply(installed, tunnel(shop, "no-secret", {"keySecretRef": {"name": "later-ssh"}}))
 
     found = wait_for_reason(installed, shop, "no-secret", "SecretNotFound")
 
-    assert_told(installed, found, ConditionType.KEY_READY, "SecretNotFound", ["kubectl create secret", "later-ssh"])
+    check_told(installed, found, Reason.SECRET_NOT_FOUND, ["kubectl create secret", "later-ssh"])
     apply(installed, secret(shop, "later-ssh", {"ssh-privatekey": pair.private}))
     mended(installed, found)
 
 
+@produces(Reason.SECRET_KEY_MISSING)
 def test_the_secret_has_another_key(installed: Cluster, shop: str, private_network: PrivateNetwork) -> None:
     pair = authorized_key(private_network)
     apply(installed, secret(shop, "named-ssh", {"id_ed25519": pair.private}))
@@ -128,7 +122,7 @@ def test_the_secret_has_another_key(installed: Cluster, shop: str, private_netwo
     found = wait_for_reason(installed, shop, "no-key", "SecretKeyMissing")
 
     words = ["no key ssh-privatekey", "id_ed25519", "spec.tunnel.keySecretRef.key"]
-    assert_told(installed, found, ConditionType.KEY_READY, "SecretKeyMissing", words)
+    check_told(installed, found, Reason.SECRET_KEY_MISSING, words)
     change = {"spec": {"tunnel": {"keySecretRef": {"name": "named-ssh", "key": "id_ed25519"}}}}
     patch(installed, shop, "databasetunnel/no-key", change)
     mended(installed, found)
@@ -166,7 +160,7 @@ def test_the_key_cannot_be_used(
 
     found = wait_for_reason(installed, shop, name, reason)
 
-    message = assert_told(installed, found, ConditionType.KEY_READY, reason, words)
+    message = check_told(installed, found, Reason(reason), words)
     assert "secret words" not in json.dumps(found)
     assert "guess" not in message
     pair = authorized_key(private_network)
@@ -184,17 +178,19 @@ def authorized_key(private_network: PrivateNetwork) -> KeyPair:
 # --- SSH's transport layer --------------------------------------------------------------------------------------
 
 
+@produces(Reason.HOST_KEY_UNKNOWN)
 def test_the_host_key_is_unknown_and_the_message_pins_it(installed: Cluster, shop: str) -> None:
     apply(installed, tunnel(shop, "unpinned", {"hostKey": {}}))
 
     found = wait_for_reason(installed, shop, "unpinned", "HostKeyUnknown")
 
-    message = assert_told(installed, found, ConditionType.TRANSPORT_READY, "HostKeyUnknown", ["ssh-keygen -lf"])
+    message = check_told(installed, found, Reason.HOST_KEY_UNKNOWN, ["ssh-keygen -lf"])
     pin = message[message.index('{"spec"') :]
     patch(installed, shop, "databasetunnel/unpinned", json.loads(pin))
     mended(installed, found)
 
 
+@produces(Reason.HOST_KEY_MISMATCH)
 def test_the_host_key_has_changed(installed: Cluster, shop: str, bastion: Bastion) -> None:
     apply(installed, tunnel(shop, "changed", through(bastion)))
     wait_for_ready(installed, shop, "changed")
@@ -204,12 +200,13 @@ def test_the_host_key_has_changed(installed: Cluster, shop: str, bastion: Bastio
     found = wait_for_reason(installed, shop, "changed", "HostKeyMismatch", PATIENCE)
 
     new = bastion.fingerprints["ed25519"]
-    assert_told(installed, found, ConditionType.TRANSPORT_READY, "HostKeyMismatch", [new])
+    check_told(installed, found, Reason.HOST_KEY_MISMATCH, [new])
     pins = {"fingerprints": list(bastion.fingerprints.values())}
     patch(installed, shop, "databasetunnel/changed", {"spec": {"tunnel": {"hostKey": pins}}})
     mended(installed, found)
 
 
+@produces(Reason.KNOWN_HOSTS_INVALID)
 def test_known_hosts_has_a_line_that_cannot_be_read(installed: Cluster, shop: str, bastion: Bastion) -> None:
     apply(installed, config_map(shop, "hosts", {"known_hosts": "what is this\n"}))
     reference = {"hostKey": {"knownHostsRef": {"name": "hosts"}}}
@@ -217,22 +214,24 @@ def test_known_hosts_has_a_line_that_cannot_be_read(installed: Cluster, shop: st
 
     found = wait_for_reason(installed, shop, "unreadable", "KnownHostsInvalid")
 
-    assert_told(installed, found, ConditionType.TRANSPORT_READY, "KnownHostsInvalid", ["line 1", "ssh-keyscan"])
+    check_told(installed, found, Reason.KNOWN_HOSTS_INVALID, ["line 1", "ssh-keyscan"])
     apply(installed, config_map(shop, "hosts", {"known_hosts": bastion.known_hosts()}))
     mended(installed, found, PATIENCE)
 
 
+@produces(Reason.HOST_UNRESOLVABLE)
 def test_the_bastions_name_does_not_resolve(installed: Cluster, shop: str) -> None:
     apply(installed, tunnel(shop, "nameless", {"host": "nowhere.invalid"}))
 
     found = wait_for_reason(installed, shop, "nameless", "HostUnresolvable")
 
     words = ["bastion nowhere.invalid:22", "does not resolve", "spec.tunnel.host"]
-    assert_told(installed, found, ConditionType.TRANSPORT_READY, "HostUnresolvable", words)
+    check_told(installed, found, Reason.HOST_UNRESOLVABLE, words)
     patch(installed, shop, "databasetunnel/nameless", {"spec": {"tunnel": {"host": "bastion"}}})
     mended(installed, found)
 
 
+@produces(Reason.CONNECTION_REFUSED)
 def test_nothing_listens_at_the_bastions_port(installed: Cluster, shop: str, bastion: Bastion) -> None:
     port = free_port(bastion.host)
     apply(installed, tunnel(shop, "deaf", through(bastion, port=port)))
@@ -240,18 +239,19 @@ def test_nothing_listens_at_the_bastions_port(installed: Cluster, shop: str, bas
     found = wait_for_reason(installed, shop, "deaf", "ConnectionRefused")
 
     words = [f"bastion {bastion.host}:{port}", "connection refused", "spec.tunnel.port"]
-    assert_told(installed, found, ConditionType.TRANSPORT_READY, "ConnectionRefused", words)
+    check_told(installed, found, Reason.CONNECTION_REFUSED, words)
     patch(installed, shop, "databasetunnel/deaf", {"spec": {"tunnel": {"port": bastion.port}}})
     mended(installed, found)
 
 
+@produces(Reason.NOT_AN_SSH_SERVER)
 def test_the_bastions_port_is_not_ssh(installed: Cluster, shop: str, bastion: Bastion) -> None:
     with says(HTTP_ANSWER, after_bytes=1, host=bastion.host) as web:
         apply(installed, tunnel(shop, "web", through(bastion, port=web.port)))
         found = wait_for_reason(installed, shop, "web", "NotAnSshServer")
 
     words = ["not an SSH server", "HTTP/1.1 400", "spec.tunnel.port"]
-    assert_told(installed, found, ConditionType.TRANSPORT_READY, "NotAnSshServer", words)
+    check_told(installed, found, Reason.NOT_AN_SSH_SERVER, words)
     patch(installed, shop, "databasetunnel/web", {"spec": {"tunnel": {"port": bastion.port}}})
     mended(installed, found)
 
@@ -259,6 +259,7 @@ def test_the_bastions_port_is_not_ssh(installed: Cluster, shop: str, bastion: Ba
 # --- SSH's connection layer, and the database -------------------------------------------------------------------
 
 
+@produces(Reason.FORWARDING_PROHIBITED)
 def test_the_bastion_prohibits_forwarding(installed: Cluster, shop: str, bastion: Bastion) -> None:
     bastion.set_config(*NO_FORWARDING)
     apply(installed, tunnel(shop, "forbidden", through(bastion)))
@@ -266,12 +267,13 @@ def test_the_bastion_prohibits_forwarding(installed: Cluster, shop: str, bastion
     found = wait_for_reason(installed, shop, "forbidden", "ForwardingProhibited")
 
     words = ["AllowTcpForwarding local", "PermitOpen any or orders.internal:5432", "permitopen="]
-    assert_told(installed, found, ConditionType.DATABASE_REACHABLE, "ForwardingProhibited", words)
+    check_told(installed, found, Reason.FORWARDING_PROHIBITED, words)
     bastion.set_config(*HARDENED)
     bastion.kill_sessions()
     mended(installed, found, PATIENCE)
 
 
+@produces(Reason.FORWARDING_PROHIBITED)
 def test_the_keys_line_permits_another_database(installed: Cluster, shop: str, bastion: Bastion) -> None:
     pair = key_pair()
     bastion.authorize(f'restrict,port-forwarding,permitopen="other.internal:5432" {pair.public}')
@@ -281,12 +283,13 @@ def test_the_keys_line_permits_another_database(installed: Cluster, shop: str, b
     found = wait_for_reason(installed, shop, "narrow", "ForwardingProhibited")
 
     line = found["status"]["hops"][0]["authorizedKeysLine"]
-    assert_told(installed, found, ConditionType.DATABASE_REACHABLE, "ForwardingProhibited", [line])
+    check_told(installed, found, Reason.FORWARDING_PROHIBITED, [line])
     bastion.authorize(line)
     bastion.kill_sessions()
     mended(installed, found, PATIENCE)
 
 
+@produces(Reason.DATABASE_REFUSED)
 def test_the_database_refuses(installed: Cluster, shop: str, bastion: Bastion, tmp_path: Path) -> None:
     """Nothing listens there yet."""
     port = free_port()
@@ -299,12 +302,13 @@ def test_the_database_refuses(installed: Cluster, shop: str, bastion: Bastion, t
     found = wait_for_reason(installed, shop, "absent", "DatabaseRefused")
 
     words = [f"localhost:{port}", "refused", "Start the database"]
-    assert_told(installed, found, ConditionType.DATABASE_REACHABLE, "DatabaseRefused", words)
+    check_told(installed, found, Reason.DATABASE_REFUSED, words)
     server = PostgresServer(tmp_path / "database", port=port).start()
     mended(installed, found, PATIENCE)
     server.stop()
 
 
+@produces(Reason.UNEXPECTED_PROTOCOL)
 def test_the_database_speaks_another_protocol(
     installed: Cluster, shop: str, bastion: Bastion, private_network: PrivateNetwork
 ) -> None:
@@ -317,7 +321,7 @@ def test_the_database_speaks_another_protocol(
     found = wait_for_reason(installed, shop, "wrong", "UnexpectedProtocol")
 
     words = ["inventory.internal:3306", "the protocol of PostgreSQL", "spec.engine"]
-    assert_told(installed, found, ConditionType.DATABASE_REACHABLE, "UnexpectedProtocol", words)
+    check_told(installed, found, Reason.UNEXPECTED_PROTOCOL, words)
     database = {"host": "orders.internal", "port": 5432}
     patch(installed, shop, "databasetunnel/wrong", {"spec": {"database": database}})
     mended(installed, found)

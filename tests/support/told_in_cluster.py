@@ -1,0 +1,48 @@
+"""What a tunnel's status and Events tell in a cluster."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dbtunnel.api.conditions import CAUSAL_ORDER
+from dbtunnel.api.reasons import REASONS, Reason
+from tests.support import produced
+from tests.support.cluster import Cluster
+from tests.support.kstatus import Verdict, verdict
+from tests.support.processes import wait_until
+from tests.support.tunnels import Manifest
+
+
+def check_told(cluster: Cluster, found: Manifest, reason: Reason, words: Sequence[str]) -> str:
+    """The layer that fails is told, with what to do; those before it hold, and none after it is blamed.
+
+    Returns the message.
+    """
+    conditions = {one["type"]: one for one in found["status"]["conditions"]}
+    kind = REASONS[reason].type
+    failed, ready = conditions[kind], conditions["Ready"]
+    assert (failed["status"], failed["reason"]) == ("False", reason)
+    assert (ready["reason"], ready["message"]) == (reason, failed["message"])
+    position = CAUSAL_ORDER.index(kind)
+    assert {conditions[one]["status"] for one in CAUSAL_ORDER[:position]} <= {"True"}
+    assert {conditions[one]["status"] for one in CAUSAL_ORDER[position + 1 :]} <= {"Unknown"}
+    assert verdict(found) in (Verdict.IN_PROGRESS, Verdict.FAILED)
+    message = str(failed["message"])
+    for word in words:
+        assert word in message
+    # of the transition, which the loss of the connection may have caused a moment before
+    assert found["status"]["lastFailure"]["time"] == ready["lastTransitionTime"]
+    wait_until(lambda: reason in events(cluster, found), f"an Event {reason}", 10)
+    produced.note(reason)
+    return message
+
+
+def events(cluster: Cluster, found: Manifest) -> list[str]:
+    """Reasons of the Events about a tunnel."""
+    return [one["reason"] for one in events_about(cluster, found)]
+
+
+def events_about(cluster: Cluster, found: Manifest) -> list[dict[str, Any]]:
+    """The Events about a tunnel."""
+    metadata = found["metadata"]
+    listed = cluster.get("events.events.k8s.io", "-n", metadata["namespace"])["items"]
+    return [one for one in listed if one["regarding"]["uid"] == metadata["uid"]]
