@@ -13,13 +13,15 @@ import pytest
 
 from dbtunnel.api.engines import Engine
 from dbtunnel.api.forwarder import ForwarderHop, ForwarderKey, HostKeyRule, LayerFact
-from dbtunnel.domain.diagnosis import Subject, explain, key_lines
+from dbtunnel.api.reasons import Reason
+from dbtunnel.domain.diagnosis import Subject, key_lines
 from tests.support.bastion import HARDENED, NO_FORWARDING, USER, Bastion
 from tests.support.databases import DATABASE, PASSWORD, PostgresServer
 from tests.support.faults import BlackHole
 from tests.support.forwarder import KEY, PASSPHRASE_KEY, Forwarder, hop_to, seconds
 from tests.support.keys import KeyPair, key_pair
 from tests.support.processes import wait_until
+from tests.support.told import check_told
 
 StartForwarder = Callable[..., Forwarder]
 StartBastion = Callable[..., Bastion]
@@ -50,9 +52,7 @@ def check(forwarder: Forwarder, layer: str, reason: str, hop: int, words: Sequen
         ["True"] * position + ["False"] + ["Unknown"] * (3 - position)
     )
     assert fact.hop == hop
-    message = explain(fact.reason, fact.seen, Subject(forwarder.config, (), status.public_key, status.hops), fact.hop)
-    for word in words:
-        assert word in message
+    check_told(forwarder, Reason(reason), *words)
     return fact
 
 

@@ -67,7 +67,8 @@ def tunnel_of(config: ForwarderConfig) -> DatabaseTunnel:
 
 
 def _way(hop: ForwarderHop) -> dict[str, Any]:
-    return {"host": hop.host, "port": hop.port, "user": hop.user}
+    key = hop.key and {"name": hop.key.secret, "key": hop.key.key, "passphraseKey": hop.key.passphrase_key}
+    return {"host": hop.host, "port": hop.port, "user": hop.user, **({"keySecretRef": key} if key else {})}
 
 
 def _check_summary(reason: Reason, conditions: dict[str, Condition]) -> None:

@@ -183,13 +183,14 @@ def test_a_pod_that_does_not_start_is_told() -> None:
     pods = (current_pod(ORDERS), current_pod(ORDERS, "pod-2", problem=POD_PROBLEM))
     seen = conditions(Observation(pods=pods, deployment=QUOTA))
     assert told(seen[ConditionType.WORKLOAD_READY]) == ("False", "CrashLooping")
-    assert "kubectl logs -l dbtunnel.dev/tunnel=orders --previous" in seen[ConditionType.WORKLOAD_READY].message
+    assert seen[ConditionType.WORKLOAD_READY].message.startswith("1 of 2 pods: The forwarder's container keeps ending")
+    assert "kubectl logs -l dbtunnel.dev/tunnel=orders --previous -n" in seen[ConditionType.WORKLOAD_READY].message
 
 
 def test_pods_that_cannot_be_made_are_told() -> None:
     seen = conditions(Observation(deployment=QUOTA))
     assert told(seen[ConditionType.WORKLOAD_READY]) == ("False", "QuotaExceeded")
-    assert "exceeded quota: small" in seen[ConditionType.WORKLOAD_READY].message
+    assert "refuses the forwarder's pod: exceeded quota: small" in seen[ConditionType.WORKLOAD_READY].message
 
 
 def test_while_a_new_template_rolls_out_nothing_is_said_to_be_wrong() -> None:
@@ -252,7 +253,7 @@ def test_one_silent_forwarder_of_two_is_told() -> None:
     pods = (current_pod(of, "a"), current_pod(of, "b"))
     quiet = Report(working(of, "b"), failing_since=NOW - timedelta(seconds=30), failure="refused")
     seen = conditions(Observation(pods=pods, reports={"a": Report(working(of, "a")), "b": quiet}), of)
-    assert seen[ConditionType.READY].reason == "ForwarderUnreachable"
+    assert seen[ConditionType.READY].message.startswith("1 of 2 pods: The operator cannot read")
 
 
 # --- several replicas -------------------------------------------------------------------------------------------------
@@ -263,9 +264,8 @@ THREE = tunnel({"replicas": 3})
 def test_replicas_that_agree() -> None:
     lost = failing(THREE, ConditionType.TRANSPORT_READY, Reason.CONNECTION_LOST, "reset")
     seen = conditions(observed(THREE, lost, lost, lost), THREE)
-    message = seen[ConditionType.TRANSPORT_READY].message
-    assert message.startswith("3 of 3 pods: bastion 203.0.113.7:22: ")
-    assert "was lost: reset." in message
+    told_of = "3 of 3 pods: bastion 203.0.113.7:22: the SSH connection was lost: reset. "
+    assert seen[ConditionType.TRANSPORT_READY].message.startswith(told_of)
 
 
 def test_of_replicas_that_disagree_the_worst_is_told_with_how_many_see_it() -> None:

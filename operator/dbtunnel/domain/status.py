@@ -137,14 +137,14 @@ def _workload(
         return _failed(seen.problem.reason, seen.problem.seen, subject)
     if tunnel.spec.suspend:
         return _failed(Reason.SUSPENDED, "", subject)
-    problem = next((pod.problem for pod in current if pod.problem), None) or deployment_problem(seen.deployment)
-    if problem:
-        return _failed(problem.reason, problem.seen, subject)
-    limit = timedelta(seconds=installation.unreachable_after_seconds)
-    for pod, report in zip(current, reports, strict=True):
-        silent_since = _silent_since(pod, report)
-        if silent_since and now - silent_since >= limit:
-            return _failed(Reason.FORWARDER_UNREACHABLE, report.failure, subject)
+    problems = [pod.problem for pod in current if pod.problem]
+    if problem := next(iter(problems), None) or deployment_problem(seen.deployment):
+        alike = sum(other.reason is problem.reason for other in problems)
+        return _failed(problem.reason, problem.seen, subject, (alike, len(current)))
+    latest = now - timedelta(seconds=installation.unreachable_after_seconds)
+    silences = [(_silent_since(pod, report), report) for pod, report in zip(current, reports, strict=True)]
+    if silent := [report.failure for since, report in silences if since and since <= latest]:
+        return _failed(Reason.FORWARDER_UNREACHABLE, silent[0], subject, (len(silent), len(current)))
     wanted, answering = (
         replicas(tunnel, installation.defaults),
         sum(report.status is not None for report in reports),
@@ -162,8 +162,14 @@ def _silent_since(pod: Pod, report: Report) -> datetime | None:
     return max(report.failing_since, pod.running_since)
 
 
-def _failed(reason: Reason, seen: str, subject: Subject) -> Verdict:
-    return Verdict(FALSE, reason, explain(reason, seen, subject))
+def _failed(reason: Reason, seen: str, subject: Subject, count: tuple[int, int] = (1, 1)) -> Verdict:
+    """`count`: how many pods of how many are concerned."""
+    return Verdict(FALSE, reason, _counted(explain(reason, seen, subject), *count))
+
+
+def _counted(message: str, alike: int, total: int) -> str:
+    """The message, with how many of several pods it is of, if it is of pods."""
+    return f"{alike} of {total} pods: {message}" if alike and total > 1 else message
 
 
 def _layers(
@@ -261,7 +267,7 @@ def _told(fact: LayerFact, count: int, total: int, subject: Subject) -> Verdict:
         return Verdict(TRUE, Reason.SUCCEEDED, printable(fact.seen, MESSAGE_LIMIT))
     without_details = "" if fact.status is FALSE else "Waits for the layer before it."
     message = explain(fact.reason, fact.seen or without_details, subject, fact.hop)
-    return Verdict(fact.status, fact.reason, message if total == 1 else f"{count} of {total} pods: {message}")
+    return Verdict(fact.status, fact.reason, _counted(message, count, total))
 
 
 def _conditions(
