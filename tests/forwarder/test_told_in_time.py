@@ -3,9 +3,12 @@
 import asyncio
 from collections.abc import Callable
 
+import pymysql
+
+from dbtunnel.api.engines import Engine
 from dbtunnel.api.reasons import PASSING_SECONDS, Reason
 from tests.support.bastion import Bastion
-from tests.support.databases import PostgresServer
+from tests.support.databases import PASSWORD, USER, MariaDBServer, PostgresServer
 from tests.support.following import KEY, following
 from tests.support.forwarder import Forwarder
 from tests.support.keys import key_pair
@@ -34,6 +37,23 @@ async def test_a_restart_of_the_bastion_changes_no_condition_and_counts(
         assert view.told[-1] == ("True", "Succeeded")
         assert len(view.told) == 2, "and Progressing at the start"
     assert forwarder.log.read_text().count('"event": "connection lost"') == 2
+
+
+async def test_what_a_client_has_shown_of_mysql_outlives_a_restart_of_the_bastion(
+    start_forwarder: StartForwarder, bastion: Bastion, mariadb: MariaDBServer
+) -> None:
+    """It is not probed, and the next client may be long in coming."""
+    forwarder = start_forwarder(mariadb.port, engine=Engine.MYSQL)
+    forwarder.wait_for("database", "NotProbed")
+    pymysql.connect(host="127.0.0.1", port=forwarder.port, user=USER, password=PASSWORD, connect_timeout=10).close()
+    async with following(forwarder) as view:
+        await view.wait(lambda: view.decide() is None and view.conditions["DatabaseReachable"].status == "True")
+        before = view.conditions
+        await asyncio.to_thread(bastion.restart)
+        await asyncio.to_thread(wait_until, lambda: forwarder.metric(CONNECTS) == 2, "another")
+        await asyncio.to_thread(forwarder.wait_for, "database", "Succeeded")
+        view.decide()
+        assert view.conditions == before
 
 
 async def test_a_bastion_that_stays_away_is_told_and_its_return_at_once(

@@ -7,6 +7,7 @@ begun is not cut either: a connection that is retired waits for it, and so does 
 
 import asyncio
 import contextlib
+import math
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ import asyncssh
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.engines import ENGINES, QuietProbe, WireProtocol
 from dbtunnel.api.forwarder import DatabaseFact, ForwarderConfig, LayerStatus, ProbeMode
-from dbtunnel.api.reasons import SLOW, Reason
+from dbtunnel.api.reasons import PASSING_SECONDS, SLOW, Reason
 from dbtunnel.domain.certificate import Certificate, read_certificate
 from dbtunnel.domain.database import stamp, told
 from dbtunnel.forwarder.connection import Connector, wait_for
@@ -62,6 +63,10 @@ class Prober:
         """As the last probe saw it."""
         self._full_until = 0.0
         """Until then a client's word that no session is to be had counts for more than an answer about TLS."""
+        self._shown: str | None = None
+        """What was last told of a database that works; None where it did not since."""
+        self._left_at = -math.inf
+        """When the last connection ended, by the loop's time."""
         self._under_way = 0
         self.idle = asyncio.Event()
         """Set while no probe is under way."""
@@ -84,6 +89,7 @@ class Prober:
             works = not self._probe_with or await self._probe(link, self._probe_with)
             retry = _FIRST_RETRY_SECONDS if works else retry * 2
             await self._wait(link, retry)
+        self._left_at = asyncio.get_running_loop().time()
 
     async def _wait(self, link: Link, retry: float) -> None:
         """Waits for the next probe: the interval, or less where a probe or a client has found that it is needed."""
@@ -100,6 +106,9 @@ class Prober:
     def _wait_for_clients(self) -> None:
         if self._state.status.database != NOT_REACHED:
             return  # what an earlier connection showed still holds
+        if self._shown is not None and asyncio.get_running_loop().time() - self._left_at < PASSING_SECONDS:
+            self._state.succeeded(ConditionType.DATABASE_REACHABLE, self._shown)  # and so it does after a moment
+            return
         self._state.unknown(ConditionType.DATABASE_REACHABLE, Reason.NOT_PROBED, why_not_probed(self._config))
 
     def saw(self, link: Link, first: bytes) -> None:
@@ -125,6 +134,7 @@ class Prober:
         if self._is_disabled:
             return
         if self._connector.takes_channels(link) and self._state.works(ConditionType.AUTHENTICATED):
+            self._shown = None
             self._state.failed(failure)
 
     async def _probe(self, link: Link, probe: "Probe") -> bool:
@@ -173,7 +183,8 @@ class Prober:
         if seen.fact.tls_offered is not None and self._is_full():
             return False
         all_seen = Seen(self._state.status.database_fact, self._certificate, handshake_fails=self._handshake_fails)
-        self._state.succeeded(ConditionType.DATABASE_REACHABLE, all_seen.told(self._config))
+        self._shown = all_seen.told(self._config)
+        self._state.succeeded(ConditionType.DATABASE_REACHABLE, self._shown)
         return True
 
     def _knows(self, fact: DatabaseFact) -> bool:
