@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from dbtunnel.api.engines import Engine
+from dbtunnel.api.reasons import Reason
 from tests.support import faults
 from tests.support.bastion import HARDENED, ONE_STARTUP, Bastion
 from tests.support.databases import PostgresServer
@@ -15,7 +16,9 @@ from tests.support.forwarder import KEY, Forwarder, forwarder_config
 from tests.support.keys import KeyPair
 from tests.support.odd_ssh import OddSshServer
 from tests.support.processes import wait_until
+from tests.support.produced import produces
 from tests.support.relay import Relay
+from tests.support.told import check_told
 
 StartForwarder = Callable[..., Forwarder]
 
@@ -34,6 +37,7 @@ def check_it_asks_once(forwarder: Forwarder) -> None:
     assert forwarder.metric(REFUSALS) == 1
 
 
+@produces(Reason.BASTION_REFUSING)
 def test_max_startups(start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer) -> None:
     """Clients that come meanwhile are served once the bastion has room again, and nobody does anything for that."""
     bastion.set_config(*ONE_STARTUP)
@@ -42,6 +46,7 @@ def test_max_startups(start_forwarder: StartForwarder, bastion: Bastion, postgre
         forwarder = start_forwarder(postgres.port)
         fact = forwarder.wait_for("transport", "BastionRefusing")
         assert fact.seen == 'it says "Exceeded MaxStartups"'
+        check_told(forwarder, Reason.BASTION_REFUSING, 'away: it says "Exceeded MaxStartups". Raise MaxStartups in its')
         check_it_asks_once(forwarder)
     forwarder.wait_for("database", "Succeeded", 45)
     assert forwarder.metric(REFUSALS) == 1
