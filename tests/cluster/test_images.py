@@ -140,10 +140,11 @@ def test_the_image_says_how_it_is_run() -> None:
 def test_the_image_has_bytecode_and_nothing_of_its_build() -> None:
     names = _names(build(OPERATOR).archive)
     installed = {name for name in names if name.startswith("opt/dbtunnel/lib/")}
-    modules = {Path(name).stem for name in installed if "/dbtunnel/cli/" in name and name.endswith(".py")}
-    compiled = {Path(name).name.split(".")[0] for name in installed if "/dbtunnel/cli/__pycache__/" in name}
+    paths = [Path(name) for name in installed if "/dbtunnel/cli/" in name]
+    modules = {path.with_suffix("") for path in paths if path.suffix == ".py"}
+    compiled = {path.parent.parent / path.name.split(".")[0] for path in paths if path.suffix == ".pyc"}
 
-    assert "main" in modules
+    assert {"main", "operator", "plugin"} <= {path.name for path in modules | {path.parent for path in modules}}
     assert modules == compiled
     assert not [name for name in installed if "/site-packages/pip/" in name or "/site-packages/setuptools/" in name]
     assert not [name for name in names if name.startswith(("build/", "run/secrets")) or name == "etc/pip.conf"]

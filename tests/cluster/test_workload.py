@@ -1,5 +1,6 @@
 """What keeps a tunnel's pods from running: each to its reason, and gone once it is mended."""
 
+import json
 from typing import Any
 
 from dbtunnel.api.reasons import Reason
@@ -92,6 +93,24 @@ def test_a_tunnel_that_is_suspended(operator: Operator, namespace: str) -> None:
     (event,) = events_about(cluster, found)
     assert (event["type"], event["reason"], event["note"]) == ("Normal", "Suspended", ready["message"])
     produced.note(Reason.SUSPENDED)
+
+
+def test_equal_events_are_counted_in_one(operator: Operator, namespace: str) -> None:
+    """The tunnel is suspended twice, and nothing else is told of it in between."""
+    cluster = operator.cluster
+    start(cluster, namespace, Reason.SUSPENDED, suspend=True, podTemplate={"nodeSelector": {"nowhere": "yes"}})
+    found = cluster.get("databasetunnel", "orders", "-n", namespace)
+    wait_until(lambda: events_about(cluster, found), "an Event", 10)
+    # as if it had been ready meanwhile: the next reconcile finds the tunnel to have become suspended
+    conditions = [{**one, "status": "True"} for one in found["status"]["conditions"] if one["type"] == "Ready"]
+    others = [one for one in found["status"]["conditions"] if one["type"] != "Ready"]
+    change = json.dumps({"status": {"conditions": [*others, *conditions]}})
+    cluster.kubectl(
+        "patch", "databasetunnel", "orders", "-n", namespace, "--subresource=status", "--type=merge", "-p", change
+    )
+    wait_until(lambda: [one.get("series") for one in events_about(cluster, found)] != [None], "another", 20)
+    (event,) = events_about(cluster, found)
+    assert (event["reason"], event["series"]["count"]) == ("Suspended", 2)
 
 
 @produces(Reason.PROGRESSING)

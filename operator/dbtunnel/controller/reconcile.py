@@ -156,7 +156,7 @@ class Reconciler:
             return manifest, tunnel
         status = decide(tunnel, Observation(), installation, now).status
         self._pace.written(key, now)
-        answer = await self._cluster.write_status(manifest, status.document())
+        answer = await self._write(manifest, status)
         return answer, DatabaseTunnel.parse(answer)
 
     async def _write_children(
@@ -231,11 +231,17 @@ class Reconciler:
         if pause:
             return pause
         self._pace.written(key, now)
-        await self._cluster.write_status(manifest, after)
+        await self._write(manifest, status)
         self._unsettled.pop(key, None)
+        return None
+
+    async def _write(self, manifest: Manifest, status: DatabaseTunnelStatus) -> Manifest:
+        """Writes the status, and tells of what it changes. Returns the tunnel as it is then."""
+        answer = await self._cluster.write_status(manifest, status.document())
+        before = manifest.get("status") or {}
         for news in filter(None, (tell(before, status) for tell in (transition, detour, key_news))):
             await self._cluster.post_event(manifest, *news)
-        return None
+        return answer
 
     async def _refresh(self, key: TunnelKey, decision: Decision, pods: list[Pod], now: datetime) -> None:
         if not decision.refresh_mounts:
