@@ -7,11 +7,12 @@ WORKDIR /build
 RUN python3 -m venv tools && python3 -m venv --without-pip /opt/dbtunnel
 COPY requirements.txt requirements-build.txt ./
 # The secrets are optional: pip's settings and certificates of a network that has its own. Neither reaches the image.
-# Bytecode is never checked against the source's time, which not every builder keeps.
+# Bytecode is never checked against the source's time, which not every builder keeps. The client that is not
+# asynchronous is for the command at a terminal: no pod imports it.
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.crt \
     tools/bin/pip install --quiet --require-hashes -r requirements-build.txt \
     && tools/bin/pip --python /opt/dbtunnel/bin/python install --quiet --no-compile --require-hashes -r requirements.txt \
-    && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/dbtunnel/lib
+    && python3 -m compileall -q -x '/kubernetes/client/' --invalidation-mode unchecked-hash /opt/dbtunnel/lib
 
 # The code is a layer of its own above the dependencies: a new version is a small pull.
 FROM dependencies AS code

@@ -7,6 +7,9 @@ from typing import Self
 from tests.support.databases import DATABASE, PASSWORD, USER, PostgresServer, postgres_program
 from tests.support.processes import Process, run
 
+_RATE = 300
+"""Transactions a second that are begun: more would take the processor from what is tested, and from other tests."""
+
 _SCRIPT = "begin;\nupdate pgbench_branches set bbalance = bbalance + 1 where bid = 1 + :client_id % 4;\nend;\n"
 """A transaction of three statements, so that one is often under way."""
 
@@ -18,7 +21,14 @@ class Pgbench:
         """`connect`: a connection for each transaction."""
         script = directory / "pgbench.sql"
         script.write_text(_SCRIPT)
-        words = [f"--client={clients}", "--jobs=2", f"--time={seconds}", "--no-vacuum", f"--file={script}"]
+        words = [
+            f"--client={clients}",
+            "--jobs=2",
+            f"--time={seconds}",
+            f"--rate={_RATE}",
+            "--no-vacuum",
+            f"--file={script}",
+        ]
         target = ["--host=127.0.0.1", f"--port={port}", f"--username={USER}", DATABASE]
         program = [postgres_program("pgbench"), *(["--connect"] if connect else []), *words, *target]
         self.log = directory / f"pgbench-{'connect' if connect else 'stay'}.log"

@@ -5,7 +5,7 @@ FROM ${BASE_IMAGE}
 RUN apt-get update -qq \
     && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
     python3 python3-venv ca-certificates postgresql-client mariadb-client-core \
-    && rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONFIG_FILE=/run/secrets/pip.conf
 COPY requirements-clients.txt /tmp/
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.crt \
