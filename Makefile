@@ -34,7 +34,7 @@ test-unit: $(INSTALLED) ## Decisions, builders, schema, chart: no server needed
 .PHONY: test-forwarder
 test-forwarder: $(INSTALLED) ## The forwarder against a real sshd and real databases, no Kubernetes
 	@$(IN)python -m tests.support.prepare forwarder
-	$(IN)pytest tests/forwarder -n 4 --dist worksteal $(ARGS)
+	$(IN)pytest tests/forwarder -n 5 --dist worksteal $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: $(INSTALLED) ## The whole way on a real Kubernetes (CLUSTER=kind, local or existing)

@@ -151,7 +151,7 @@ def test_all_move_over_to_a_new_key(
     for session in sessions:
         session.close()
     wait_until(lambda: keys() == {following.fingerprint: COUNT}, "the earlier ones to end")
-    assert bastion.connections() == COUNT
+    wait_until(lambda: bastion.connections() == COUNT, "sshd's processes of the earlier ones to end")
 
 
 def test_a_rejected_next_key_is_asked_for_once_and_not_by_each(

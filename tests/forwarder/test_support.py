@@ -234,7 +234,8 @@ async def test_forwarding_can_be_prohibited(bastion: Bastion, client_key: KeyPai
 
 async def test_an_old_bastion_offers_sha1_alone(bastion: Bastion, client_key: KeyPair) -> None:
     bastion.set_config(*bastions.SHA1_ONLY)
-    with pytest.raises(asyncssh.KeyExchangeFailed):
+    # the end of the connection may overtake the message in asyncssh
+    with pytest.raises((asyncssh.KeyExchangeFailed, asyncssh.ConnectionLost)):
         await connect(bastion, client_key, kex_algs=["curve25519-sha256"])
     rsa = key_pair("ssh-rsa")
     bastion.authorize(rsa.public)
