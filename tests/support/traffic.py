@@ -2,6 +2,7 @@
 
 import json
 import threading
+import uuid
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -30,7 +31,7 @@ class Program:
 
     def __init__(self, cluster: Cluster, namespace: str, program: str, *words: object) -> None:
         self._cluster, self._namespace = cluster, namespace
-        self._stop_file = f"/tmp/stop-{id(self)}"
+        self._stop_file = f"/tmp/stop-{uuid.uuid4().hex}"
         arguments = [self._stop_file, _LONGEST_SECONDS, *words]
         self._command = ["python", "-c", _AROUND + program, *map(str, arguments)]
         self._printed = ""

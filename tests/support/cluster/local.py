@@ -243,11 +243,11 @@ class LocalCluster(Cluster):
 
     def _sweep(self) -> None:
         """Removes what a cluster of this name left. Only empty control groups can be removed."""
-        for controller in Path("/sys/fs/cgroup").glob(f"**/{cgroup_name(self.directory)}"):
-            groups = sorted((path for path in controller.glob("**/") if path.is_dir()), reverse=True)
-            for group in [*groups, controller]:
+        # neighbours' come and go meanwhile: walk passes over what is gone
+        for group, _, _ in os.walk("/sys/fs/cgroup", topdown=False):
+            if cgroup_name(self.directory) in Path(group).parts:
                 with contextlib.suppress(OSError):
-                    group.rmdir()
+                    os.rmdir(group)
         subprocess.run(["ip", "link", "delete", link_name(self.directory)], capture_output=True, check=False)
         shutil.rmtree(self.directory, ignore_errors=True)
 
