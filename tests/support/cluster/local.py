@@ -247,7 +247,7 @@ class LocalCluster(Cluster):
         for group, _, _ in os.walk("/sys/fs/cgroup", topdown=False):
             if cgroup_name(self.directory) in Path(group).parts:
                 with contextlib.suppress(OSError):
-                    os.rmdir(group)
+                    Path(group).rmdir()
         subprocess.run(["ip", "link", "delete", link_name(self.directory)], capture_output=True, check=False)
         shutil.rmtree(self.directory, ignore_errors=True)
 
