@@ -46,6 +46,13 @@ def test_postgresql(forwarder: Forwarder) -> None:
     assert status.database_fact.tls_offered is False
 
 
+def test_a_client_has_the_database_keep_the_rest_of_the_way_alive(forwarder: Forwarder) -> None:
+    """As docs/engines.md tells it to."""
+    with connect(forwarder.port, options="-c tcp_keepalives_idle=60 -c tcp_keepalives_interval=15") as session:
+        assert session.execute("show tcp_keepalives_idle").fetchone() == ("60",)
+        assert session.execute("show tcp_keepalives_interval").fetchone() == ("15",)
+
+
 def test_postgresql_with_tls_verified_by_name(
     tmp_path: Path,
     bastion: Bastion,

@@ -208,16 +208,20 @@ def test_quiet_sessions_end_first_and_a_running_query_last(
 ) -> None:
     """A pool's idle connection would hold the pod until the last moment."""
     forwarder = start_forwarder(postgres.port, seconds=seconds(drain_min=0, drain_max=12))
-    idle, busy = connect(forwarder), connect(forwarder)
+    idle, busy, within = connect(forwarder), connect(forwarder), connect(forwarder)
+    within.autocommit = False
+    assert within.execute("select 1").fetchone() == (1,)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(lambda: busy.execute("select pg_sleep(9), 'done'").fetchone())
         forwarder.process.signal(signal.SIGTERM)
         wait_until(lambda: has_ended(idle), "the idle session to be ended", 9)
         assert not answer.done()
+        within.commit()
         row = answer.result(10)
     assert row
     assert row[1] == "done"
     busy.close()
+    within.close()
     assert forwarder.process.wait(5) == 0
 
 

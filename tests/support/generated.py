@@ -87,8 +87,25 @@ def engines_page() -> str:
         "",
     ]
     lines += [f"- {engine}, {hint}" for engine, info in ENGINES.items() for hint in info.client_hints]
+    lines += ["", *_KEPT_ALIVE]
     return "\n".join(lines) + "\n"
 
+
+_KEPT_ALIVE = (
+    "## How long-lived sessions are kept alive",
+    "",
+    "A forwarder sends TCP keepalives to its clients (after 60 s of silence) and SSH's to the bastion",
+    "(`spec.tunnel.keepalive`). What lies between bastion and database it cannot keep alive: sshd asks for none on",
+    "that connection, and the database at its system's pace, on Linux after two hours. Where a firewall or a cloud's",
+    "NAT there drops what is silent for some minutes, the client can have the database ask sooner, or be heard itself:",
+    "",
+    "- PostgreSQL, AlloyDB, libpq and psycopg: `options='-c tcp_keepalives_idle=60 -c tcp_keepalives_interval=15'`;",
+    "  JDBC: `?options=-c%20tcp_keepalives_idle=60`; asyncpg: `server_settings={'tcp_keepalives_idle': '60'}`. The",
+    "  database then asks the bastion. libpq's own `keepalives_idle` reaches the forwarder and no further.",
+    "- Redshift has no such setting, and MySQL leaves it to its system. Let the pool ask for something before the",
+    "  firewall's time is over: `keepaliveTime` of HikariCP, `pool_pre_ping` and `pool_recycle` of SQLAlchemy,",
+    "  `select 1` elsewhere. Only libpq's form was tried here.",
+)
 
 _SEEN_OF_A_DATABASE = (
     "## What is seen of the database",

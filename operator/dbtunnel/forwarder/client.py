@@ -10,7 +10,7 @@ from typing import Protocol
 from dbtunnel.forwarder.channel import Address, Channel, Opening
 from dbtunnel.forwarder.link import Link
 from dbtunnel.forwarder.packets import LARGEST_DATA, SLOTS
-from dbtunnel.forwarder.pieces import after
+from dbtunnel.forwarder.pieces import after, is_in_transaction
 from dbtunnel.forwarder.reserve import Visitor
 from dbtunnel.forwarder.watch import READ, WRITE, watcher
 
@@ -85,8 +85,8 @@ class Client:
         """How it ended, by whoever was the first to end it."""
         self.joined_at = 0.0
         """When its channel was open, by the loop's time."""
-        self.awaits_answer = False
-        """Whether it spoke last: a query runs, or data goes in."""
+        self.is_busy = False
+        """Whether it spoke last, so that a query runs or data goes in, or has a transaction open, as far as is seen."""
         self.is_gone = self.was_joined = self.was_greeted = self.was_refused = self._is_parked = False
         self._client_ended = self._database_ended = self._channel_ended = False
         self.was_denied_tls = self._is_held = self._is_bulk = False
@@ -211,7 +211,7 @@ class Client:
             self._host.intrudes(self)
             return
         self.sent += count
-        self.awaits_answer = True
+        self.is_busy = True
         self._host.moved(sent=count)
         for slot in SLOTS:
             size = min(count, largest)
@@ -278,7 +278,7 @@ class Client:
     def received(self, pieces: list[memoryview]) -> None:
         """As End."""
         size = sum(map(len, pieces))
-        self.awaits_answer = False
+        self.is_busy = is_in_transaction(pieces)
         self._host.moved(received=size)
         if self.visitor:
             self.visitor.received()

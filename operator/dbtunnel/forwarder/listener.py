@@ -122,12 +122,13 @@ class Listener:
 
     async def end_quiet(self, left: float) -> None:
         """Ends sessions that have been quiet for as long as is left of so many seconds: those of pools, which would
-        not end by themselves, go first, and what runs goes last. Who waits for an answer is not quiet.
+        not end by themselves, go first, and what runs goes last. Who waits for an answer, or has a transaction open, is
+        not quiet.
         """
         end = self._loop.time() + left
         while left > 0:
             for client, seconds in self._look():
-                if seconds >= left and not client.awaits_answer:
+                if seconds >= left and not client.is_busy:
                     client.refuse("forwarder ended")
             await asyncio.sleep(min(_LOOK_SECONDS, left))
             left = end - self._loop.time()
