@@ -14,7 +14,7 @@ from dbtunnel.cli.check_text import text_of
 from dbtunnel.cli.local import local_tunnel
 from dbtunnel.cli.options import add_local_arguments
 from dbtunnel.cli.results import CheckResult, result_of
-from dbtunnel.cli.terminal import COLOR_CHOICES, style_for
+from dbtunnel.cli.terminal import add_color_argument, style_for
 from dbtunnel.forwarder import logs
 from dbtunnel.forwarder.check import check
 from dbtunnel.forwarder.hardening import harden
@@ -43,12 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = _EPILOG, argparse.RawDescriptionHelpFormatter
     add_local_arguments(parser, required=True)
     parser.add_argument("-o", "--output", default="text", choices=("text", "json", "yaml"), help="default %(default)s")
-    parser.add_argument(
-        "--color",
-        default="auto",
-        choices=COLOR_CHOICES,
-        help="auto: at a terminal, unless NO_COLOR is set (default %(default)s)",
-    )
+    add_color_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """What people read at a terminal: colour where it is wanted, text that a server sent made harmless, lines that fit."""
 
+import argparse
 import textwrap
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
@@ -41,6 +42,16 @@ class Style:
         """A text in which nothing but this colour is a control character."""
         harmless = printable(text, _LIMIT)
         return f"{color}{harmless}{_PLAIN}" if color and self._color else harmless
+
+
+def add_color_argument(parser: argparse.ArgumentParser) -> None:
+    """Whether to print in colour."""
+    parser.add_argument(
+        "--color",
+        default="auto",
+        choices=COLOR_CHOICES,
+        help="auto: at a terminal, unless NO_COLOR is set (default %(default)s)",
+    )
 
 
 def style_for(stream: TextIO, choice: str, environment: Mapping[str, str]) -> Style:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from dbtunnel.api.resource import DatabaseTunnel
-from dbtunnel.cli.plugin.options import add_common, cluster_of, view_of
+from dbtunnel.cli.plugin.options import add_view_arguments, cluster_of, view_of
 from dbtunnel.cli.plugin.replicas import Replica, read_replicas
 from dbtunnel.cli.plugin.status_text import is_ready, status_text
 from dbtunnel.domain.children import build_deployment, current_revision
@@ -21,8 +21,7 @@ _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How much to show."""
-    add_common(parser)
-    parser.add_argument("-o", "--output", default="text", choices=("text", "wide"), help="default %(default)s")
+    add_view_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from dbtunnel.cli.plugin.cluster import Cluster, open_cluster
 from dbtunnel.cli.plugin.status_text import View
-from dbtunnel.cli.terminal import COLOR_CHOICES, Style, style_for
+from dbtunnel.cli.terminal import Style, add_color_argument, style_for
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -16,12 +16,13 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--namespace", help="default: that of the context")
     parser.add_argument("--context", help="of the kubeconfig; default: the current one")
     parser.add_argument("--kubeconfig", metavar="FILE", help="default: as kubectl finds it")
-    parser.add_argument(
-        "--color",
-        default="auto",
-        choices=COLOR_CHOICES,
-        help="auto: at a terminal, unless NO_COLOR is set (default %(default)s)",
-    )
+    add_color_argument(parser)
+
+
+def add_view_arguments(parser: argparse.ArgumentParser) -> None:
+    """The tunnel, and how much of it to show."""
+    add_common(parser)
+    parser.add_argument("-o", "--output", default="text", choices=("text", "wide"), help="default %(default)s")
 
 
 def cluster_of(arguments: argparse.Namespace) -> Cluster:

@@ -3,7 +3,7 @@
 import argparse
 
 from dbtunnel.cli.plugin.cluster import Cluster, DeniedError
-from dbtunnel.cli.plugin.options import add_common, cluster_of, view_of
+from dbtunnel.cli.plugin.options import add_view_arguments, cluster_of, view_of
 from dbtunnel.cli.plugin.replicas import Replica, read_replicas
 from dbtunnel.cli.plugin.status_text import status_text
 
@@ -12,8 +12,7 @@ EXAMPLE = "  kubectl dbtunnel status orders -n shop"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How much to show."""
-    add_common(parser)
-    parser.add_argument("-o", "--output", default="text", choices=("text", "wide"), help="default %(default)s")
+    add_view_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
