@@ -92,9 +92,16 @@ def shop(
 
 
 @pytest.fixture
-def bastion(installed: Cluster, private_network: PrivateNetwork, shop: str, tmp_path: Path) -> Iterator[Bastion]:
+def bastion(private_network: PrivateNetwork, shop: str, tmp_path: Path) -> Iterator[Bastion]:
     """Another bastion that pods reach, for one test to change as it likes; the keys of `shop` are authorized there."""
-    bastion = Bastion(tmp_path / "bastion", host=installed.host_address, hosts=private_network.addresses)
-    bastion.authorize(*private_network.authorized)
-    yield bastion.start()
-    bastion.stop()
+    with private_network.another_bastion(tmp_path / "bastion", *private_network.authorized) as bastion:
+        yield bastion
+
+
+@pytest.fixture(scope="module")
+def bastion_of_file(
+    private_network: PrivateNetwork, shop: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Bastion]:
+    """The same, for the tests of a file."""
+    with private_network.another_bastion(tmp_path_factory.mktemp("bastion"), *private_network.authorized) as bastion:
+        yield bastion

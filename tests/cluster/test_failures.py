@@ -23,15 +23,6 @@ PATIENCE = 130
 """Seconds for what forwarders try again slowly: logins and host keys, where a retry makes it worse."""
 
 
-@pytest.fixture
-def bastion(installed: Cluster, private_network: PrivateNetwork, shop: str, tmp_path: Path) -> Iterator[Bastion]:
-    """Another way to the same databases, for one test to change as it likes."""
-    bastion = Bastion(tmp_path / "bastion", host=installed.host_address, hosts=private_network.addresses)
-    bastion.authorize(*private_network.authorized)
-    yield bastion.start()
-    bastion.stop()
-
-
 def tunnel(namespace: str, name: str, way: Mapping[str, Any] | None = None, **spec: Any) -> Manifest:
     """The tunnel `orders` of the examples under another name; `way` changes `spec.tunnel`."""
     manifest = example(namespace, "orders")
@@ -77,13 +68,11 @@ def test_a_memory_limit_that_is_too_low(installed: Cluster, shop: str) -> None:
 
 @pytest.fixture(scope="module")
 def strict_bastion(
-    installed: Cluster, private_network: PrivateNetwork, shop: str, tmp_path_factory: pytest.TempPathFactory
+    private_network: PrivateNetwork, shop: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Bastion]:
     """One that knows no key at first."""
-    directory = tmp_path_factory.mktemp("strict-bastion")
-    bastion = Bastion(directory, host=installed.host_address, hosts=private_network.addresses)
-    yield bastion.start()
-    bastion.stop()
+    with private_network.another_bastion(tmp_path_factory.mktemp("strict-bastion")) as bastion:
+        yield bastion
 
 
 @produces(Reason.KEY_REJECTED)

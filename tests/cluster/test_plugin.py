@@ -6,7 +6,6 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from tests.support.bastion import Bastion
 from tests.support.binaries import binary
 from tests.support.clients import Endpoint
 from tests.support.cluster import Cluster, ClusterError
-from tests.support.private_network import PrivateNetwork, secret
+from tests.support.private_network import secret
 from tests.support.processes import wait_until
 from tests.support.traffic import Traffic
 from tests.support.tunnels import Manifest, apply, example, patch, tunnel_manifest, wait_for_ready, wait_for_reason
@@ -70,15 +69,9 @@ def stranger(installed: Cluster, shop: str, tmp_path: Path) -> User:
 
 
 @pytest.fixture(scope="module")
-def bastion(
-    installed: Cluster, private_network: PrivateNetwork, shop: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Bastion]:
-    """A bastion of this file's own, which accepts what the other one does."""
-    directory = tmp_path_factory.mktemp("bastion")
-    bastion = Bastion(directory, host=installed.host_address, hosts=private_network.addresses)
-    bastion.authorize(*private_network.authorized)
-    yield bastion.start()
-    bastion.stop()
+def bastion(bastion_of_file: Bastion) -> Bastion:
+    """The tests share one."""
+    return bastion_of_file
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,9 @@ _FENCE = re.compile(r"^ *```sh\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
-def bastion(
-    installed: Cluster, private_network: PrivateNetwork, shop: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Bastion]:
-    directory = tmp_path_factory.mktemp("bastion")
-    bastion = Bastion(directory, host=installed.host_address, hosts=private_network.addresses)
-    bastion.authorize(*private_network.authorized)
-    yield bastion.start()
-    bastion.stop()
+def bastion(bastion_of_file: Bastion) -> Bastion:
+    """The tests share one."""
+    return bastion_of_file
 
 
 def start(cluster: Cluster, namespace: str, bastion: Bastion) -> Manifest:

@@ -1,8 +1,9 @@
 """A private network beside a cluster: a bastion that pods reach by name, and databases that only it reaches."""
 
+import contextlib
 import random
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,18 @@ class PrivateNetwork:
         """Adds lines to the tunnels' user's authorized_keys, as an administrator does."""
         self.authorized += lines
         self.bastion.authorize(*self.authorized)
+
+    @contextlib.contextmanager
+    def another_bastion(self, directory: Path, *lines: str) -> Iterator[Bastion]:
+        """Another way to the same databases, which lets in whom `lines` of authorized_keys name."""
+        bastion = Bastion(directory, host=self.bastion.host, hosts=self.addresses)
+        if lines:
+            bastion.authorize(*lines)
+        bastion.start()
+        try:
+            yield bastion
+        finally:
+            bastion.stop()
 
     def publish(self, cluster: Cluster, namespace: str) -> None:
         """What a namespace needs for the tunnels of `examples/`: the way to the bastion, its keys, authorized keys."""
