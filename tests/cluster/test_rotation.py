@@ -1,6 +1,5 @@
 """A key is replaced as docs/keys.md says, by its own commands, under traffic."""
 
-import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -8,16 +7,14 @@ from typing import Any
 import pytest
 
 from tests.support.bastion import Bastion
-from tests.support.binaries import binary
 from tests.support.clients import Endpoint, query
 from tests.support.cluster import Cluster, ClusterError
 from tests.support.databases import DATABASE, USER
+from tests.support.pages import follow
 from tests.support.private_network import PrivateNetwork
-from tests.support.processes import ROOT, run, wait_until
+from tests.support.processes import wait_until
 from tests.support.traffic import Traffic
 from tests.support.tunnels import Manifest, apply, condition, example, patch, wait_for_ready, wait_for_reason
-
-_FENCE = re.compile(r"^ *```sh\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +30,6 @@ def start(cluster: Cluster, namespace: str, bastion: Bastion) -> Manifest:
     manifest["spec"]["tunnel"] |= {"host": bastion.host, "port": bastion.port, "hostKey": pins}
     apply(cluster, {**manifest, "spec": {**manifest["spec"], "replicas": 2}})
     return wait_for_ready(cluster, namespace, "orders")
-
-
-def follow_the_page(cluster: Cluster, namespace: str, directory: Path, word: str, **changes: str) -> str:
-    """Runs the commands of the page in which the word stands. Returns what they print."""
-    (commands,) = (text for text in _FENCE.findall((ROOT / "docs/keys.md").read_text()) if word in text)
-    for old, new in {"-n shop": f"-n {namespace}", **changes}.items():
-        assert old in commands
-        commands = commands.replace(old, new)
-    directory.mkdir(exist_ok=True)
-    path = f"{Path(binary('kubectl')).parent}:{cluster.environment()['PATH']}"
-    return run(["bash", "-euo", "pipefail", "-c", commands], cwd=directory, env={**cluster.environment(), "PATH": path})
 
 
 def look_at_once(cluster: Cluster, namespace: str) -> None:
@@ -96,7 +82,7 @@ def test_a_key_is_replaced_under_traffic(
         message = condition(installed, shop, "KeyReady")["message"]
         assert "ssh-privatekey-next, is no private key to use: its 13 bytes have no BEGIN line" in message
 
-        follow_the_page(installed, shop, tmp_path / "keys", "-f next")
+        follow("keys", installed, shop, tmp_path / "keys", "-f next")
         look_at_once(installed, shop)
         found = wait_for_keys(installed, shop, ("Current", True, True), ("Next", True, False))
         lines = found["status"]["hops"][0]["authorizedKeysLine"].splitlines()
@@ -111,7 +97,7 @@ def test_a_key_is_replaced_under_traffic(
         wait_until(lambda: "NextKeyAccepted" in reasons(installed, shop), "an Event")
 
         bastion.authorize(lines[1])
-        follow_the_page(installed, shop, tmp_path / "keys", '"remove"')
+        follow("keys", installed, shop, tmp_path / "keys", '"remove"')
         look_at_once(installed, shop)
         found = wait_for_keys(installed, shop, ("Current", True, True))
 
@@ -138,7 +124,7 @@ def test_a_leaked_key_s_sessions_end(installed: Cluster, shop: str, bastion: Bas
 
     thread = threading.Thread(target=sleep_long)
     thread.start()
-    follow_the_page(installed, shop, tmp_path / "keys", "-revoked", **{"SHA256:...": key["fingerprint"]})
+    follow("keys", installed, shop, tmp_path / "keys", "-revoked", **{"SHA256:...": key["fingerprint"]})
     found = wait_for_reason(installed, shop, "orders", "PrivateKeyInvalid")
     assert "it is listed under ssh-privatekey-revoked" in found["status"]["conditions"][1]["message"]
     thread.join()

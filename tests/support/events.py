@@ -49,7 +49,7 @@ OPERATOR = {
     "child created": "An object of a tunnel.",
     "child written": "It differed from what is wanted.",
     "child deleted": "It is not wanted any more.",
-    "key created": "The Secret with a generated key.",
+    "secret created": "A Secret with a generated key, or with what workloads bind to.",
     "event not posted": "An Event of a tunnel.",
     "forwarder not read": "A bug, met in what a pod answered.",
     "namespace not readable": "One of `settings.namespaces` refuses lists.",

@@ -29,8 +29,8 @@ class FakeCluster:
         self.store = store
         self.done: list[str] = []
         self.events: list[tuple[str, str]] = []
-        self.key_data: Mapping[str, str] = {}
-        self.problem: Problem | None = None
+        self.secrets: list[Manifest] = []
+        self.problem = self.secret_problem = cast(Problem | None, None)
         self.is_ending = False
         self.refused = 0
         """How often something was to be made in a namespace that ends."""
@@ -64,10 +64,10 @@ class FakeCluster:
     def forget(self, key: TunnelKey) -> None:
         self.done.append(f"forget {key.name}")
 
-    async def create_key(self, _: DatabaseTunnel, data: Mapping[str, str]) -> Problem | None:
-        self.key_data = data
-        self.done.append("create key")
-        return None
+    async def create_secret(self, _: DatabaseTunnel, secret: Manifest) -> Problem | None:
+        self.secrets.append(secret)
+        self.done.append(f"create {secret['metadata']['name']}")
+        return self.secret_problem
 
     async def write_status(self, read: Manifest, status: Mapping[str, Any]) -> Manifest:
         assert merge_patch(read.get("status") or {}, status), "a write that changes nothing"

@@ -29,7 +29,7 @@ from tests.support.world import KEY, ORDERS, World, settled
 async def test_a_new_tunnel_is_announced_before_anything_is_made() -> None:
     world = World()
     await world.reconcile()
-    assert world.cluster.done == ["status", "create key", "ensure", "prune"]
+    assert world.cluster.done == ["status", "create orders-ssh", "ensure", "prune"]
     assert world.condition("Ready") == ("Unknown", "Progressing")
     assert world.cluster.events == []
 
@@ -104,7 +104,7 @@ async def test_a_tunnel_that_goes_meanwhile_gets_no_status() -> None:
         "DatabaseTunnel", changed(world.store.tunnel(KEY) or {}, {"metadata.resourceVersion": "9999"})
     )
     await world.reconcile()
-    assert world.cluster.done == ["status", "create key", "ensure", "prune"]
+    assert world.cluster.done == ["status", "create orders-ssh", "ensure", "prune"]
 
 
 async def test_a_forwarder_that_changes_its_mind_all_the_time_causes_few_writes() -> None:
@@ -214,18 +214,18 @@ async def test_an_image_that_somebody_else_set_is_not_kept_until_then() -> None:
 async def test_a_key_is_generated_with_the_tunnels_name_as_comment() -> None:
     world = World()
     await world.reconcile()
-    assert world.cluster.key_data["ssh-privatekey"].startswith("-----BEGIN OPENSSH PRIVATE KEY-----\n")
-    assert world.cluster.key_data["ssh-publickey"].startswith("ssh-ed25519 ")
-    assert world.cluster.key_data["ssh-publickey"].endswith(" shop/orders\n")
+    assert world.cluster.secrets[0]["stringData"]["ssh-privatekey"].startswith("-----BEGIN OPENSSH PRIVATE KEY-----\n")
+    assert world.cluster.secrets[0]["stringData"]["ssh-publickey"].startswith("ssh-ed25519 ")
+    assert world.cluster.secrets[0]["stringData"]["ssh-publickey"].endswith(" shop/orders\n")
 
 
 async def test_no_second_key_is_generated_and_none_where_a_secret_is_given() -> None:
     world = await settled()
     await world.reconcile(1)
-    assert "create key" not in world.cluster.done
+    assert "create orders-ssh" not in world.cluster.done
     given = World({"spec.tunnel.keySecretRef": {"name": "bastion-key"}})
     await given.reconcile()
-    assert "create key" not in given.cluster.done
+    assert "create orders-ssh" not in given.cluster.done
 
 
 async def test_a_generated_key_that_is_missed_is_made_again() -> None:
@@ -234,7 +234,7 @@ async def test_a_generated_key_that_is_missed_is_made_again() -> None:
     world.forwarders.known["pod-1"] = Report(missing)
     await world.reconcile(40)
     await world.reconcile(41)
-    assert world.cluster.done[0] == "create key"
+    assert world.cluster.done[0] == "create orders-ssh"
 
 
 async def test_a_key_that_is_missed_though_it_is_there_is_not_generated_all_the_time() -> None:
@@ -244,7 +244,7 @@ async def test_a_key_that_is_missed_though_it_is_there_is_not_generated_all_the_
     generated = []
     for seconds in range(10, 80):
         await world.reconcile(seconds)
-        generated += [seconds for done in world.cluster.done if done == "create key"]
+        generated += [seconds for done in world.cluster.done if done == "create orders-ssh"]
     assert generated == [11, 41, 71]
 
 

@@ -43,6 +43,7 @@ def test_what_is_filled_in() -> None:
         "drain": {},
         "probe": {},
         "service": {},
+        "serviceBinding": "Disabled",
         "podTemplate": {},
         "suspend": False,
     }

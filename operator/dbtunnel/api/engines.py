@@ -37,6 +37,9 @@ class EngineInfo:
     default_port: int
     uri_scheme: str
     """Scheme of a connection URI, as the engine's own clients take it."""
+    binding_type: str
+    """`type` of its service binding, by which libraries choose a driver (servicebinding.io, Well-known Secret Entries).
+    """
     quiet_probe: QuietProbe | None
     """What `probe.mode: Auto` asks over connections of its own. None for MySQL: interrupted handshakes count against
     `max_connect_errors` of the bastion's address and can lock out everyone behind it."""
@@ -53,6 +56,7 @@ ENGINES: dict[Engine, EngineInfo] = {
         WireProtocol.POSTGRESQL,
         5432,
         "postgresql",
+        binding_type="postgresql",
         quiet_probe=QuietProbe.SSL_REQUEST,
         tls_rule="Optional; pg_hba.conf may demand it (hostssl).",
         client_hints=(_LIBPQ,),
@@ -61,6 +65,7 @@ ENGINES: dict[Engine, EngineInfo] = {
         WireProtocol.POSTGRESQL,
         5439,
         "redshift",
+        binding_type="redshift",
         quiet_probe=QuietProbe.SSL_REQUEST,
         tls_rule="Optional; the parameter require_ssl demands it.",
         client_hints=(
@@ -72,6 +77,7 @@ ENGINES: dict[Engine, EngineInfo] = {
         WireProtocol.POSTGRESQL,
         5432,
         "postgresql",
+        binding_type="postgresql",
         quiet_probe=QuietProbe.SSL_REQUEST,
         tls_rule="Demanded unless the instance's ssl-mode is ALLOW_UNENCRYPTED_AND_ENCRYPTED.",
         client_hints=(f"{_LIBPQ}; `sslmode=verify-ca` where the certificate does not bear the name",),
@@ -80,6 +86,7 @@ ENGINES: dict[Engine, EngineInfo] = {
         WireProtocol.MYSQL,
         3306,
         "mysql",
+        binding_type="mysql",
         quiet_probe=None,
         tls_rule="Optional; require_secure_transport demands it.",
         client_hints=(

@@ -30,6 +30,13 @@ class KeyType(StrEnum):
     """3072 bits."""
 
 
+class ServiceBinding(StrEnum):
+    """Whether there is a Secret that workloads bind to (servicebinding.io)."""
+
+    DISABLED = "Disabled"
+    ENABLED = "Enabled"
+
+
 class AccessPolicy(StrEnum):
     """Who may connect to the tunnel's pods, enforced by a NetworkPolicy."""
 
@@ -329,6 +336,9 @@ class DatabaseTunnelSpec(ApiModel):
     """How the database is probed."""
     service: Service = Service()
     """The Service that applications connect to."""
+    service_binding: ServiceBinding = ServiceBinding.DISABLED
+    """Enabled: a Secret tells workloads where the database is, as servicebinding.io has it; `status.binding` names it.
+    It has no credentials."""
     pod_template: PodTemplate = PodTemplate()
     """What the forwarder's pods get beside what the operator sets."""
     suspend: bool = False

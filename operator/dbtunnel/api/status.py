@@ -119,6 +119,14 @@ class LastFailure(ApiModel):
     """Its message."""
 
 
+class Binding(ApiModel):
+    """The tunnel as a Provisioned Service of servicebinding.io."""
+
+    name: Text | None = None
+    """The Secret with `type`, `provider`, `host`, `port` and `tls-server-name`. What is in it never changes: with
+    another host name or port the tunnel has another Secret."""
+
+
 class DatabaseTunnelStatus(ApiModel):
     """What is the case."""
 
@@ -147,3 +155,5 @@ class DatabaseTunnelStatus(ApiModel):
     """Forwarder pods that are connected and current."""
     last_failure: LastFailure | None = None
     """The last transition of Ready to False."""
+    binding: Binding | None = None
+    """Where `spec.serviceBinding` is Enabled: what workloads bind to."""

@@ -165,32 +165,16 @@ class Cluster:
             return
         event(logger, "child deleted", namespace=metadata["namespace"], kind=kind.name, name=metadata["name"])
 
-    # --- the generated key ----------------------------------------------------------------------------------------
+    # --- Secrets --------------------------------------------------------------------------------------------------
 
-    async def create_key(self, tunnel: DatabaseTunnel, data: Mapping[str, str]) -> Problem | None:
-        """Makes the Secret of a generated key. One that is there is used as it is, whoever made it.
-
-        It has no owner: a key that a bastion's administrator authorized outlives a mistaken delete of the tunnel.
-        """
-        metadata = {
-            "name": names.key_secret_name(tunnel),
-            "namespace": tunnel.metadata.namespace,
-            "labels": names.child_labels(tunnel),
-        }
-        secret = {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": metadata,
-            "type": "Opaque",
-            "stringData": dict(data),
-        }
+    async def create_secret(self, tunnel: DatabaseTunnel, secret: Manifest) -> Problem | None:
+        """Makes a Secret. One of that name is left as it is."""
+        name = secret["metadata"]["name"]
         try:
             await self._client.create(SECRET, secret)
         except ApiError as error:
-            if error.reason == "AlreadyExists":
-                return None
-            return problem_of(error, f"Secret {metadata['name']}")
-        event(logger, "key created", namespace=tunnel.metadata.namespace, tunnel=tunnel.metadata.name)
+            return None if error.reason == "AlreadyExists" else problem_of(error, f"Secret {name}")
+        event(logger, "secret created", namespace=tunnel.metadata.namespace, tunnel=tunnel.metadata.name, name=name)
         return None
 
     # --- status and pods ------------------------------------------------------------------------------------------

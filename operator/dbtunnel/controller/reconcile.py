@@ -1,6 +1,5 @@
 """One tunnel, from what is seen to what is done. Idempotent: it may be ended and begun anew at any point."""
 
-import asyncio
 import logging
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -15,10 +14,10 @@ from dbtunnel.api.status import Condition, DatabaseTunnelStatus
 from dbtunnel.controller.client import DEPLOYMENT, POD, SERVICE
 from dbtunnel.controller.cluster import Cluster, NamespaceEndingError
 from dbtunnel.controller.forwarders import Forwarders, Target
-from dbtunnel.controller.keys import generate_key
 from dbtunnel.controller.pace import Pace
 from dbtunnel.controller.queue import TunnelKey
 from dbtunnel.controller.rollouts import Rollouts
+from dbtunnel.controller.secrets import Secrets
 from dbtunnel.controller.store import Store, version
 from dbtunnel.domain import names
 from dbtunnel.domain.authorized_keys import forward_target
@@ -29,7 +28,7 @@ from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.hops import Role
 from dbtunnel.domain.observed import Observation, Pod, Problem
 from dbtunnel.domain.settings import Installation
-from dbtunnel.domain.status import Decision, decide, needs_generated_key, rejected
+from dbtunnel.domain.status import Decision, decide, rejected
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +38,6 @@ RETRY_SECONDS = 5.0
 ENDING_SECONDS = 5.0
 """How long a namespace that is being deleted is left alone: each of its children that goes would be made anew, and the
 refusals of a thousand would keep the tunnels of others waiting."""
-
-KEY_SECONDS = 30.0
-"""The least time between two attempts to make a tunnel's key. Whether it is there cannot be asked, and a Secret that
-is there and empty looks to forwarders as if it were not."""
 
 SETTLE_SECONDS = 3.0
 """How long a change of the status that leaves status and reason of Ready and the like as they are waits for others, so
@@ -73,11 +68,10 @@ class Reconciler:
         """Since when a small change of the status waits."""
         self._refreshed: dict[TunnelKey, datetime] = {}
         """When the mounts of each tunnel that waits for a Secret were last refreshed."""
-        self._keys: dict[TunnelKey, tuple[tuple[str, bool], datetime]] = {}
-        """When a tunnel's key was last made or found to be there, by the tunnel's uid, and before or after its pods."""
         self._ending: dict[str, datetime] = {}
         """When a namespace was last found to be on its way out."""
         self._pace = Pace()
+        self._secrets = Secrets(cluster)
 
     async def reconcile(self, key: TunnelKey, now: datetime) -> float | None:
         """Brings a tunnel closer to what is wanted. Returns the seconds after which to look again."""
@@ -114,7 +108,7 @@ class Reconciler:
         self._cluster.forget(key)
         self._unsettled.pop(key, None)
         self._refreshed.pop(key, None)
-        self._keys.pop(key, None)
+        self._secrets.forget(key)
         self._pace.forget(key)
 
     def _is_ending(self, key: TunnelKey, now: datetime) -> bool:
@@ -162,25 +156,14 @@ class Reconciler:
     async def _write_children(
         self, key: TunnelKey, tunnel: DatabaseTunnel, installation: Installation, now: datetime
     ) -> Problem | None:
-        problem = await self._make_key(key, tunnel, now)
+        has_pods = self._owned(tunnel, DEPLOYMENT.name, names.workload_name(tunnel)) is not None
+        problem = await self._secrets.make_key(key, tunnel, now, deployment_exists=has_pods)
         wanted = desired_children(tunnel, installation)
         problem = await self._cluster.ensure(tunnel, wanted) or problem
+        problem = await self._secrets.make_binding(key, tunnel, now) or problem
         if problem is None:
             # what replaces it is there
             await self._cluster.prune(tunnel, wanted)
-        return problem
-
-    async def _make_key(self, key: TunnelKey, tunnel: DatabaseTunnel, now: datetime) -> Problem | None:
-        has_pods = self._owned(tunnel, DEPLOYMENT.name, names.workload_name(tunnel)) is not None
-        occasion = tunnel.metadata.uid, has_pods
-        known, last = self._keys.get(key, (None, now))
-        is_tried = known == occasion and 0 <= (now - last).total_seconds() < KEY_SECONDS
-        if is_tried or not needs_generated_key(tunnel, deployment_exists=has_pods):
-            return None
-        kind, comment = tunnel.spec.tunnel.generated_key_type, names.key_comment(tunnel)
-        problem = await self._cluster.create_key(tunnel, await asyncio.to_thread(generate_key, kind, comment))
-        if problem is None:
-            self._keys[key] = occasion, now
         return problem
 
     def _follow(self, key: TunnelKey, tunnel: DatabaseTunnel, installation: Installation) -> list[Pod]:
@@ -207,6 +190,7 @@ class Reconciler:
             pods=tuple(pods),
             reports=dict(self._forwarders.reports(key)),
             problem=problem,
+            binding=self._secrets.binding(key, tunnel),
         )
 
     async def _publish(

@@ -7,7 +7,16 @@ from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.forwarder import ForwarderStatus, HopFact, LayerStatus, NextKeyFact, PublicKeyFact
 from dbtunnel.api.reasons import Reason
 from dbtunnel.api.resource import DatabaseTunnel
-from dbtunnel.api.status import Condition, DatabaseStatus, DatabaseTunnelStatus, Endpoint, Hop, LastFailure, PublicKey
+from dbtunnel.api.status import (
+    Binding,
+    Condition,
+    DatabaseStatus,
+    DatabaseTunnelStatus,
+    Endpoint,
+    Hop,
+    LastFailure,
+    PublicKey,
+)
 from dbtunnel.domain import names
 from dbtunnel.domain.diagnosis import Subject, key_lines, printable
 from dbtunnel.domain.forwarding import replicas, server_name, service_port
@@ -40,6 +49,7 @@ def build_status(
         replicas=0 if tunnel.spec.suspend else replicas(tunnel, installation.defaults),
         ready_replicas=connected,
         last_failure=_last_failure(tunnel, conditions),
+        binding=Binding(name=seen.binding) if seen.binding else None,
     )
 
 

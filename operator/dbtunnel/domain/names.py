@@ -55,6 +55,11 @@ def key_secret_name(tunnel: DatabaseTunnel) -> str:
     return reference.name if reference else f"{tunnel.metadata.name}-ssh"
 
 
+def binding_name(tunnel: DatabaseTunnel, content: str) -> str:
+    """The Secret that workloads bind to, by the hash of what is in it."""
+    return f"{tunnel.metadata.name}-binding-{content}"
+
+
 def endpoint_host(tunnel: DatabaseTunnel) -> str:
     """The host name that applications use, short enough for every cluster domain."""
     return f"{service_name(tunnel)}.{tunnel.metadata.namespace}.svc"

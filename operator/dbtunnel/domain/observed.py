@@ -113,6 +113,8 @@ class Observation:
     """By pod uid."""
     problem: Problem | None = None
     """The first that came up while children were written."""
+    binding: str | None = None
+    """Name of the Secret that workloads bind to, once it is there."""
 
 
 _WAITING = {
