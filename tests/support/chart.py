@@ -36,7 +36,12 @@ def render(values: object = None, *options: str, release: str = "tunnels") -> li
     """The objects of the chart."""
     done = template(values, *options, release=release)
     assert done.returncode == 0, done.stderr
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
+    return objects(done.stdout)
+
+
+def objects(rendered: str) -> list[Manifest]:
+    """The documents of a rendering. The definition is long: Python's own reader would take half a second for it."""
+    return [document for document in yaml.load_all(rendered, Loader=yaml.CSafeLoader) if document]
 
 
 def the_one(manifests: list[Manifest], kind: str) -> Manifest:

@@ -24,6 +24,7 @@ from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.metrics import Metric
 from dbtunnel.domain.settings import Defaults
 from dbtunnel.forwarder import metrics as forwarders
+from tests.support import chart_values
 from tests.support.events import MEANINGS, Event, events_of
 
 ROOT = Path(__file__).parents[2]
@@ -207,6 +208,8 @@ def logs_page() -> str:
 GENERATED: Mapping[str, Callable[[], str]] = {
     "crds/dbtunnel.dev_databasetunnels.yaml": crd_yaml,
     "charts/dbtunnel-operator/files/crd.yaml": crd_yaml,
+    "charts/dbtunnel-operator/values.schema.json": chart_values.schema_json,
+    "charts/dbtunnel-operator/README.md": chart_values.readme,
     "docs/conditions.md": conditions_page,
     "docs/engines.md": engines_page,
     "docs/logs.md": logs_page,

@@ -1,15 +1,13 @@
 """The chart's objects as the real helm renders them."""
 
 import re
-from collections.abc import Iterable, Mapping
-from itertools import product
 
 import pytest
 import yaml
 
 from dbtunnel.api.crd import crd
 from dbtunnel.cli.manifests import parse_tunnel
-from dbtunnel.controller.rbac import LEADER_RULES, cluster_role
+from dbtunnel.domain.children import ADMIN_PORT_NAME, build_deployment
 from tests.support.chart import (
     CHART,
     NAMESPACE,
@@ -22,6 +20,7 @@ from tests.support.chart import (
     template,
     the_one,
 )
+from tests.support.values import INSTALLATION, tunnel
 
 # --- what is installed ------------------------------------------------------------------------------------------
 
@@ -38,6 +37,8 @@ def test_the_default_installation_is_complete() -> None:
 
     assert kinds == [
         "ClusterRole",
+        "ClusterRole",
+        "ClusterRole",
         "ClusterRoleBinding",
         "CustomResourceDefinition",
         "Deployment",
@@ -46,38 +47,21 @@ def test_the_default_installation_is_complete() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"replicaCount": 0},
-        {"metrics": {"enabled": False}},
-        {"metrics": {"annotations": {"prometheus.io/scrape": "true"}}},
-        {"serviceAccount": {"create": False, "name": "given"}},
-        {"imagePullSecrets": [{"name": "registry"}]},
-        {"nodeSelector": {"kubernetes.io/os": "linux"}, "tolerations": [{"operator": "Exists"}]},
-        {"affinity": {"nodeAffinity": {}}, "priorityClassName": "system-cluster-critical"},
-        {"podAnnotations": {"a": "b"}, "podLabels": {"team": "data"}},
-        {"settings": {"namespaces": ["shop", "billing"], "egressAddresses": ["203.0.113.0/24", "2001:db8::1"]}},
-        {"settings": {"workers": None}},
-        {"image": {"repository": "registry.example.com:5000/dbtunnel", "tag": "1.2.3", "pullPolicy": "Always"}},
-    ],
-)
-def test_other_values_render_to_objects_with_names_and_labels(values: Manifest) -> None:
-    for manifest in render(values):
-        assert manifest["metadata"]["name"]
-        if manifest["kind"] != "CustomResourceDefinition":
-            assert manifest["metadata"]["labels"]["app.kubernetes.io/instance"] == "tunnels"
-
-
-def test_rendering_twice_gives_the_same() -> None:
-    assert template().stdout == template().stdout
-
-
 @pytest.mark.parametrize("release", ["dbtunnel-operator", "x", "a" * 53])
 def test_names_fit_for_every_release_name(release: str) -> None:
     names = [manifest["metadata"]["name"] for manifest in render(release=release)]
 
     assert all(len(name) <= 63 and not name.endswith("-") for name in names)
+
+
+def test_names_can_be_given() -> None:
+    given = the_one(render({"fullnameOverride": "tunnel-operator"}), "Deployment")["metadata"]
+    named = the_one(render({"nameOverride": "bridges"}), "Deployment")
+
+    assert given["name"] == "tunnel-operator"
+    assert given["labels"]["app.kubernetes.io/name"] == "dbtunnel-operator"
+    assert named["metadata"]["name"] == "tunnels-bridges"
+    assert named["spec"]["selector"]["matchLabels"]["app.kubernetes.io/name"] == "bridges"
 
 
 def test_an_old_cluster_is_refused() -> None:
@@ -92,7 +76,14 @@ def test_the_definition_is_the_codes_and_stays_on_uninstall() -> None:
     definition = the_one(render(), "CustomResourceDefinition")
 
     assert definition["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+    assert definition["metadata"].pop("labels")["app.kubernetes.io/managed-by"] == "Helm"
     assert definition == crd()
+
+
+def test_the_definition_goes_with_the_release_where_that_is_asked_for() -> None:
+    definition = the_one(render({"crds": {"keep": False}}), "CustomResourceDefinition")
+
+    assert "annotations" not in definition["metadata"]
 
 
 def test_the_definition_can_be_left_out() -> None:
@@ -100,67 +91,6 @@ def test_the_definition_can_be_left_out() -> None:
 
     assert "Deployment" in kinds
     assert "CustomResourceDefinition" not in kinds
-
-
-# --- rights -----------------------------------------------------------------------------------------------------
-
-
-def _granted(manifests: list[Manifest], kind: str) -> list[set[tuple[str, ...]]]:
-    """The rules of each role of a kind as (group, resource, verb), one set a role."""
-    return [_flat(manifest["rules"]) for manifest in manifests if manifest["kind"] == kind]
-
-
-def _flat(rules: Iterable[Mapping[str, list[str]]]) -> set[tuple[str, ...]]:
-    parts = [product(rule["apiGroups"], rule["resources"], rule["verbs"]) for rule in rules]
-    assert all(set(rule) == {"apiGroups", "resources", "verbs"} for rule in rules)
-    return {triple for part in parts for triple in part}
-
-
-@pytest.mark.parametrize("namespaces", [[], ["shop", "billing"]])
-def test_the_rights_are_those_that_the_operator_uses(namespaces: list[str]) -> None:
-    manifests = render({"settings": {"namespaces": namespaces}})
-
-    assert _granted(manifests, "ClusterRole") == [_flat(cluster_role("any")["rules"])]
-    assert _granted(manifests, "Role") == []
-
-
-def test_rights_to_the_lease_are_granted_to_operators_that_elect_a_leader() -> None:
-    two = render({"replicaCount": 2})
-
-    assert _granted(two, "Role") == [_flat(LEADER_RULES)]
-    assert the_one(two, "Role")["metadata"]["namespace"] == NAMESPACE
-    binding = the_one(two, "RoleBinding")
-    assert binding["metadata"]["namespace"] == NAMESPACE
-    assert binding["roleRef"]["name"] == the_one(two, "Role")["metadata"]["name"]
-
-
-def test_every_binding_is_of_the_operators_service_account_to_a_role_of_the_release() -> None:
-    manifests = render({"replicaCount": 2, "settings": {"namespaces": ["shop"]}})
-    roles = {(one["kind"], one["metadata"]["name"]) for one in manifests if one["kind"] in ("Role", "ClusterRole")}
-    account = the_one(manifests, "ServiceAccount")["metadata"]
-    bindings = [one for one in manifests if one["kind"].endswith("Binding")]
-
-    assert {(one["roleRef"]["kind"], one["roleRef"]["name"]) for one in bindings} == roles
-    for one in bindings:
-        assert one["subjects"] == [
-            {"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}
-        ]
-
-
-def test_no_secret_can_be_read() -> None:
-    rules = [rule for manifest in render({"replicaCount": 2}) for rule in manifest.get("rules", ())]
-
-    assert [rule["verbs"] for rule in rules if "secrets" in rule["resources"]] == [["create"]]
-    assert not [rule for rule in rules if "*" in rule["resources"] + rule["verbs"] + rule["apiGroups"]]
-
-
-def test_named_namespaces_limit_the_rights_to_them() -> None:
-    manifests = render({"settings": {"namespaces": ["shop", "billing"]}})
-    bindings = [manifest for manifest in manifests if manifest["kind"] == "RoleBinding"]
-    granted = {one["metadata"]["namespace"] for one in bindings if one["roleRef"]["kind"] == "ClusterRole"}
-
-    assert granted == {"shop", "billing"}
-    assert not [manifest for manifest in manifests if manifest["kind"] == "ClusterRoleBinding"]
 
 
 # --- the pod ----------------------------------------------------------------------------------------------------
@@ -187,10 +117,106 @@ def test_ports_are_those_on_which_the_operator_listens() -> None:
 
 
 def test_labels_of_the_pod_never_replace_the_selectors() -> None:
-    deployment = the_one(render({"podLabels": {"app.kubernetes.io/name": "other", "team": "data"}}), "Deployment")
+    values = {
+        "podLabels": {"app.kubernetes.io/name": "other", "team": "data"},
+        "commonLabels": {"app.kubernetes.io/instance": "other", "team": "all", "tier": "platform"},
+    }
+    deployment = the_one(render(values), "Deployment")
     labels = deployment["spec"]["template"]["metadata"]["labels"]
 
-    assert labels == {**deployment["spec"]["selector"]["matchLabels"], "team": "data"}
+    assert labels == {**deployment["spec"]["selector"]["matchLabels"], "team": "data", "tier": "platform"}
+
+
+def test_what_is_said_of_the_pod_is_there() -> None:
+    spread = {"maxSkew": 2, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule"}
+    values: Manifest = {
+        "podSecurityContext": {"runAsUser": 10001},
+        "securityContext": {"runAsGroup": 10001},
+        "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy.example:3128"}],
+        "topologySpreadConstraints": [spread],
+        "terminationGracePeriodSeconds": 10,
+        "priorityClassName": "system-cluster-critical",
+    }
+    deployment = the_one(render(values), "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+
+    assert pod["securityContext"].items() >= {"runAsUser": 10001, "runAsNonRoot": True}.items()
+    assert pod["containers"][0]["securityContext"]["runAsGroup"] == 10001
+    assert pod["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
+    assert pod["containers"][0]["env"][-1] == values["extraEnv"][0]
+    assert pod["topologySpreadConstraints"] == [
+        {**spread, "labelSelector": {"matchLabels": deployment["spec"]["selector"]["matchLabels"]}}
+    ]
+    assert pod["terminationGracePeriodSeconds"] == 10
+    assert pod["priorityClassName"] == "system-cluster-critical"
+
+
+def test_several_operators_are_spread_over_nodes_and_outlive_a_drain() -> None:
+    one, two = render({"replicaCount": 1}), render({"replicaCount": 2})
+    spec = the_one(two, "Deployment")["spec"]
+    selector = {"matchLabels": spec["selector"]["matchLabels"]}
+
+    assert spec["template"]["spec"]["topologySpreadConstraints"] == [
+        {
+            "maxSkew": 1,
+            "topologyKey": "kubernetes.io/hostname",
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": selector,
+        }
+    ]
+    assert the_one(two, "PodDisruptionBudget")["spec"] == {"maxUnavailable": 1, "selector": selector}
+    assert "topologySpreadConstraints" not in the_one(one, "Deployment")["spec"]["template"]["spec"]
+    assert not [manifest for manifest in one if manifest["kind"] == "PodDisruptionBudget"]
+
+
+# --- the network ------------------------------------------------------------------------------------------------
+
+
+def test_a_network_policy_leaves_the_metrics_to_the_named_and_egress_open() -> None:
+    team = {"podSelector": {"matchLabels": {"app": "prometheus"}}}
+    values = {
+        "networkPolicy": {"enabled": True, "from": [team]},
+        "settings": {"scraperNamespaces": ["monitoring"]},
+    }
+    manifests = render(values)
+    spec = the_one(manifests, "NetworkPolicy")["spec"]
+
+    assert spec == {
+        "podSelector": the_one(manifests, "Deployment")["spec"]["selector"],
+        "policyTypes": ["Ingress"],
+        "ingress": [
+            {
+                "from": [
+                    team,
+                    {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}},
+                ],
+                "ports": [{"port": "metrics", "protocol": "TCP"}],
+            }
+        ],
+    }
+
+
+def test_a_network_policy_with_nobody_named_admits_nobody() -> None:
+    spec = the_one(render({"networkPolicy": {"enabled": True}}), "NetworkPolicy")["spec"]
+
+    assert (spec["policyTypes"], spec["ingress"]) == (["Ingress"], [])
+
+
+def test_limited_egress_still_reaches_the_forwarders() -> None:
+    server = {"to": [{"ipBlock": {"cidr": "192.0.2.1/32"}}], "ports": [{"port": 6443}]}
+    spec = the_one(render({"networkPolicy": {"enabled": True, "egress": [server]}}), "NetworkPolicy")["spec"]
+    pod = build_deployment(tunnel(), INSTALLATION)["spec"]["template"]
+    forwarders, given = spec["egress"]
+    (to,) = forwarders["to"]
+
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    assert given == server
+    assert to["namespaceSelector"] == {}
+    assert to["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert forwarders["ports"] == [{"port": ADMIN_PORT_NAME, "protocol": "TCP"}]
+
+
+# --- replicas ---------------------------------------------------------------------------------------------------
 
 
 def test_two_replicas_elect_a_leader_and_one_is_never_doubled() -> None:
@@ -203,6 +229,9 @@ def test_two_replicas_elect_a_leader_and_one_is_never_doubled() -> None:
     assert settings_of(environment_of({"replicaCount": 2})).leader_election
 
 
+DIGEST = "sha256:" + "0" * 64
+
+
 # --- images -----------------------------------------------------------------------------------------------------
 
 
@@ -213,6 +242,10 @@ def test_two_replicas_elect_a_leader_and_one_is_never_doubled() -> None:
         ({"repository": "r", "tag": "2"}, {}, ("r:2", "r:2")),
         ({"repository": "r", "tag": "2"}, {"tag": "1"}, ("r:2", "r:1")),
         ({"repository": "r"}, {"repository": "s"}, ("r:0.1.0", "s:0.1.0")),
+        ({"repository": "r", "digest": DIGEST}, {}, (f"r@{DIGEST}", f"r@{DIGEST}")),
+        ({"repository": "r", "digest": DIGEST}, {"repository": "s"}, (f"r@{DIGEST}", f"s@{DIGEST}")),
+        ({"repository": "r", "tag": "2", "digest": DIGEST}, {"tag": "1"}, (f"r@{DIGEST}", "r:1")),
+        ({"repository": "r", "tag": "2"}, {"digest": DIGEST}, ("r:2", f"r@{DIGEST}")),
     ],
 )
 def test_the_forwarders_image_is_the_operators_unless_given(
@@ -250,10 +283,10 @@ def test_the_notes_have_a_manifest_that_is_accepted() -> None:
 
 
 def test_the_notes_tell_what_is_left_open() -> None:
-    assert "forwarder.image.tag is not set" in _notes()
+    assert "neither forwarder.image.tag nor forwarder.image.digest is set" in _notes()
     assert "settings.egressAddresses" in _notes()
     assert "dbtunnel crd | kubectl apply" in _notes({"crds": {"enabled": False}})
 
     settled = {"forwarder": {"image": {"tag": "1"}}, "settings": {"egressAddresses": ["203.0.113.7"]}}
-    assert "is not set" not in _notes(settled)
+    assert "is set" not in _notes(settled)
     assert "egressAddresses" not in _notes(settled)

@@ -1,7 +1,6 @@
 """The chart's values: what they set, which are refused, and where they are described."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,7 +8,8 @@ import pytest
 import yaml
 
 from dbtunnel.controller.settings import SETTINGS, Setting
-from tests.support.chart import CHART, Manifest, environment_of, settings_of, template
+from tests.support.chart import CHART, Manifest, environment_of, helm, settings_of, template
+from tests.support.chart_values import SHAPES, declared, paths
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 
@@ -50,9 +50,12 @@ def test_settings_reach_the_operator() -> None:
                     "egressAddresses": ["203.0.113.7", "198.51.100.0/24"],
                     "namespaces": ["shop"],
                     "defaultDrainMaxSeconds": 604800,
-                    "defaultResources": {"limits": {"memory": "1Gi"}},
+                    "defaultPodTemplate": {"resources": {"limits": {"memory": "1Gi"}}, "labels": {"team": "data"}},
+                    "forwarderPodSecurity": {"runAsUser": 10001, "seLinuxOptions": {"level": "s0"}},
                     "logLevel": "DEBUG",
+                    "logFormat": "text",
                     "forwarderLogLevel": "WARNING",
+                    "forwarderLogFormat": "text",
                 }
             }
         )
@@ -61,8 +64,13 @@ def test_settings_reach_the_operator() -> None:
     assert settings.egress_addresses == ("203.0.113.7", "198.51.100.0/24")
     assert settings.namespaces == ("shop",)
     assert settings.default_drain_max_seconds == 604800
-    assert settings.default_resources.document()["limits"] == {"memory": "1Gi"}
+    assert settings.default_pod_template.document() == {
+        "labels": {"team": "data"},
+        "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"memory": "1Gi"}},
+    }
+    assert settings.forwarder_pod_security.document() == {"runAsUser": 10001, "seLinuxOptions": {"level": "s0"}}
     assert (settings.log_level, settings.forwarder_log_level) == ("DEBUG", "WARNING")
+    assert (settings.log_format, settings.forwarder_log_format) == ("text", "text")
 
 
 def _camel_case(setting: Setting) -> str:
@@ -87,33 +95,78 @@ def test_the_schema_takes_what_the_setting_takes(setting: Setting) -> None:
 # --- values -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("values", "field", "told"),
-    [
-        ({"replicas": 2}, "", "replicas"),
-        ({"image": {"tagg": "1"}}, "/image", "tagg"),
-        ({"image": {"repository": ""}}, "/image/repository", "minLength"),
-        ({"image": {"tag": 1.0}}, "/image/tag", "got number, want string"),
-        ({"image": {"pullPolicy": "Sometimes"}}, "/image/pullPolicy", "'Always', 'IfNotPresent', 'Never'"),
-        ({"replicaCount": "two"}, "/replicaCount", "got string, want integer"),
-        ({"replicaCount": -1}, "/replicaCount", "minimum"),
-        ({"crds": {"enabled": "no"}}, "/crds/enabled", "got string, want boolean"),
-        ({"imagePullSecrets": ["registry"]}, "/imagePullSecrets/0", "got string, want object"),
-        ({"settings": {"egressAddresses": "203.0.113.7"}}, "/settings/egressAddresses", "want array"),
-        ({"settings": {"egressAddresses": ["bastion.example.com"]}}, "/settings/egressAddresses/0", "pattern"),
-        ({"settings": {"namespaces": ["Shop"]}}, "/settings/namespaces/0", "pattern"),
-        ({"settings": {"defaultReplicas": 17}}, "/settings/defaultReplicas", "maximum"),
-        ({"settings": {"defaultProbeMode": "auto"}}, "/settings/defaultProbeMode", "'Auto', 'Passive', 'Disabled'"),
-        ({"settings": {"loglevel": "DEBUG"}}, "/settings", "loglevel"),
-        ({"resources": {"limit": {}}}, "/resources", "limit"),
-    ],
-)
+DIGEST = "sha256:" + "0" * 64
+
+BAD: list[tuple[Manifest, str, str]] = [
+    ({"replicas": 2}, "", "replicas"),
+    ({"nameOverride": "My Tunnels"}, "/nameOverride", "pattern"),
+    ({"fullnameOverride": "a_b"}, "/fullnameOverride", "pattern"),
+    ({"commonLabels": {"team": "data platform"}}, "/commonLabels/team", "pattern"),
+    ({"commonLabels": {"cost center": "1"}}, "/commonLabels", "cost center"),
+    ({"commonLabels": {"priority": 1}}, "/commonLabels/priority", "got number, want string"),
+    ({"commonAnnotations": ["a"]}, "/commonAnnotations", "got array, want object"),
+    ({"image": {"tagg": "1"}}, "/image", "tagg"),
+    ({"image": {"repository": ""}}, "/image/repository", "pattern"),
+    ({"image": {"repository": f"registry.example/dbtunnel@{DIGEST}"}}, "/image/repository", "pattern"),
+    ({"image": {"tag": 1.0}}, "/image/tag", "got number, want string"),
+    ({"image": {"tag": "v1+2"}}, "/image/tag", "pattern"),
+    ({"image": {"digest": "0" * 64}}, "/image/digest", "pattern"),
+    ({"image": {"pullPolicy": "Sometimes"}}, "/image/pullPolicy", "'Always', 'IfNotPresent', 'Never'"),
+    ({"forwarder": {"image": {"digest": DIGEST[:-1]}}}, "/forwarder/image/digest", "pattern"),
+    ({"replicaCount": "two"}, "/replicaCount", "got string, want integer"),
+    ({"replicaCount": -1}, "/replicaCount", "minimum"),
+    ({"crds": {"enabled": "no"}}, "/crds/enabled", "got string, want boolean"),
+    ({"imagePullSecrets": ["registry"]}, "/imagePullSecrets/0", "got string, want object"),
+    ({"settings": {"egressAddresses": "203.0.113.7"}}, "/settings/egressAddresses", "want array"),
+    ({"settings": {"egressAddresses": ["bastion.example.com"]}}, "/settings/egressAddresses/0", "pattern"),
+    ({"settings": {"namespaces": ["Shop"]}}, "/settings/namespaces/0", "pattern"),
+    ({"settings": {"namespaces": ["shop", "shop"]}}, "/settings/namespaces", "items at 0 and 1 are equal"),
+    ({"settings": {"defaultReplicas": 17}}, "/settings/defaultReplicas", "maximum"),
+    ({"settings": {"defaultProbeMode": "auto"}}, "/settings/defaultProbeMode", "'Auto', 'Passive', 'Disabled'"),
+    ({"settings": {"loglevel": "DEBUG"}}, "/settings", "loglevel"),
+    ({"settings": {"logFormat": "yaml"}}, "/settings/logFormat", "'json', 'text'"),
+    ({"settings": {"defaultPodTemplate": {"hostNetwork": True}}}, "/settings/defaultPodTemplate", "hostNetwork"),
+    (
+        {"settings": {"defaultPodTemplate": {"tolerations": [{"effect": "Never"}]}}},
+        "/settings/defaultPodTemplate/tolerations/0/effect",
+        "'NoSchedule', 'PreferNoSchedule', 'NoExecute'",
+    ),
+    ({"settings": {"forwarderPodSecurity": {"runAsUser": 0}}}, "/settings/forwarderPodSecurity/runAsUser", "minimum"),
+    ({"settings": {"forwarderPodSecurity": {"privileged": True}}}, "/settings/forwarderPodSecurity", "privileged"),
+    ({"rbac": {"writers": "everybody"}}, "/rbac/writers", "'edit', 'admin', 'nobody'"),
+    ({"serviceAccount": {"annotations": {"example.com/role": 7}}}, "/serviceAccount/annotations", "want string"),
+    ({"resources": {"limit": {}}}, "/resources", "limit"),
+    ({"podSecurityContext": {"runAsUsr": 1}}, "/podSecurityContext", "runAsUsr"),
+    ({"securityContext": {"privileged": "no"}}, "/securityContext/privileged", "want boolean"),
+    ({"extraEnv": [{"value": "1"}]}, "/extraEnv/0", "missing property 'name'"),
+    ({"extraEnv": [{"name": "DBTUNNEL_WORKERS", "value": "1"}]}, "/extraEnv/0/name", "not"),
+    ({"extraEnv": [{"name": "A", "valeu": "1"}]}, "/extraEnv/0", "valeu"),
+    ({"tolerations": [{"key": "a", "operater": "Exists"}]}, "/tolerations/0", "operater"),
+    ({"affinity": {"podAntiAffinity": {"required": []}}}, "/affinity/podAntiAffinity", "required"),
+    ({"topologySpreadConstraints": [{"topologyKey": "a"}]}, "/topologySpreadConstraints/0", "maxSkew"),
+    ({"podDisruptionBudget": {"maxUnavailable": "50%"}}, "/podDisruptionBudget/maxUnavailable", "want integer"),
+    ({"networkPolicy": {"from": [{"podSelecter": {}}]}}, "/networkPolicy/from/0", "podSelecter"),
+    ({"networkPolicy": {"egress": [{"port": 443}]}}, "/networkPolicy/egress/0", "port"),
+    ({"terminationGracePeriodSeconds": 3601}, "/terminationGracePeriodSeconds", "maximum"),
+    ({"metrics": {"podMonitor": {"interval": "soon"}}}, "/metrics/podMonitor/interval", "pattern"),
+]
+"""Values that no installation can have, with their place and a word of what is said."""
+
+
+@pytest.mark.parametrize(("values", "field", "told"), BAD, ids=lambda value: str(value)[:60])
 def test_a_bad_value_is_refused_with_its_place(values: Manifest, field: str, told: str) -> None:
     done = template(values)
 
     assert done.returncode != 0
-    assert f"at '{field}'" in done.stderr
+    assert f"at '{field}" in done.stderr
     assert told in done.stderr
+
+
+def test_an_installation_with_a_bad_value_fails_like_that() -> None:
+    done = helm("install", "tunnels", str(CHART), "--dry-run=client", values={"replicaCount": "two"})
+
+    assert done.returncode != 0
+    assert "at '/replicaCount': got string, want integer" in done.stderr
 
 
 def test_no_service_account_at_all_is_refused() -> None:
@@ -123,13 +176,26 @@ def test_no_service_account_at_all_is_refused() -> None:
     assert "serviceAccount.name" in done.stderr
 
 
-def test_every_value_is_described_where_it_is_declared_and_in_the_schema() -> None:
-    described = dict(_comments((CHART / "values.yaml").read_text()))
-    in_schema = {path: node["description"] for path, node in _schema_nodes(SCHEMA) if path in described}
-    values = dict(_paths(yaml.safe_load((CHART / "values.yaml").read_text())))
+def test_every_value_has_a_comment() -> None:
+    """But for the fields of a value that Kubernetes, or a tunnel, defines as a whole."""
+    whole = {*SHAPES, *(path for path in declared() if path.endswith("resources"))}
+    values = set(paths(yaml.safe_load((CHART / "values.yaml").read_text())))
 
-    assert set(values) - set(described) == _within_resources(values)
-    assert described == in_schema
+    assert {
+        path for path in values - set(declared()) if not path.startswith(tuple(f"{one}." for one in whole))
+    } == set()
+
+
+def test_every_shape_is_that_of_a_value() -> None:
+    assert set(SHAPES) <= set(declared())
+
+
+def test_what_is_left_to_kubernetes_is_as_strict_as_its_own_types() -> None:
+    """What the schema lets in is checked once more where it is used: by the API server, by the operator."""
+    closed = [node for node in SCHEMA["definitions"].values() if node["type"] == "object"]
+
+    assert len(closed) > 10
+    assert all(node["additionalProperties"] is False for node in closed)
 
 
 def test_the_schema_is_strict_everywhere() -> None:
@@ -137,34 +203,6 @@ def test_the_schema_is_strict_everywhere() -> None:
 
     assert own
     assert all(node["additionalProperties"] is False for node in (SCHEMA, *own))
-
-
-def _within_resources(values: Mapping[str, object]) -> set[str]:
-    return {path for path in values if "resources." in path.lower()}
-
-
-def _comments(text: str) -> Iterator[tuple[str, str]]:
-    """The path of each value that has a comment above it, and the comment."""
-    parents: list[tuple[int, str]] = []
-    comment: list[str] = []
-    for line in text.splitlines():
-        indent = len(line) - len(line.lstrip())
-        key = re.match(r"\s*([A-Za-z]+):", line)
-        if line.strip().startswith("# "):
-            comment.append(line.strip()[2:])
-            continue
-        if key:
-            parents = [*((depth, name) for depth, name in parents if depth < indent), (indent, key[1])]
-            if comment:
-                yield ".".join(name for _, name in parents), " ".join(comment)
-        comment = []
-
-
-def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in values.items():
-        yield f"{prefix}{name}", value
-        if isinstance(value, dict):
-            yield from _paths(value, f"{prefix}{name}.")
 
 
 def _schema_nodes(schema: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Manifest]]:

@@ -9,6 +9,7 @@ import pytest
 from dbtunnel.api import forwarder as wire
 from dbtunnel.api.documents import read
 from dbtunnel.api.forwarder import ForwarderConfig
+from dbtunnel.api.pods import PodSecurity, PodTemplate, Resources, SeLinuxOptions
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.domain.children import (
     Manifest,
@@ -272,11 +273,44 @@ def test_image_and_resources_are_the_installers_unless_given() -> None:
     assert container(tunnel({"podTemplate.resources": {"limits": {"cpu": 1}}}))["resources"] == {"limits": {"cpu": 1}}
 
 
+def test_what_a_tunnel_leaves_open_of_its_pods_is_the_installers() -> None:
+    default = PodTemplate(
+        labels={"team": "all", "tier": "data"},
+        annotations={"a": "installer"},
+        node_selector={"pool": "tunnels"},
+        priority_class_name="tunnels",
+        resources=Resources(limits={"memory": "1Gi"}),
+    )
+    installation = replace(INSTALLATION, defaults=Defaults(pod_template=default))
+    own = {"labels": {"team": "shop"}, "nodeSelector": {"disk": "fast"}}
+    template = build_deployment(tunnel({"podTemplate": own}), installation)["spec"]["template"]
+    assert template["metadata"]["labels"].items() >= {"team": "shop", "tier": "data"}.items()
+    assert template["metadata"]["annotations"] == {"a": "installer"}
+    assert template["spec"]["nodeSelector"] == {"disk": "fast"}
+    assert template["spec"]["priorityClassName"] == "tunnels"
+    assert template["spec"]["containers"][0]["resources"] == {"limits": {"memory": "1Gi"}}
+
+
+def test_the_installer_adds_to_the_security_context_and_takes_nothing_away() -> None:
+    given = PodSecurity(run_as_user=10001, fs_group=10002, se_linux_options=SeLinuxOptions(level="s0:c1"))
+    pod = build_deployment(tunnel(), replace(INSTALLATION, forwarder_pod_security=given))["spec"]["template"]["spec"]
+    assert pod["securityContext"] == {
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+        "runAsUser": 10001,
+        "fsGroup": 10002,
+        "seLinuxOptions": {"level": "s0:c1"},
+    }
+
+
 def test_forwarders_are_told_a_level_only_where_it_is_another() -> None:
     assert container(tunnel())["args"] == ["forward"]
     installation = replace(INSTALLATION, forwarder_log_level="DEBUG")
     one = build_deployment(tunnel(), installation)["spec"]["template"]["spec"]["containers"][0]
     assert one["args"] == ["forward", "--log-level=debug"]
+    as_text = replace(INSTALLATION, forwarder_log_format="text")
+    (one,) = build_deployment(tunnel(), as_text)["spec"]["template"]["spec"]["containers"]
+    assert one["args"] == ["forward", "--log-format=text"]
 
 
 def test_the_whole_key_secret_is_mounted_whether_it_is_there_or_not() -> None:

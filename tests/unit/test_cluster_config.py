@@ -79,20 +79,33 @@ def test_kinds_configuration_is_plain_yaml() -> None:
 # --- the audit log ----------------------------------------------------------------------------------------------
 
 
-def test_the_audit_log_has_each_write_once_and_no_read() -> None:
+def test_the_audit_log_has_each_write_once_and_the_reads_of_service_accounts() -> None:
     policy = yaml.safe_load(AUDIT_POLICY)
+    reads = {"level": "None", "verbs": ["get", "list", "watch"]}
 
     assert policy["omitStages"] == ["RequestReceived"]
-    assert policy["rules"] == [{"level": "None", "verbs": ["get", "list", "watch"]}, {"level": "Metadata"}]
+    assert policy["rules"] == [
+        {**reads, "userGroups": ["system:serviceaccounts:kube-system"]},
+        {"level": "Metadata", "userGroups": ["system:serviceaccounts"]},
+        reads,
+        {"level": "Metadata"},
+    ]
 
 
 def test_a_line_of_the_audit_log_that_is_being_written_waits_for_its_end() -> None:
     log = AuditLog()
 
     log.feed(b'{"verb": "create"}\n{"verb": "upd')
-    assert log.events == [{"verb": "create"}]
+    assert log.writes == [{"verb": "create"}]
     log.feed(b'ate"}\n')
-    assert log.events == [{"verb": "create"}, {"verb": "update"}]
+    assert log.writes == [{"verb": "create"}, {"verb": "update"}]
+
+
+def test_reads_are_kept_apart_from_writes() -> None:
+    log = AuditLog()
+
+    log.feed(b'{"verb": "list"}\n{"verb": "patch"}\n{"verb": "watch"}\n')
+    assert (log.writes, log.reads) == ([{"verb": "patch"}], [{"verb": "list"}, {"verb": "watch"}])
 
 
 def test_a_kind_cluster_goes_with_a_killed_test_run(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.reasons import Reason
 from dbtunnel.api.status import DatabaseTunnelStatus
-from dbtunnel.controller.logs import JsonFormatter, event
+from dbtunnel.controller.logs import FORMATS, JsonFormatter, event
 from dbtunnel.controller.metrics import API_WRITES, METRICS, QUEUE_DEPTH, RECONCILE_SECONDS, Metrics, code_of
 from dbtunnel.controller.reconcile import transition
 from dbtunnel.domain.observed import Observation
@@ -136,6 +136,18 @@ def test_an_exception_is_told_with_its_last_lines(caplog: pytest.LogCaptureFixtu
     line = logged(caplog)
     assert line["exception"].endswith("the end")
     assert len(line["exception"]) <= 4000
+
+
+def test_a_line_for_people_has_the_same_and_forges_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    try:
+        raise ValueError("\x1b[2J")
+    except ValueError:
+        event(LOGGER, "found\nfound", level=logging.WARNING, name="orders", error="\n2026 info")
+        LOGGER.exception("reconcile failed")
+    found, failed = (FORMATS["text"]().format(record) for record in caplog.records)
+    assert re.fullmatch(r"2\S+Z? warning found\\nfound name=orders error=\\n2026 info", found)
+    assert failed.splitlines()[0].endswith("error reconcile failed")
+    assert failed.splitlines()[-1] == "ValueError: \\x1b[2J"
 
 
 def test_a_field_that_json_does_not_know_is_shown_as_text(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dbtunnel.api.forwarder import ProbeMode
-from dbtunnel.api.pods import Resources
+from dbtunnel.api.pods import PodSecurity, PodTemplate, Resources
 from dbtunnel.controller.settings import SETTINGS, PodAccess, SettingError, Settings, add_flags
 from dbtunnel.domain.observed import Observation
 from dbtunnel.domain.settings import Defaults, Installation
@@ -65,7 +65,10 @@ OTHER: dict[str, tuple[str, Any]] = {
     "drain_max_seconds": ("604800", 604800),
     "probe_mode": ("Passive", ProbeMode.PASSIVE),
     "probe_interval_seconds": ("5", 5),
-    "resources": ('{"limits": {"memory": "1Gi", "cpu": 1}}', Resources(limits={"memory": "1Gi", "cpu": 1})),
+    "pod_template": (
+        '{"resources": {"limits": {"memory": "1Gi", "cpu": 1}}, "labels": {"a": "b"}}',
+        PodTemplate(resources=Resources(limits={"memory": "1Gi", "cpu": 1}), labels={"a": "b"}),
+    ),
 }
 
 
@@ -79,6 +82,8 @@ def test_what_decisions_take_of_the_settings() -> None:
     installation = read(
         *("--forwarder-image-pull-policy", "Always"),
         *("--forwarder-log-level", "DEBUG"),
+        *("--forwarder-log-format", "text"),
+        *("--forwarder-pod-security", '{"runAsUser": 10001}'),
         *("--operator-namespace", "dbtunnel-system"),
         *("--scraper-namespaces", "monitoring,metrics"),
         *("--egress-addresses", " 203.0.113.7, 2001:db8::/64 ,"),
@@ -88,6 +93,8 @@ def test_what_decisions_take_of_the_settings() -> None:
         forwarder_image=NEEDED["DBTUNNEL_FORWARDER_IMAGE"],
         forwarder_image_pull_policy="Always",
         forwarder_log_level="DEBUG",
+        forwarder_log_format="text",
+        forwarder_pod_security=PodSecurity(run_as_user=10001),
         operator_namespace="dbtunnel-system",
         scraper_namespaces=("monitoring", "metrics"),
         egress_addresses=("203.0.113.7", "2001:db8::/64"),
@@ -150,10 +157,23 @@ BAD: dict[str, tuple[list[str], str]] = {
     "default-drain-max-seconds": (["604801"], "write an integer from 0 to 604800"),
     "default-probe-interval-seconds": (["4", "86401"], "write an integer from 5 to 86400"),
     "default-probe-mode": (["Active"], "write one of Auto, Passive, Disabled"),
-    "default-resources": (
-        ["cpu=1", "null", "[]", '{"limits": {"cpu": "lots"}}', '{"limit": {"cpu": "1"}}', '{"limits": {"cpu": 0.5}}'],
-        'write JSON such as {"requests": {"cpu": "10m"}, "limits": {"memory": "256Mi"}}',
+    "default-pod-template": (
+        [
+            "cpu=1",
+            "null",
+            "[]",
+            '{"resources": {"limits": {"cpu": "lots"}}}',
+            '{"resources": {"limits": {"cpu": 0.5}}}',
+            '{"hostNetwork": true}',
+        ],
+        'write JSON such as {"priorityClassName": "tunnels", "resources": {"limits": {"memory": "256Mi"}}}',
     ),
+    "forwarder-pod-security": (
+        ["{", '{"runAsUser": 0}', '{"privileged": true}', '{"runAsNonRoot": false}', '{"seLinuxOptions": {"x": "y"}}'],
+        'write JSON such as {"runAsUser": 10001, "fsGroup": 10001}',
+    ),
+    "forwarder-log-format": (["JSON", ""], "write one of json, text"),
+    "log-format": (["yaml"], "write one of json, text"),
     "workers": (["0", "65"], "write an integer from 1 to 64"),
     "rollouts": (["0", "1001"], "write an integer from 1 to 1000"),
     "resync-seconds": (["9", "86401"], "write an integer from 10 to 86400"),
@@ -178,6 +198,12 @@ def test_what_is_said_of_a_value_that_cannot_be_used(name: str, text: str) -> No
     expected = f"--{name} ({variable}): found {text[:200]!r}; {BAD[name][1]}"
     assert refused([f"--{name}={text}"]).startswith(expected)
     assert refused(environment={variable: text}).startswith(expected)
+
+
+def test_the_field_that_cannot_be_used_is_named() -> None:
+    told = refused(["--default-pod-template", '{"tolerations": [{"effect": "Never"}]}'])
+    assert "(tolerations.0.effect: Input should be 'NoSchedule'" in told
+    assert "(hostNetwork: Extra inputs are not permitted)" in refused(["--default-pod-template", '{"hostNetwork": 1}'])
 
 
 def test_leader_election_needs_a_namespace_for_its_lease() -> None:

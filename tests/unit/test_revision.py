@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dbtunnel.api.crd import resource_schema
-from dbtunnel.api.pods import Resources
+from dbtunnel.api.pods import PodTemplate, Resources
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.domain.children import build_deployment, current_revision
 from dbtunnel.domain.settings import Defaults, Installation
@@ -174,7 +174,7 @@ OTHER_DEFAULTS: dict[str, Any] = {
     "drain_max_seconds": 31,
     "probe_mode": "Passive",
     "probe_interval_seconds": 61,
-    "resources": Resources(limits={"memory": "512Mi"}),
+    "pod_template": PodTemplate(resources=Resources(limits={"memory": "512Mi"})),
 }
 
 CHOSEN: dict[str, Any] = {

@@ -1,23 +1,40 @@
+{{/* The chart's name, or what stands in its place. */}}
+{{- define "dbtunnel.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
 {{/* Name of the operator's objects; at most 52 characters, so that a suffix fits. */}}
 {{- define "dbtunnel.fullname" -}}
-{{- if contains .Chart.Name .Release.Name -}}
+{{- $name := include "dbtunnel.name" . -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
+{{- else if contains $name .Release.Name -}}
 {{- .Release.Name | trunc 52 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 52 | trimSuffix "-" -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 52 | trimSuffix "-" -}}
 {{- end -}}
 {{- end -}}
 
 {{/* Labels that select the operator's pods; they must never change. */}}
 {{- define "dbtunnel.selectorLabels" -}}
-app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/name: {{ include "dbtunnel.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
+{{/* Labels of every object: the given ones, and those that tell whose it is. */}}
 {{- define "dbtunnel.labels" -}}
-{{ include "dbtunnel.selectorLabels" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- $own := dict "app.kubernetes.io/version" .Chart.AppVersion "app.kubernetes.io/managed-by" .Release.Service }}
+{{- $_ := set $own "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_") }}
+{{- mergeOverwrite (dict) .Values.commonLabels $own (include "dbtunnel.selectorLabels" . | fromYaml) | toYaml }}
+{{- end -}}
+
+{{/* `labels` and, where there are any, `annotations` of an object: a list of the root, and what it has of its own. */}}
+{{- define "dbtunnel.marks" -}}
+{{- $root := index . 0 -}}
+labels: {{- merge (include "dbtunnel.labels" $root | fromYaml) (index . 1) | toYaml | nindent 2 }}
+{{- with mergeOverwrite (dict) $root.Values.commonAnnotations (index . 2) }}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end -}}
 
 {{- define "dbtunnel.serviceAccountName" -}}
@@ -28,14 +45,25 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{/* A list of repository, tag and digest as the name of an image. */}}
+{{- define "dbtunnel.reference" -}}
+{{- if index . 2 -}}
+{{- printf "%s@%s" (index . 0) (index . 2) -}}
+{{- else -}}
+{{- printf "%s:%s" (index . 0) (index . 1) -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "dbtunnel.image" -}}
-{{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
+{{- $image := .Values.image -}}
+{{- include "dbtunnel.reference" (list $image.repository (default .Chart.AppVersion $image.tag) $image.digest) -}}
 {{- end -}}
 
 {{- define "dbtunnel.forwarderImage" -}}
 {{- $image := .Values.forwarder.image -}}
-{{- $tag := default (default .Chart.AppVersion .Values.image.tag) $image.tag -}}
-{{- printf "%s:%s" (default .Values.image.repository $image.repository) $tag -}}
+{{- $named := ternary $image .Values.image (or $image.tag $image.digest | empty | not) -}}
+{{- $repository := default .Values.image.repository $image.repository -}}
+{{- include "dbtunnel.reference" (list $repository (default .Chart.AppVersion $named.tag) $named.digest) -}}
 {{- end -}}
 
 {{/* A setting as its environment variable has it: lists with commas in between, maps in JSON. */}}

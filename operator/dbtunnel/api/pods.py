@@ -95,8 +95,42 @@ class HostAlias(ApiModel):
     """The names that stand for it."""
 
 
+class SeLinuxOptions(ApiModel):
+    """SELinux labels, as in a pod."""
+
+    user: Annotated[str, Field(max_length=63)] | None = None
+    """SELinux user."""
+    role: Annotated[str, Field(max_length=63)] | None = None
+    """SELinux role."""
+    type: Annotated[str, Field(max_length=63)] | None = None
+    """SELinux type."""
+    level: Annotated[str, Field(max_length=63)] | None = None
+    """SELinux level."""
+
+
+NumericId = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+
+class PodSecurity(ApiModel):
+    """What an installer may set of the forwarders' security context; nothing by which it would permit more."""
+
+    run_as_user: NumericId | None = None
+    """User of the process. Default: the image's, or the one that OpenShift gives."""
+    run_as_group: NumericId | None = None
+    """Its group."""
+    fs_group: NumericId | None = None
+    """Group of mounted files."""
+    supplemental_groups: Annotated[tuple[NumericId, ...], Field(max_length=16)] | None = None
+    """Its further groups."""
+    se_linux_options: SeLinuxOptions | None = None
+    """SELinux labels."""
+
+
 class PodTemplate(ApiModel):
-    """What the forwarder's pods get beside what the operator sets. Every change rolls the pods."""
+    """What the forwarder's pods get beside what the operator sets. Every change rolls the pods.
+
+    A field that is left out is the installer's.
+    """
 
     labels: Labels | None = None
     """Labels of the pods. Those of the operator can't be changed."""

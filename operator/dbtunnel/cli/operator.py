@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     except SettingError as error:
         print(f"dbtunnel operator: {error}", file=sys.stderr)
         return 2
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     try:
         asyncio.run(run_operator(settings))
     except Exception as error:

@@ -6,6 +6,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
+from dbtunnel.domain.diagnosis import printable
+
 _LIMIT = 4000
 """Characters of one value."""
 
@@ -26,10 +28,28 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(document, default=str)
 
 
-def configure(level: str) -> None:
-    """Sends all logs to standard error."""
+class TextFormatter(logging.Formatter):
+    """A record as one line for a person: time, level, event, fields; more lines where an exception is told."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        words = [
+            datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            record.levelname.lower(),
+            printable(record.getMessage(), _LIMIT),
+            *(f"{key}={printable(str(value), _LIMIT)}" for key, value in fields.items()),
+        ]
+        told = self.formatException(record.exc_info)[-_LIMIT:].splitlines() if record.exc_info else []
+        return "\n".join([" ".join(words), *(printable(line, _LIMIT) for line in told)])
+
+
+FORMATS: dict[str, type[logging.Formatter]] = {"json": JsonFormatter, "text": TextFormatter}
+
+
+def configure(level: str, form: str = "json") -> None:
+    """Sends all logs to standard error, in one of FORMATS."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(FORMATS[form]())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     if level != "DEBUG":
         # each watch event, and each probe of the kubelet, would be a line

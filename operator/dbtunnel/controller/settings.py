@@ -11,8 +11,9 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
+from dbtunnel.api.base import ApiModel
 from dbtunnel.api.forwarder import ProbeMode
-from dbtunnel.api.pods import Resources
+from dbtunnel.api.pods import PodSecurity, PodTemplate
 from dbtunnel.domain.settings import Defaults, Installation
 
 PREFIX = "DBTUNNEL_"
@@ -114,11 +115,16 @@ def _addresses(text: str) -> tuple[str, ...]:
     raise ValueError(f"write at most {_ADDRESSES} addresses or networks such as 203.0.113.7 or 203.0.113.0/24")
 
 
-def _resources(text: str) -> Resources:
-    try:
-        return Resources.model_validate_json(text, extra="forbid")
-    except ValidationError as error:
-        raise ValueError('write JSON such as {"requests": {"cpu": "10m"}, "limits": {"memory": "256Mi"}}') from error
+def _json_of(model: type[ApiModel], example: str) -> Callable[[str], ApiModel]:
+    def parse(text: str) -> ApiModel:
+        try:
+            return model.model_validate_json(text, extra="forbid")
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"])) or "the whole"
+            raise ValueError(f"write JSON such as {example} ({place}: {first['msg']})") from error
+
+    return parse
 
 
 _DEFAULTS = Defaults()
@@ -130,6 +136,7 @@ def _default(name: str, help_text: str, low: int, high: int) -> Setting:
 
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+_FORMATS = ("json", "text")
 
 SETTINGS = (
     Setting("forwarder-image", "", _required, "image of the forwarder's pods (required)"),
@@ -140,6 +147,13 @@ SETTINGS = (
         "its pull policy: Always, IfNotPresent or Never",
     ),
     Setting("forwarder-log-level", "INFO", _one_of(*_LEVELS), "how much forwarders log; another rolls every tunnel"),
+    Setting("forwarder-log-format", "json", _one_of(*_FORMATS), "json or text; another rolls every tunnel"),
+    Setting(
+        "forwarder-pod-security",
+        "{}",
+        _json_of(PodSecurity, '{"runAsUser": 10001, "fsGroup": 10001}'),
+        "what forwarders' pods have in their securityContext beside what `restricted` asks for, in JSON",
+    ),
     Setting("namespaces", "", _namespaces, "namespaces to watch, with commas in between; all unless given"),
     Setting("operator-namespace", "", str, "the operator's own: admitted to the forwarders' admin port"),
     Setting("scraper-namespaces", "", _namespaces, "namespaces of scrapers of metrics, admitted to the admin port too"),
@@ -155,10 +169,10 @@ SETTINGS = (
     _default("probe-interval-seconds", "time between probes of the database", 5, 86400),
     Setting("default-probe-mode", ProbeMode.AUTO, _one_of(*ProbeMode), "where a tunnel leaves it open: how to probe"),
     Setting(
-        "default-resources",
-        json.dumps(_DEFAULTS.resources.document()),
-        _resources,
-        "where a tunnel leaves it open: compute resources of its pods, in JSON",
+        "default-pod-template",
+        json.dumps(_DEFAULTS.pod_template.document()),
+        _json_of(PodTemplate, '{"priorityClassName": "tunnels", "resources": {"limits": {"memory": "256Mi"}}}'),
+        "where a tunnel leaves it open: each field of spec.podTemplate, in JSON",
     ),
     Setting("workers", "8", _integer(1, 64), "tunnels that are reconciled at the same time"),
     Setting(
@@ -172,6 +186,7 @@ SETTINGS = (
     Setting("metrics-port", "8082", _integer(1, 65535), "TCP port of /metrics"),
     Setting("leader-election", "false", _boolean, "true: several operators, of which one works, by a Lease"),
     Setting("log-level", "INFO", _one_of(*_LEVELS), "how much the operator logs: DEBUG, INFO, WARNING or ERROR"),
+    Setting("log-format", "json", _one_of(*_FORMATS), "how the operator logs: json or text"),
 )
 """Every setting."""
 
@@ -183,6 +198,8 @@ class Settings:
     forwarder_image: str
     forwarder_image_pull_policy: str
     forwarder_log_level: str
+    forwarder_log_format: str
+    forwarder_pod_security: PodSecurity
     namespaces: tuple[str, ...]
     operator_namespace: str
     scraper_namespaces: tuple[str, ...]
@@ -197,7 +214,7 @@ class Settings:
     default_drain_max_seconds: int
     default_probe_interval_seconds: int
     default_probe_mode: ProbeMode
-    default_resources: Resources
+    default_pod_template: PodTemplate
     workers: int
     rollouts: int
     resync_seconds: int
@@ -208,6 +225,7 @@ class Settings:
     metrics_port: int
     leader_election: bool
     log_level: str
+    log_format: str
 
     @classmethod
     def read(cls, arguments: argparse.Namespace, environment: Mapping[str, str]) -> Self:
@@ -230,6 +248,8 @@ class Settings:
             forwarder_image=self.forwarder_image,
             forwarder_image_pull_policy=self.forwarder_image_pull_policy,
             forwarder_log_level=self.forwarder_log_level,
+            forwarder_log_format=self.forwarder_log_format,
+            forwarder_pod_security=self.forwarder_pod_security,
             operator_namespace=self.operator_namespace,
             scraper_namespaces=self.scraper_namespaces,
             egress_addresses=self.egress_addresses,

@@ -12,7 +12,7 @@ from dbtunnel.api.resource import API_VERSION, KIND, DatabaseTunnel
 from dbtunnel.api.spec import AccessPolicy, RefKind
 from dbtunnel.domain import names
 from dbtunnel.domain.forwarding import drain_seconds, forwarder_config, further_servers, replicas, service_port
-from dbtunnel.domain.settings import Installation
+from dbtunnel.domain.settings import FORWARDER_RESOURCES, Installation
 
 Manifest = dict[str, Any]
 
@@ -129,28 +129,41 @@ def current_revision(deployment: Manifest) -> str:
 
 
 def _pod_template(tunnel: DatabaseTunnel, installation: Installation) -> Manifest:
-    given = tunnel.spec.pod_template
+    given = _given(tunnel, installation)
     labels = {**(given.labels or {}), **names.child_labels(tunnel)}
     spec = {
-        "containers": [_container(tunnel, installation)],
+        "containers": [_container(tunnel, installation, given)],
         "volumes": [{"name": one.name, **one.source} for one in _mounted(tunnel)],
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        # uid and fsGroup are left to the image and to OpenShift
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        # uid and fsGroup are left to the image and to OpenShift, unless the installer says otherwise
+        "securityContext": {
+            **installation.forwarder_pod_security.document(),
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
         "terminationGracePeriodSeconds": drain_seconds(tunnel, installation.defaults)[1] + _ENDING_SLACK_SECONDS,
         **_placement(tunnel, given),
     }
     return {"metadata": {"labels": labels, "annotations": dict(given.annotations or {})}, "spec": spec}
 
 
-def _container(tunnel: DatabaseTunnel, installation: Installation) -> Manifest:
-    resources = tunnel.spec.pod_template.resources or installation.defaults.resources
+def _given(tunnel: DatabaseTunnel, installation: Installation) -> PodTemplate:
+    """What the tunnel says of its pods, and what the installer says where the tunnel leaves it open."""
+    own, default = tunnel.spec.pod_template, installation.defaults.pod_template
+    said = {name: value for name in type(own).model_fields if (value := getattr(own, name)) is not None}
+    for name in ("labels", "annotations"):
+        said[name] = {**(getattr(default, name) or {}), **said.get(name, {})}
+    return default.model_copy(update=said)
+
+
+def _container(tunnel: DatabaseTunnel, installation: Installation, given: PodTemplate) -> Manifest:
+    resources = given.resources or FORWARDER_RESOURCES
     return {
         "name": "forwarder",
         "image": installation.forwarder_image,
         "imagePullPolicy": installation.forwarder_image_pull_policy,
-        "args": ["forward", *_log_level(installation.forwarder_log_level)],
+        "args": ["forward", *_log_flags(installation)],
         "env": [
             {
                 "name": wire.CONFIG_VARIABLE,
@@ -175,9 +188,11 @@ def _container(tunnel: DatabaseTunnel, installation: Installation) -> Manifest:
     }
 
 
-def _log_level(level: str) -> list[str]:
-    """Nothing where it is the default, so that pods of before this setting are as wanted."""
-    return [] if level == "INFO" else [f"--log-level={level.lower()}"]
+def _log_flags(installation: Installation) -> list[str]:
+    """Nothing where it is the default, so that pods of before these settings are as wanted."""
+    level, form = installation.forwarder_log_level, installation.forwarder_log_format
+    flags = [] if level == "INFO" else [f"--log-level={level.lower()}"]
+    return flags if form == "json" else [*flags, f"--log-format={form}"]
 
 
 def _probe(path: str, *, period_seconds: int, failures: int) -> Manifest:

@@ -3,7 +3,10 @@
 from dataclasses import dataclass, field
 
 from dbtunnel.api.forwarder import ProbeMode
-from dbtunnel.api.pods import Resources
+from dbtunnel.api.pods import PodSecurity, PodTemplate, Resources
+
+FORWARDER_RESOURCES = Resources(requests={"cpu": "10m", "memory": "64Mi"}, limits={"memory": "256Mi"})
+"""What a forwarder gets where neither the tunnel nor the installer says anything."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +22,8 @@ class Defaults:
     drain_max_seconds: int = 30
     probe_mode: ProbeMode = ProbeMode.AUTO
     probe_interval_seconds: int = 60
-    resources: Resources = field(
-        default_factory=lambda: Resources(requests={"cpu": "10m", "memory": "64Mi"}, limits={"memory": "256Mi"})
-    )
+    pod_template: PodTemplate = field(default_factory=lambda: PodTemplate(resources=FORWARDER_RESOURCES))
+    """Each field counts where a tunnel leaves it open; labels and annotations go together with the tunnel's."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class Installation:
     """Image of the forwarder's pods, a setting of its own so that an operator upgrade restarts no tunnel."""
     forwarder_image_pull_policy: str = "IfNotPresent"
     forwarder_log_level: str = "INFO"
+    forwarder_log_format: str = "json"
+    forwarder_pod_security: PodSecurity = field(default_factory=PodSecurity)
+    """What the pods' security context has beside what Pod Security `restricted` asks for."""
     operator_namespace: str = ""
     """Admitted to the forwarders' admin port. Empty: the operator runs outside the cluster."""
     scraper_namespaces: tuple[str, ...] = ()

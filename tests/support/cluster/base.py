@@ -76,8 +76,12 @@ class Cluster(ABC):
         """Makes an image of a docker-archive known to the nodes."""
 
     @abstractmethod
-    def audit_events(self) -> list[dict[str, Any]]:
+    def audit_log(self) -> "AuditLog":
         """The API server's audit log so far: who did what to which object. Raises ClusterError where there is none."""
+
+    def audit_events(self) -> list[dict[str, Any]]:
+        """What was written so far, by the audit log."""
+        return self.audit_log().writes
 
     def kubectl(self, *arguments: str | Path, input: str | None = None, timeout_seconds: float = 60) -> str:
         """What kubectl prints. Raises ClusterError with what it said where it fails."""
@@ -147,21 +151,28 @@ class AuditLog:
     """The events of an audit log in JSON lines, read as it grows."""
 
     def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
+        self.writes: list[dict[str, Any]] = []
+        self.reads: list[dict[str, Any]] = []
         self._rest = b""
 
     def feed(self, data: bytes) -> None:
         """Takes what was written since; a line that is being written waits for its end."""
         *lines, self._rest = (self._rest + data).split(b"\n")
-        self.events += [json.loads(line) for line in lines if line]
+        for line in filter(None, lines):
+            event = json.loads(line)
+            (self.reads if event["verb"] in READING else self.writes).append(event)
 
+
+READING = ("get", "list", "watch")
 
 AUDIT_POLICY = """\
 apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [RequestReceived]
 rules:
+- {level: None, verbs: [get, list, watch], userGroups: ["system:serviceaccounts:kube-system"]}
+- {level: Metadata, userGroups: ["system:serviceaccounts"]}
 - {level: None, verbs: [get, list, watch]}
 - {level: Metadata}
 """
-"""Every write, with its user, verb and object."""
+"""Every write, with its user, verb and object. Of reads those of service accounts, but not the cluster's own."""

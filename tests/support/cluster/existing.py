@@ -2,9 +2,8 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
-from tests.support.cluster.base import Cluster, ClusterError
+from tests.support.cluster.base import AuditLog, Cluster, ClusterError
 
 
 class ExistingCluster(Cluster):
@@ -38,5 +37,5 @@ class ExistingCluster(Cluster):
             f"with IMAGE (and CLIENT_IMAGE) instead of {reference}"
         )
 
-    def audit_events(self) -> list[dict[str, Any]]:
+    def audit_log(self) -> AuditLog:
         raise ClusterError("CLUSTER=existing: the API server's audit log is out of reach")

@@ -95,9 +95,9 @@ class KindCluster(Cluster):
         command: list[str | Path] = [binary("kind"), "load", "image-archive", archive, "--name", self._kind_name]
         run(command, timeout_seconds=300)
 
-    def audit_events(self) -> list[dict[str, Any]]:
+    def audit_log(self) -> AuditLog:
         node = f"{self._kind_name}-control-plane"
         # through the node, since the file there is root's alone
         log = AuditLog()
         log.feed(run(["docker", "exec", node, "cat", f"{_AUDIT_DIRECTORY}/audit.log"]).encode())
-        return log.events
+        return log

@@ -18,7 +18,6 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from tests.support.binaries import binary
 from tests.support.cluster.base import (
@@ -135,13 +134,13 @@ class LocalCluster(Cluster):
         enter: list[str | Path] = ["nsenter", "--target", str(self._processes()[1]), "--mount", "--net"]
         run([*enter, "ctr", "--namespace", "k8s.io", "images", "import", archive.resolve()], timeout_seconds=300)
 
-    def audit_events(self) -> list[dict[str, Any]]:
+    def audit_log(self) -> AuditLog:
         with (self.directory / "audit.log").open("rb") as file:
             file.seek(self._audit_offset)
             data = file.read()
         self._audit_offset += len(data)
         self._audit.feed(data)
-        return self._audit.events
+        return self._audit
 
     def logs(self) -> str:
         """The ends of all components' logs, for a failed start."""

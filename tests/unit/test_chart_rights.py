@@ -1,0 +1,115 @@
+"""The rights that the chart grants: to the operator what it uses, to people what the installer chose."""
+
+from collections.abc import Iterable, Mapping
+from itertools import product
+
+import pytest
+
+from dbtunnel.controller.rbac import LEADER_RULES, TUNNEL_RULES
+from tests.support.chart import NAMESPACE, Manifest, render, the_one
+
+Triple = tuple[str, ...]
+
+NOBODY = {"readers": "nobody", "writers": "nobody"}
+
+
+def _flat(rules: Iterable[Mapping[str, list[str]]]) -> set[Triple]:
+    """Each (group, resource, verb)."""
+    assert all(set(rule) == {"apiGroups", "resources", "verbs"} for rule in rules)
+    return {triple for rule in rules for triple in product(rule["apiGroups"], rule["resources"], rule["verbs"])}
+
+
+def roles(manifests: list[Manifest]) -> dict[tuple[str, str, str], set[Triple]]:
+    """The operator's roles by kind, namespace and name."""
+    named = ((one["kind"], one["metadata"].get("namespace", ""), one["metadata"]["name"], one) for one in manifests)
+    return {
+        (kind, namespace, name): _flat(one["rules"])
+        for kind, namespace, name, one in named
+        if kind in ("Role", "ClusterRole") and not name.endswith(("-readers", "-writers"))
+    }
+
+
+# --- the operator's ---------------------------------------------------------------------------------------------
+
+
+def test_the_rights_are_those_that_the_operator_uses() -> None:
+    assert roles(render()) == {("ClusterRole", "", "tunnels-dbtunnel-operator"): _flat(TUNNEL_RULES)}
+
+
+def test_in_named_namespaces_they_are_roles_and_nothing_is_granted_elsewhere() -> None:
+    manifests = render({"settings": {"namespaces": ["shop", "billing"]}, "rbac": NOBODY, "crds": {"enabled": False}})
+    name = "tunnels-dbtunnel-operator"
+
+    assert roles(manifests) == {("Role", one, name): _flat(TUNNEL_RULES) for one in ("shop", "billing")}
+    assert all("namespace" in one["metadata"] for one in manifests), "nothing of it is the cluster's"
+
+
+def test_rights_to_the_lease_are_granted_to_operators_that_elect_a_leader() -> None:
+    found = roles(render({"replicaCount": 2}))
+
+    assert found["Role", NAMESPACE, "tunnels-dbtunnel-operator-leases"] == _flat(LEADER_RULES)
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("namespaces", [[], ["shop"], ["shop", "billing"]])
+def test_every_role_is_bound_once_to_the_operators_service_account(namespaces: list[str]) -> None:
+    manifests = render({"replicaCount": 2, "settings": {"namespaces": namespaces}})
+    account = the_one(manifests, "ServiceAccount")["metadata"]
+    bound = [
+        (one["roleRef"]["kind"], one["metadata"].get("namespace", ""), one["roleRef"]["name"])
+        for one in manifests
+        if one["kind"].endswith("Binding")
+        and one["kind"] == f"{one['roleRef']['kind']}Binding"
+        and one["subjects"] == [{"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}]
+    ]
+
+    assert sorted(bound) == sorted(roles(manifests))
+    assert len(bound) == sum(one["kind"].endswith("Binding") for one in manifests)
+
+
+def test_no_secret_can_be_read() -> None:
+    granted = set[Triple]().union(*roles(render({"replicaCount": 2})).values())
+
+    assert {triple for triple in granted if triple[1].startswith("secrets")} == {("", "secrets", "create")}
+    assert not {triple for triple in granted if "*" in triple}
+
+
+def test_rights_that_somebody_else_grants_are_left_to_them() -> None:
+    kinds = {one["kind"] for one in render({"replicaCount": 2, "rbac": {"create": False, **NOBODY}})}
+
+    assert not {kind for kind in kinds if "Role" in kind}
+
+
+# --- people's ---------------------------------------------------------------------------------------------------
+
+
+def _for_people(values: Manifest) -> dict[str, tuple[list[str], set[Triple]]]:
+    """What Kubernetes adds to its own roles: to which, and what."""
+    prefix = "rbac.authorization.k8s.io/aggregate-to-"
+    return {
+        one["metadata"]["name"].rpartition("-")[2]: (
+            [label.removeprefix(prefix) for label in one["metadata"]["labels"] if label.startswith(prefix)],
+            _flat(one["rules"]),
+        )
+        for one in render(values)
+        if one["kind"] == "ClusterRole" and one["metadata"]["name"].endswith(("-readers", "-writers"))
+    }
+
+
+def test_who_may_view_reads_tunnels_and_who_may_edit_writes_them() -> None:
+    found = _for_people({})
+    group, tunnels = "dbtunnel.dev", "databasetunnels"
+
+    assert {name: to for name, (to, _) in found.items()} == {"readers": ["view"], "writers": ["edit"]}
+    assert found["readers"][1] == {
+        (group, resource, verb) for resource in (tunnels, f"{tunnels}/status") for verb in ("get", "list", "watch")
+    }
+    assert found["writers"][1] == {
+        (group, tunnels, verb) for verb in ("create", "update", "patch", "delete", "deletecollection")
+    }, "and never the status"
+
+
+def test_who_may_create_tunnels_is_the_installers_choice() -> None:
+    assert _for_people({"rbac": {"writers": "admin"}})["writers"][0] == ["admin"]
+    assert set(_for_people({"rbac": {"writers": "nobody"}})) == {"readers"}
+    assert _for_people({"rbac": NOBODY}) == {}
