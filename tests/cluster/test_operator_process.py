@@ -1,7 +1,6 @@
 """The operator's process beside a real API server: outages, a leader and its successor, some namespaces alone."""
 
 import json
-import os
 import signal
 import urllib.request
 from collections.abc import Iterator
@@ -103,61 +102,6 @@ def test_it_ends_in_time_while_its_metrics_are_being_read(quiet: Cluster, tmp_pa
 
             assert operator.process.wait(10) == 0
             assert b"dbtunnel_operator_queue_depth" in response.read()
-
-
-# --- leader election --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def two(quiet: Cluster, tmp_path: Path) -> Iterator[tuple[Operator, Operator]]:
-    """One that leads, and one that stands by."""
-    quiet.kubectl("delete", "lease", "dbtunnel-operator", "-n", "default", "--ignore-not-found")
-    leader, other = (Operator(quiet, tmp_path, name, leader_election="true") for name in ("first", "second"))
-    leader.start()
-    other.launch()
-    try:
-        yield leader, other
-    finally:
-        leader.process.stop()
-        other.process.stop()
-
-
-@pytest.mark.parametrize(
-    ("number", "seconds"), [(signal.SIGTERM, 8), (signal.SIGKILL, 30)], ids=["told to end", "killed"]
-)
-def test_another_takes_over_from_a_leader_that_ends(
-    two: tuple[Operator, Operator], namespace: str, number: signal.Signals, seconds: float
-) -> None:
-    leader, other = two
-    cluster = leader.cluster
-    apply(cluster, tunnel_manifest(namespace))
-    leader.wait_until_quiet(namespace)
-    assert not other.is_watching()
-    assert other.writes(namespace) == []
-
-    leader.process.signal(number)
-    other.process.wait_until(other.is_watching, "its turn", seconds)
-    written = leader.writes(namespace)
-    cluster.kubectl("delete", "service", "orders", "-n", namespace)
-    wait_until(lambda: find(cluster, namespace, "service/orders"), "the Service")
-
-    assert other.wait_until_quiet(namespace)[0] == "create services/orders"
-    assert leader.writes(namespace) == written
-
-
-def test_a_leader_that_was_away_works_no_more(two: tuple[Operator, Operator], namespace: str) -> None:
-    leader, other = two
-    cluster = leader.cluster
-    os.kill(leader.process.pid, signal.SIGSTOP)
-    other.process.wait_until(other.is_watching, "its turn", 30)
-    os.kill(leader.process.pid, signal.SIGCONT)
-
-    assert leader.process.wait(20) == 1
-    errors = [line["error"] for line in leader.logs() if line["event"] == "the operator ends" and "error" in line]
-    assert errors == ["LeaseLostError: the Lease default/dbtunnel-operator is lost"]
-    apply(cluster, tunnel_manifest(namespace))
-    wait_until(lambda: find(cluster, namespace, "service/orders"), "the Service")
-    assert leader.writes(namespace) == []
 
 
 # --- some namespaces --------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ class Gate:
         data = base64.b64decode(config.get("certificate-authority-data", "")).decode()
         self._tls = ssl.create_default_context(cafile=config.get("certificate-authority"), cadata=data or None)
         self._namespace, self._stop_at, self._stop, self._after = namespace, stop_at, stop, after
+        self._holds = False
         self.writes = 0
         """How many there were to the namespace."""
         self._lock = threading.Lock()
@@ -55,12 +56,18 @@ class Gate:
         self._http.shutdown()
         self._http.socket.close()
 
+    def hold_next(self) -> None:
+        """`stop` is called at the next write to the namespace, which is passed on once that returns."""
+        with self._lock:
+            self._stop_at, self._holds = self.writes + 1, True
+
     def serve(self, request: "_Handler") -> None:
         """One request of the operator."""
         stops = self._stops_here(request)
         if stops and not self._after:
             self._stop()
-            return
+            if not self._holds:
+                return
         upstream = http.client.HTTPSConnection(
             self._server.hostname or "", self._server.port, context=self._tls, timeout=_SILENCE_SECONDS
         )

@@ -29,7 +29,11 @@ def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unused_tcp_port:
 
 
 @asynccontextmanager
-async def client(port: int, handle: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[Client]:
+async def client(
+    port: int,
+    handle: Callable[[web.Request], Awaitable[web.StreamResponse]],
+    may_write: Callable[[], bool] = lambda: True,
+) -> AsyncIterator[Client]:
     """A client of a server that answers with `handle`."""
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", handle)
@@ -38,7 +42,7 @@ async def client(port: int, handle: Callable[[web.Request], Awaitable[web.Stream
     await web.TCPSite(runner, "127.0.0.1", port).start()
     try:
         async with ApiClient(await load_configuration()) as api:
-            yield Client(api, Metrics())
+            yield Client(api, Metrics(), may_write)
     finally:
         await runner.cleanup()
 
@@ -114,3 +118,25 @@ async def test_a_refusal_may_have_any_form(configured: int, body: bytes) -> None
             await api.get(DEPLOYMENT, "shop", "orders")
 
     assert refusal.value.status == 502
+
+
+async def test_who_may_not_write_still_reads(configured: int) -> None:
+    asked: list[str] = []
+
+    async def handle(request: web.Request) -> web.Response:
+        asked.append(request.method)
+        return web.json_response({})
+
+    async with client(configured, handle, lambda: False) as api:
+        assert await api.get(DEPLOYMENT, "shop", "orders") == {}
+        metadata = {"namespace": "shop", "name": "orders"}
+        for write in (
+            api.create(DEPLOYMENT, {"metadata": metadata}),
+            api.replace(DEPLOYMENT, {"metadata": metadata}),
+            api.patch(TUNNEL, "shop", "orders", {}, "status"),
+            api.delete(DEPLOYMENT, "shop", "orders", "uid"),
+        ):
+            with pytest.raises(ApiError, match="409 LeaseLost"):
+                await write
+
+    assert asked == ["GET"]

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from dbtunnel.controller.client import ApiError, Client, Kind
-from dbtunnel.controller.leader import LEASE_SECONDS, Election, LeaseLostError
+from dbtunnel.controller.leader import LEASE_SECONDS, RENEW_SECONDS, Election, LeaseLostError
 from dbtunnel.domain.children import Manifest
 from tests.support.virtual_time import now, run
 
@@ -145,6 +145,22 @@ def test_who_cannot_renew_stops_before_another_may_begin(trouble: Callable[[], C
         api.trouble = trouble
         await first.task
         assert 5 < first.lost_at - silent_since < LEASE_SECONDS
+        await first.end()
+
+    run(main())
+
+
+def test_what_is_written_after_a_silence_is_given_up_before_another_may_begin() -> None:
+    async def main() -> None:
+        api = Api()
+        first = Candidate(api)
+        assert not first.election.holds()
+        await asyncio.sleep(100)
+        assert first.election.holds()
+        api.trouble = hang
+        await asyncio.sleep(RENEW_SECONDS)
+        assert not first.election.holds()
+        assert not first.task.done()
         await first.end()
 
     run(main())

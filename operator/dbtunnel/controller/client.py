@@ -1,7 +1,7 @@
 """The Kubernetes API as the operator uses it: plain documents, one error type, every write counted."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -82,9 +82,11 @@ class ApiError(Exception):
 class Client:
     """Requests to the API server. Raises ApiError for refusals, aiohttp's and TimeoutError where it does not answer."""
 
-    def __init__(self, api: ApiClient, metrics: Metrics) -> None:
+    def __init__(self, api: ApiClient, metrics: Metrics, may_write: Callable[[], bool] = lambda: True) -> None:
+        """`may_write` is asked before each write; where it says no, that is refused with 409 and LeaseLost."""
         self._api = api
         self._metrics = metrics
+        self._may_write = may_write
 
     async def served(self) -> bool:
         """Whether the API server has DatabaseTunnels."""
@@ -159,6 +161,8 @@ class Client:
         body: Mapping[str, Any] | None = None,
         content_type: str = "application/json",
     ) -> Manifest:
+        if method != "GET" and not self._may_write():
+            raise ApiError(409, "LeaseLost", "the Lease may be another operator's by now")
         try:
             document: Manifest = json.loads(await self._send(method, path, query, body, content_type))
         except ApiError as error:

@@ -8,6 +8,7 @@ import logging
 import socket
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from math import inf
 from typing import Any
 from uuid import uuid4
 
@@ -45,6 +46,14 @@ class Election:
         self._namespace = namespace
         self._seen: tuple[str, float] = ("", 0.0)
         """The version of the Lease that was last seen, and since when it is the latest."""
+        self._renewed = -inf
+        """When the last renewal that succeeded began."""
+
+    def holds(self) -> bool:
+        """Whether the Lease is surely ours. Its clock goes on while the process is stopped, so that one that wakes up
+        after its lease was over writes nothing, before it has asked for the Lease.
+        """
+        return asyncio.get_running_loop().time() - self._renewed < RENEW_SECONDS
 
     async def hold(self, elected: asyncio.Event) -> None:
         """Takes the Lease, sets `elected`, and renews it until cancelled. Raises LeaseLostError where it cannot."""
@@ -59,24 +68,25 @@ class Election:
             raise
 
     async def _renew(self) -> None:
-        loop = asyncio.get_running_loop()
-        renewed = loop.time()
-        while loop.time() - renewed < RENEW_SECONDS:
+        is_ours = True
+        while is_ours or self.holds():
             await asyncio.sleep(RETRY_SECONDS)
-            began = loop.time()
-            if await self._attempt():
-                renewed = began
+            is_ours = await self._attempt()
         raise LeaseLostError(f"the Lease {self._namespace}/{NAME} is lost")
 
     async def _attempt(self) -> bool:
         """Whether the Lease is ours for another while."""
+        began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                return await self._take()
+                is_ours = await self._take()
         except _FAILURES as error:
             level = logging.DEBUG if isinstance(error, ApiError) and error.status == 409 else logging.WARNING
             event(logger, "lease not taken", level=level, error=f"{type(error).__name__}: {error}")
             return False
+        if is_ours:
+            self._renewed = began
+        return is_ours
 
     async def _take(self) -> bool:
         lease = await self._client.get(KIND, self._namespace, NAME)

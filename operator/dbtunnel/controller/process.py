@@ -29,14 +29,15 @@ async def run_operator(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         api = await stack.enter_async_context(ApiClient(await load_configuration()))
         session = await stack.enter_async_context(pods.open_session())
-        client = Client(api, metrics)
+        election = Election(Client(api, metrics), settings.operator_namespace)
+        client = Client(api, metrics, election.holds) if settings.leader_election else Client(api, metrics)
         read = pods.direct_reader(session) if settings.pod_access is PodAccess.DIRECT else pods.proxy_reader(client)
         operator = Operator(settings, client, metrics, read)
         answers = {"/metrics": lambda: _metrics(metrics), "/readyz": lambda: _readiness(settings, operator, elected)}
         await stack.enter_async_context(serving((settings.listens_on, settings.metrics_port), answers))
         parts: list[Awaitable[object]] = [_told_to_end(operator.begun), _work(settings, operator, elected)]
         if settings.leader_election:
-            parts.append(Election(client, settings.operator_namespace).hold(elected))
+            parts.append(election.hold(elected))
         else:
             elected.set()
         await _until_first_ends(*parts)
