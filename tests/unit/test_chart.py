@@ -1,11 +1,13 @@
 """The chart's objects as the real helm renders them."""
 
+import json
 import re
 
 import pytest
 import yaml
 
 from dbtunnel.api.crd import crd
+from dbtunnel.api.engines import ENGINES
 from dbtunnel.cli.manifests import parse_tunnel
 from dbtunnel.domain.children import ADMIN_PORT_NAME, build_deployment
 from tests.support.chart import (
@@ -91,6 +93,37 @@ def test_the_definition_can_be_left_out() -> None:
 
     assert "Deployment" in kinds
     assert "CustomResourceDefinition" not in kinds
+
+
+# --- admission --------------------------------------------------------------------------------------------------------
+
+
+def test_admission_policies_know_the_engines_ports() -> None:
+    manifests = render({"admissionPolicies": {"tunnels": {"enabled": True}}})
+    variables = the_one(manifests, "ValidatingAdmissionPolicy")["spec"]["variables"]
+    (database,) = [one["expression"] for one in variables if one["name"] == "database"]
+
+    found = re.search(r"\{[^{}]*\}(?=\[object\.spec\.engine\])", database)
+    assert found
+    assert json.loads(found[0]) == {engine: str(info.default_port) for engine, info in ENGINES.items()}
+
+
+def test_admission_policies_bind_the_service_account_and_image_of_the_release() -> None:
+    account, image = {"create": False, "name": "given"}, {"repository": "r", "tag": "2"}
+    bound = {"admissionPolicies": {"operator": {"enabled": True}}, "serviceAccount": account, "image": image}
+    found = [one for one in render(bound) if one["kind"] == "ValidatingAdmissionPolicy"]
+    bindings = [one["spec"] for one in render(bound) if one["kind"] == "ValidatingAdmissionPolicyBinding"]
+
+    assert {one["spec"]["matchConditions"][0]["expression"] for one in found} == {
+        f'request.userInfo.username == "system:serviceaccount:{NAMESPACE}:given"'
+    }
+    assert {(one["policyName"], *one["validationActions"]) for one in bindings} == {
+        (one["metadata"]["name"], "Deny") for one in found
+    }
+    images = [
+        one["expression"] for each in found for one in each["spec"].get("variables", ()) if one["name"] == "image"
+    ]
+    assert images == ['"r:2"']
 
 
 # --- the pod ----------------------------------------------------------------------------------------------------

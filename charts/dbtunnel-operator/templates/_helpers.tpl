@@ -76,3 +76,37 @@ annotations: {{- toYaml . | nindent 2 }}
 {{- toString . -}}
 {{- end -}}
 {{- end -}}
+
+
+{{/* Matches requests of the operator's own service account. */}}
+{{- define "dbtunnel.isOperator" -}}
+- name: is-the-operator
+  expression: {{ printf `request.userInfo.username == "system:serviceaccount:%s:%s"` .Release.Namespace (include "dbtunnel.serviceAccountName" .) | squote }}
+{{- end -}}
+
+{{/* Entries of admissionPolicies.tunnels as a list in CEL, whose maps hold lists of texts alone, as CEL wants it. */}}
+{{- define "dbtunnel.celTargets" -}}
+{{- $targets := list -}}
+{{- range . -}}
+{{- $names := list -}}{{- $suffixes := list -}}{{- $networks := list -}}{{- $ports := list -}}
+{{- range .hosts -}}
+{{- if contains "/" . -}}
+{{- $networks = append $networks . -}}
+{{- else if contains ":" . -}}
+{{- $networks = append $networks (printf "%s/128" .) -}}
+{{- else if regexMatch "^[0-9.]+$" . -}}
+{{- $networks = append $networks (printf "%s/32" .) -}}
+{{- else if hasPrefix "*." . -}}
+{{- $suffixes = append $suffixes (trimPrefix "*" . | lower | trimSuffix ".") -}}
+{{- else -}}
+{{- $names = append $names (lower . | trimSuffix ".") -}}
+{{- end -}}
+{{- end -}}
+{{- range .ports -}}{{- $ports = append $ports (toString (int .)) -}}{{- end -}}
+{{- $hosts := .hosts | default list -}}
+{{- $told := $hosts | join ", " | default "any host" -}}
+{{- if $ports -}}{{- $told = printf "%s port %s" $told (join ", " $ports) -}}{{- end -}}
+{{- $targets = append $targets (dict "names" $names "suffixes" $suffixes "networks" $networks "hosts" $hosts "ports" $ports "namespaces" (.namespaces | default list) "told" (list $told)) -}}
+{{- end -}}
+{{- toJson $targets -}}
+{{- end -}}

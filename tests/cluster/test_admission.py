@@ -1,0 +1,362 @@
+"""The chart's admission policies in a real API server: what passes, what is refused with which words, and the operator
+under them.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from dbtunnel.domain.children import build_deployment, build_network_policy, build_service
+from dbtunnel.domain.names import REFRESH_ANNOTATION
+from dbtunnel.domain.settings import Installation
+from tests.support.admission import DATABASES, SSH_SERVERS, policies, refusals
+from tests.support.cluster import Cluster, ClusterError
+from tests.support.operator import FORWARDER_IMAGE, Operator
+from tests.support.processes import wait_until
+from tests.support.tunnels import CHILDREN, Manifest, apply, condition, find, patch, pods, tunnel_manifest
+from tests.support.values import tunnel as parsed
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_force(operator: Operator) -> Iterator[None]:
+    """The policies, while these tests run."""
+    cluster, installed = operator.cluster, policies(SSH_SERVERS, DATABASES)
+    apply(cluster, *installed)
+    bad = tunnel_manifest("default")
+    own = [{**deployment(), "metadata": {"name": "bad", "namespace": "default"}}]
+    as_operator = f"--as={operator.user}"
+    wait_until(lambda: refusals(cluster, [bad]) and refusals(cluster, own, as_operator), "the policies", 30)
+    for one in cluster.get("validatingadmissionpolicies")["items"]:
+        assert not one.get("status", {}).get("typeChecking", {}).get("expressionWarnings"), one["metadata"]["name"]
+    yield
+    names = [f"{one['kind'].lower()}/{one['metadata']['name']}" for one in installed]
+    cluster.kubectl("delete", *names)
+
+
+# --- tunnels ----------------------------------------------------------------------------------------------------
+
+
+def leading_to(host: str = "bastion.example.com", database: Mapping[str, Any] | None = None, **spec: Any) -> Manifest:
+    """A tunnel through that bastion."""
+    way = {"host": host, **spec.pop("tunnel", {})}
+    manifest = tunnel_manifest("default", tunnel=way, **spec)
+    manifest["spec"]["database"] = {"host": "orders.internal", **(database or {})}
+    return manifest
+
+
+def alias(address: str) -> Manifest:
+    return {"hostAliases": [{"ip": address, "hostnames": ["bastion.example.com"]}]}
+
+
+ALLOWED = (
+    leading_to(),
+    leading_to("BASTION.Example.com."),
+    leading_to("a.ssh.example.com"),
+    leading_to("203.0.113.200"),
+    leading_to("198.51.100.7"),
+    leading_to("2001:db8:0:0::5", tunnel={"port": 2222}),
+    leading_to(tunnel={"jumpHosts": [{"host": "203.0.113.1"}], "fallbacks": [{"host": "203.0.113.2"}]}),
+    leading_to(podTemplate=alias("203.0.113.9")),
+    leading_to(database={"host": "10.20.30.40", "port": 6432}),
+    leading_to(database={"host": "localhost"}),
+)
+
+NOT_AMONG = "is not among the SSH servers that namespace default may use: Bastion.example.com, *.ssh.example.com, "
+OWN = "is a loopback or link-local address, or stands for one. Write the SSH server's own name or address."
+NO_DATABASE = "is not among the databases that namespace default may use: *.internal, 10.0.0.0/8; localhost port 5432. "
+
+REFUSED = (
+    (leading_to("evil.example.com"), f"spec.tunnel.host: evil.example.com port 22 {NOT_AMONG}"),
+    (leading_to("ssh.example.com"), NOT_AMONG),
+    (leading_to("evilssh.example.com"), NOT_AMONG),
+    (leading_to("bastion.example.com.evil.net"), NOT_AMONG),
+    (leading_to("203.0.114.1"), NOT_AMONG),
+    (leading_to("2001:db9::1"), NOT_AMONG),
+    (leading_to(tunnel={"port": 2222}), f"bastion.example.com port 2222 {NOT_AMONG}"),
+    (leading_to("other.example.com"), NOT_AMONG),
+    (
+        leading_to(tunnel={"jumpHosts": [{"host": "203.0.113.1"}, {"host": "10.0.0.1"}]}),
+        "tunnel.jumpHosts[1].host: 10.",
+    ),
+    (leading_to(tunnel={"fallbacks": [{"host": "203.0.113.1", "port": 24}]}), "spec.tunnel.fallbacks[0].host: 203.0."),
+    *(
+        (leading_to(host), f"spec.tunnel.host: {host} {OWN}")
+        for host in (
+            *("127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::", "169.254.169.254", "fe80::1"),
+            *("localhost", "LocalHost.", "a.localhost", "ip6-loopback", "0x7f000001", "0x7f.1", "a.1"),
+        )
+    ),
+    (leading_to(tunnel={"jumpHosts": [{"host": "127.0.0.1"}]}), f"spec.tunnel.jumpHosts[0].host: 127.0.0.1 {OWN}"),
+    (leading_to(tunnel={"fallbacks": [{"host": "localhost"}]}), f"spec.tunnel.fallbacks[0].host: localhost {OWN}"),
+    (leading_to(podTemplate=alias("127.0.0.1")), "spec.podTemplate.hostAliases: 127.0.0.1 is a loopback"),
+    (leading_to(podTemplate=alias("10.0.0.1")), "spec.podTemplate.hostAliases: 10.0.0.1 is not the address of an SSH"),
+    (
+        leading_to(database={"host": "orders.example.com"}),
+        f"spec.database.host: orders.example.com port 5432 {NO_DATABASE}",
+    ),
+    (leading_to(database={"host": "11.0.0.1"}), NO_DATABASE),
+    (leading_to(database={"host": "localhost", "port": 5433}), f"localhost port 5433 {NO_DATABASE}"),
+    (leading_to(database={"host": "localhost"}, engine="MySQL"), f"localhost port 3306 {NO_DATABASE}"),
+    (leading_to(database={"host": "169.254.169.254"}), "spec.database.host is a link-local address."),
+)
+
+
+def test_tunnels_lead_where_the_values_say(operator: Operator) -> None:
+    allowed = [_named(one, f"allowed-{number}") for number, one in enumerate(ALLOWED)]
+    refused = [_named(one, f"refused-{number}") for number, (one, _) in enumerate(REFUSED)]
+
+    said = refusals(operator.cluster, [*allowed, *refused])
+
+    assert [name for name in said if name.startswith("allowed")] == [], said
+    for one, (manifest, words) in zip(refused, REFUSED, strict=True):
+        text = said.get(one["metadata"]["name"], "passed")
+        assert words in text, (manifest["spec"], text)
+    assert "Use one of them, or ask who runs the cluster to add it to admissionPolicies.tunnels." in said["refused-0"]
+    print(f"\ntunnels: {len(allowed)} let pass, {len(refused)} refused")
+
+
+def _named(manifest: Manifest, name: str) -> Manifest:
+    return {**manifest, "metadata": {**manifest["metadata"], "name": name}}
+
+
+def test_a_tunnel_of_before_can_be_switched_off_but_not_led_elsewhere(operator: Operator) -> None:
+    """With no entries any server is allowed that is not the pod itself; entries come later."""
+    cluster = operator.cluster
+    elsewhere = leading_to("10.9.9.9", database={"host": "orders.example.com"})
+    apply(cluster, *policies([], []))
+    wait_until(lambda: not refusals(cluster, [elsewhere]), "policies without entries", 30)
+    said = refusals(cluster, [_named(one, f"refused-{number}") for number, (one, _) in enumerate(REFUSED)])
+    assert len(said) == sum("is a l" in words for _, words in REFUSED)
+    apply(cluster, elsewhere)
+    apply(cluster, *policies(SSH_SERVERS, DATABASES))
+    wait_until(lambda: refusals(cluster, [elsewhere]), "policies with entries", 30)
+
+    cluster.kubectl("label", "databasetunnel", "orders", "-n", "default", "team=data")
+    patch(cluster, "default", "databasetunnel/orders", {"spec": {"suspend": True}})
+    with pytest.raises(ClusterError, match="is not among the SSH servers"):
+        patch(cluster, "default", "databasetunnel/orders", {"spec": {"tunnel": {"user": "other"}}})
+    patch(cluster, "default", "databasetunnel/orders", {"spec": {"tunnel": {"host": "203.0.113.1"}, "database": DB}})
+    cluster.kubectl("delete", "databasetunnel", "orders", "-n", "default")
+
+
+DB = {"host": "orders.internal"}
+
+# --- the operator -----------------------------------------------------------------------------------------------
+
+FULL = {
+    "tunnel.jumpHosts": [
+        {"host": "203.0.113.1", "keySecretRef": {"name": "jump"}, "hostKey": {"knownHostsRef": {"name": "hosts"}}}
+    ],
+    "tunnel.hostKey": {"knownHostsRef": {"kind": "Secret", "name": "hosts"}},
+    "tunnel.fallbacks": [{"host": "203.0.113.2", "keySecretRef": {"name": "second"}}],
+    "replicas": 16,
+    "podTemplate": {
+        "labels": {"team": "data"},
+        "annotations": {"note": "kept"},
+        "nodeSelector": {"disk": "ssd"},
+        "tolerations": [{"operator": "Exists"}],
+        "priorityClassName": "high",
+        "imagePullSecrets": [{"name": "registry"}],
+        **alias("203.0.113.9"),
+    },
+}
+
+INSTALLATION = Installation(forwarder_image=FORWARDER_IMAGE, operator_namespace="default")
+
+
+def in_default(manifest: Manifest) -> Manifest:
+    return {**manifest, "metadata": {**manifest["metadata"], "namespace": "default"}}
+
+
+def deployment(changes: Mapping[str, Any] | None = None, installation: Installation = INSTALLATION) -> Manifest:
+    return in_default(build_deployment(parsed(changes), installation))
+
+
+def secret() -> Manifest:
+    """As the operator makes it."""
+    labels = {"app.kubernetes.io/managed-by": "dbtunnel-operator", "dbtunnel.dev/tunnel": "orders"}
+    metadata = {"name": "orders-ssh", "namespace": "default", "labels": labels}
+    data = {"ssh-privatekey": "private", "ssh-publickey": "public"}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "stringData": data}
+
+
+def altered(manifest: Manifest, path: str, value: Any) -> Manifest:
+    """A copy with another value at a path, in which numbers are places of lists; None takes it away."""
+    copy = deepcopy(manifest)
+    place: Any = copy
+    *above, last = [int(word) if word.isdigit() else word for word in path.split("/")]
+    for word in above:
+        place = place[word]
+    if value is None:
+        del place[last]
+    elif isinstance(place, list) and last == len(place):
+        place.append(value)
+    else:
+        place[last] = value
+    return copy
+
+
+POD, CONTAINER = "spec/template/spec", "spec/template/spec/containers/0"
+SPY = {"name": "spy", "image": FORWARDER_IMAGE}
+SERVICE = in_default(build_service(parsed()))
+FROM_SECRET = {"name": "POD_UID", "valueFrom": {"secretKeyRef": {"name": "other", "key": "token"}}}
+
+BAD_DEPLOYMENTS: tuple[tuple[str, Any, str], ...] = (
+    *((f"{POD}/{field}", True, "no host namespace") for field in ("hostNetwork", "hostPID", "hostIPC")),
+    (f"{POD}/shareProcessNamespace", True, "no host namespace"),
+    (f"{POD}/nodeName", "node", "no host namespace"),
+    (f"{POD}/runtimeClassName", "kata", "no host namespace"),
+    (f"{CONTAINER}/ports/0/hostPort", 15432, "no host port"),
+    (f"{POD}/serviceAccountName", "admin", "spec.template.spec.serviceAccountName"),
+    (f"{POD}/automountServiceAccountToken", True, "and no token"),
+    (f"{POD}/automountServiceAccountToken", None, "and no token"),
+    (f"{POD}/containers/1", SPY, "one container"),
+    (f"{POD}/initContainers", [SPY], "no init container"),
+    (f"{CONTAINER}/image", "example.com/evil:1", "example.com/evil:1 is not the forwarder's image, localhost/none:1"),
+    (f"{CONTAINER}/command", ["sh"], "a forwarder's command is the image's"),
+    (f"{CONTAINER}/args", ["operator"], "a forwarder's command is the image's"),
+    (f"{CONTAINER}/args/1", "--listen=0.0.0.0:1", "a forwarder's command is the image's"),
+    (f"{CONTAINER}/lifecycle", {"preStop": {"exec": {"command": ["sh"]}}}, "a forwarder's command is the image's"),
+    (f"{CONTAINER}/env/2", {"name": "PYTHONPATH", "value": "/tmp"}, "containers[0].env"),
+    (f"{CONTAINER}/env/1", FROM_SECRET, "nothing from a Secret"),
+    (f"{CONTAINER}/envFrom", [{"secretRef": {"name": "other"}}], "nothing from a Secret"),
+    (f"{POD}/securityContext/runAsNonRoot", False, "is restricted"),
+    (f"{POD}/securityContext/runAsUser", 0, "is restricted"),
+    (f"{POD}/securityContext/seccompProfile", {"type": "Unconfined"}, "is restricted"),
+    (f"{POD}/securityContext/sysctls", [{"name": "net.ipv4.ip_forward", "value": "1"}], "is restricted"),
+    (f"{POD}/securityContext", None, "is restricted"),
+    (f"{CONTAINER}/securityContext", None, "is restricted"),
+    (f"{CONTAINER}/securityContext", {"privileged": True}, "is restricted"),
+    (f"{CONTAINER}/securityContext/runAsUser", 0, "is restricted"),
+    (f"{CONTAINER}/securityContext/runAsNonRoot", False, "is restricted"),
+    (f"{CONTAINER}/securityContext/readOnlyRootFilesystem", False, "is restricted"),
+    (f"{CONTAINER}/securityContext/allowPrivilegeEscalation", None, "is restricted"),
+    (f"{CONTAINER}/securityContext/seccompProfile", {"type": "Unconfined"}, "is restricted"),
+    (f"{CONTAINER}/securityContext/capabilities", {"drop": ["ALL"], "add": ["NET_ADMIN"]}, "is restricted"),
+    (f"{CONTAINER}/securityContext/capabilities", {"drop": ["NET_RAW"]}, "is restricted"),
+    *(
+        (f"{POD}/volumes/1", {"name": name, **source}, "spec.template.spec.volumes")
+        for name, source in (
+            ("spy", {"secret": {"secretName": "other"}}),
+            ("known-hosts", {"hostPath": {"path": "/"}}),
+            ("known-hosts", {"emptyDir": {}}),
+            ("known-hosts", {"persistentVolumeClaim": {"claimName": "data"}}),
+            ("known-hosts", {"projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}),
+            ("hop-1-key", {"configMap": {"name": "other"}}),
+        )
+    ),
+    (f"{CONTAINER}/volumeMounts/0/mountPath", "/opt/dbtunnel", "below /etc/dbtunnel"),
+    (f"{CONTAINER}/volumeMounts/0/readOnly", None, "read-only"),
+    ("spec/replicas", 17, "at most 16"),
+    ("metadata/labels", {}, "that have its label and a DatabaseTunnel for their controller"),
+    ("metadata/ownerReferences", [], "that have its label and a DatabaseTunnel for their controller"),
+    ("metadata/ownerReferences/0/controller", False, "a DatabaseTunnel for their controller"),
+    ("metadata/ownerReferences/0/kind", "Deployment", "a DatabaseTunnel for their controller"),
+)
+
+BAD_OTHERS: tuple[tuple[Manifest, str, Any, str], ...] = (
+    (SERVICE, "spec/type", "LoadBalancer", "a tunnel's Service is a ClusterIP"),
+    (SERVICE, "spec/type", "NodePort", "a tunnel's Service is a ClusterIP"),
+    (SERVICE, "spec/externalIPs", ["203.0.113.1"], "without external addresses"),
+    (SERVICE, "spec/selector", {"app": "bank"}, "selects a tunnel's pods"),
+    (SERVICE, "metadata/ownerReferences", [], "a DatabaseTunnel for their controller"),
+    (in_default(build_network_policy(parsed(), INSTALLATION)), "metadata/labels", {}, "that have its label"),
+    (secret(), "type", "kubernetes.io/ssh-auth", "type: the operator makes Secrets of type Opaque alone"),
+    (secret(), "metadata/annotations", {"kubernetes.io/service-account.name": "default"}, "without annotations"),
+    (secret(), "metadata/labels", {}, "with its label"),
+    (secret(), "stringData", {"ssh-privatekey": "x", "config.json": "{}"}, "that have a tunnel's key"),
+)
+
+
+def test_the_operator_makes_forwarders_and_keys_alone(operator: Operator) -> None:
+    with_log = Installation(forwarder_image=FORWARDER_IMAGE, forwarder_log_level="DEBUG")
+    policy = in_default(build_network_policy(parsed(), INSTALLATION))
+    good = [deployment(), deployment(FULL), deployment(installation=with_log), SERVICE, policy, secret()]
+    token = altered(secret(), "type", "kubernetes.io/service-account-token")
+    token["metadata"]["annotations"] = {"kubernetes.io/service-account.name": "default"}
+    bad = [(altered(deployment(), path, value), words) for path, value, words in BAD_DEPLOYMENTS]
+    bad += [(altered(one, path, value), words) for one, path, value, words in BAD_OTHERS]
+    bad += [(token, "of type Opaque alone"), (_named(secret(), "orders"), "a name ending in -ssh")]
+    named = [_named(one, f"good-{number}-ssh") for number, one in enumerate(good)]
+    named += [
+        _named(one, f"bad-{number}{'' if 'ending' in words else '-ssh'}") for number, (one, words) in enumerate(bad)
+    ]
+
+    said = refusals(operator.cluster, named, f"--as={operator.user}")
+
+    assert [name for name in said if name.startswith("good")] == [], said
+    for manifest, (_, words) in zip(named[len(good) :], bad, strict=True):
+        text = said.get(manifest["metadata"]["name"], "passed")
+        assert words in text, (manifest, text)
+    assert refusals(operator.cluster, named[len(good) :][:3]) == {}, "nobody else is bound"
+    print(f"\nthe operator's objects: {len(good)} let pass, {len(bad)} refused")
+
+
+AS_ITSELF = ("--dry-run=server", "--as-group=system:masters")
+"""kubectl reads what it changes, which the operator may not."""
+
+
+def test_the_operator_touches_nothing_of_others(operator: Operator, namespace: str) -> None:
+    cluster, as_operator = operator.cluster, (*AS_ITSELF, f"--as={operator.user}", "-n", namespace)
+    cluster.kubectl("create", "service", "clusterip", "bank", "-n", namespace, "--tcp=1234")
+    apply(cluster, tunnel_manifest(namespace, tunnel={"host": "203.0.113.1"}))
+    pod = wait_until(lambda: pods(cluster, namespace, "orders"), "a pod")[0]
+    refreshed = {"metadata": {"annotations": {REFRESH_ANNOTATION: "now"}}}
+    stranger = {"metadata": {"annotations": {"example.com/other": "now"}}}
+    evil = {"spec": {"containers": [{"name": "forwarder", "image": "example.com/evil:1"}]}}
+
+    def patched(change: Mapping[str, Any]) -> str:
+        return cluster.kubectl("patch", "pod", pod, *as_operator, "--type=strategic", "-p", json.dumps(change))
+
+    assert "patched" in patched(refreshed)
+    for change in (evil, stranger, {"metadata": {"labels": {"a": "b"}}}, {"metadata": {"finalizers": ["a.b/c"]}}):
+        with pytest.raises(ClusterError, match=r"changes the annotation dbtunnel\.dev/mount-refresh alone"):
+            patched(change)
+    with pytest.raises(ClusterError, match="changes and deletes objects alone that have its label or belong"):
+        cluster.kubectl("delete", "service", "bank", *as_operator)
+    assert "deleted" in cluster.kubectl("delete", "service", "orders", *as_operator)
+
+
+def test_the_real_operator_works_under_them(operator: Operator, namespace: str) -> None:
+    """Makes, repairs, removes, adopts; the policies refuse nothing of it."""
+    cluster, way = operator.cluster, {"host": "203.0.113.1"}
+    apply(cluster, tunnel_manifest(namespace, tunnel=way, replicas=2))
+    budget = "poddisruptionbudget/orders-tunnel"
+    for child in (*CHILDREN, budget, "secret/orders-ssh"):
+        wait_until(lambda child=child: find(cluster, namespace, child), child)  # type: ignore[misc]
+    operator.wait_until_quiet(namespace)
+
+    spy = [{"op": "add", "path": f"/{POD}/containers/-", "value": {**SPY, "image": "example.com/spy"}}]
+    patch(cluster, namespace, "deployment/orders-tunnel", spy, kind="json")
+    patch(cluster, namespace, "service/orders", [{"op": "remove", "path": "/metadata/labels"}], kind="json")
+    wait_until(lambda: len(_containers(cluster, namespace)) == 1, "the repaired Deployment")
+    wait_until(lambda: (find(cluster, namespace, "service/orders") or {})["metadata"].get("labels"), "the labels")
+    apply(cluster, tunnel_manifest(namespace, tunnel=way, replicas=1, access={"policy": "Unrestricted"}))
+    for child in (budget, "networkpolicy/orders-tunnel"):
+        wait_until(lambda child=child: find(cluster, namespace, child) is None, f"no {child}")  # type: ignore[misc]
+    cluster.kubectl("delete", "databasetunnel", "orders", "-n", namespace, "--cascade=orphan")
+    apply(cluster, tunnel_manifest(namespace, tunnel=way))
+    owned = ("deployment/orders-tunnel", "service/orders")
+    for child in owned:
+        wait_until(lambda child=child: _owners(cluster, namespace, child), f"the owner of {child}")  # type: ignore[misc]
+
+    operator.wait_until_quiet(namespace)
+    assert condition(cluster, namespace, "WorkloadReady")["reason"] in ("ImagePullFailed", "Progressing")
+    denied = [line for line in operator.logs() if "ValidatingAdmissionPolicy" in json.dumps(line)]
+    assert denied == []
+
+
+def _containers(cluster: Cluster, namespace: str) -> list[Manifest]:
+    found: list[Manifest] = (find(cluster, namespace, "deployment/orders-tunnel") or {})["spec"]["template"]["spec"][
+        "containers"
+    ]
+    return found
+
+
+def _owners(cluster: Cluster, namespace: str, child: str) -> list[str]:
+    tunnel, found = find(cluster, namespace, "databasetunnel/orders"), find(cluster, namespace, child)
+    owners = (found or {}).get("metadata", {}).get("ownerReferences", ())
+    return [one["uid"] for one in owners if one["uid"] == (tunnel or {})["metadata"]["uid"]]
