@@ -1,13 +1,11 @@
 """The process: how it starts, waits, drains and ends, and what it needs for that."""
 
-import select
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -201,33 +199,6 @@ def test_sessions_that_do_not_finish_are_cut(start_forwarder: StartForwarder, po
     assert forwarder.process.wait(5) == 0
     with pytest.raises(psycopg.OperationalError):
         session.execute("select 1")
-
-
-def test_quiet_sessions_end_first_and_a_running_query_last(
-    start_forwarder: StartForwarder, postgres: PostgresServer
-) -> None:
-    """A pool's idle connection would hold the pod until the last moment."""
-    forwarder = start_forwarder(postgres.port, seconds=seconds(drain_min=0, drain_max=12))
-    idle, busy, within = connect(forwarder), connect(forwarder), connect(forwarder)
-    within.autocommit = False
-    assert within.execute("select 1").fetchone() == (1,)
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(lambda: busy.execute("select pg_sleep(9), 'done'").fetchone())
-        forwarder.process.signal(signal.SIGTERM)
-        wait_until(lambda: has_ended(idle), "the idle session to be ended", 9)
-        assert not answer.done()
-        within.commit()
-        row = answer.result(10)
-    assert row
-    assert row[1] == "done"
-    busy.close()
-    within.close()
-    assert forwarder.process.wait(5) == 0
-
-
-def has_ended(session: "psycopg.Connection[Any]") -> bool:
-    """Whether the other end has closed it; nothing is asked for."""
-    return bool(select.select([session.fileno()], [], [], 0)[0])
 
 
 def test_a_second_signal_ends_it_at_once(start_forwarder: StartForwarder, postgres: PostgresServer) -> None:

@@ -281,8 +281,9 @@ class Drain(ApiModel):
     min_seconds: Annotated[int, Field(ge=0, le=300)] | None = None
     """Seconds for which new clients are still served after the pod was told to end. Default: 3."""
     max_seconds: Annotated[int, Field(ge=0, le=604800)] | None = None
-    """Seconds that running sessions have to finish, at most seven days. Those that are quiet and wait for no answer are
-    ended at half time, so that pools do not hold the pod for long. Default: 30."""
+    """Seconds that running sessions have to finish, at most seven days. Those that have been at rest for half of it are
+    ended then, so that pools do not hold the pod for long. What runs may go on to the end: a statement, a COPY, an
+    answer that is not all read, and a transaction, unless TLS hides it and nothing is sent. Default: 30."""
 
     @model_validator(mode="after")
     def _order(self) -> Self:

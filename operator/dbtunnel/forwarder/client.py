@@ -10,15 +10,16 @@ from typing import Protocol
 from dbtunnel.forwarder.channel import Address, Channel, Opening
 from dbtunnel.forwarder.link import Link
 from dbtunnel.forwarder.packets import LARGEST_DATA, SLOTS
-from dbtunnel.forwarder.pieces import after, is_in_transaction
+from dbtunnel.forwarder.pieces import after, unacknowledged
 from dbtunnel.forwarder.reserve import Visitor
+from dbtunnel.forwarder.talk import Talk
 from dbtunnel.forwarder.watch import READ, WRITE, watcher
 
 EARLY_LIMIT = 16 * 1024
 """Bytes that a client may send before its channel is open: a thousand may be parked."""
 
 SNIFFED_BYTES = 512
-"""How much of a server's first answer is looked at."""
+"""How much of a server's first answers is looked at."""
 
 _PIECES_AT_ONCE = 16
 """Pieces that are sent at once; the system takes 1024 (IOV_MAX), but more are put together at less cost."""
@@ -53,7 +54,7 @@ class Host(Protocol):
         """Its channel is open."""
 
     def saw(self, client: "Client", first: bytes) -> None:
-        """What the database first said to it, and what next where that was one byte."""
+        """What the database says to it at first, as long as that is little."""
 
     def moved(self, *, sent: int = 0, received: int = 0) -> None:
         """So many bytes went to the database, or came from it."""
@@ -76,7 +77,7 @@ class Client:
         """The SSH connection that its channel is on, or is being opened on."""
         self._channel: Channel | None = None
         self._opening: Opening | None = None
-        self._early = bytearray()
+        self._early, self.talk = bytearray(), Talk()
         self._waiting: deque[memoryview] = deque()
         self.sent = self.received_bytes = 0
         self.visitor: Visitor | None = None
@@ -85,8 +86,6 @@ class Client:
         """How it ended, by whoever was the first to end it."""
         self.joined_at = 0.0
         """When its channel was open, by the loop's time."""
-        self.is_busy = False
-        """Whether it spoke last, so that a query runs or data goes in, or has a transaction open, as far as is seen."""
         self.is_gone = self.was_joined = self.was_greeted = self.was_refused = self._is_parked = False
         self._client_ended = self._database_ended = self._channel_ended = False
         self.was_denied_tls = self._is_held = self._is_bulk = False
@@ -211,7 +210,6 @@ class Client:
             self._host.intrudes(self)
             return
         self.sent += count
-        self.is_busy = True
         self._host.moved(sent=count)
         for slot in SLOTS:
             size = min(count, largest)
@@ -278,11 +276,11 @@ class Client:
     def received(self, pieces: list[memoryview]) -> None:
         """As End."""
         size = sum(map(len, pieces))
-        self.is_busy = is_in_transaction(pieces)
+        self.talk.heard(pieces, self.sent)
         self._host.moved(received=size)
         if self.visitor:
             self.visitor.received()
-        if self.received_bytes <= 1:
+        if self.received_bytes <= SNIFFED_BYTES:
             self._host.saw(self, bytes(pieces[0][:SNIFFED_BYTES]))
         self.received_bytes += size
         if len(pieces) > _PIECES_AT_ONCE:
@@ -366,6 +364,10 @@ class Client:
             self._events = events
             # for nothing: its failure is heard of all the same
             self._watcher.change(self._fd, events or _FAILURE)
+
+    def has_all(self) -> bool:
+        """Whether it has taken all that the database said: a reset drops nothing."""
+        return not self._waiting and not unacknowledged(self._fd)
 
     def _end_if_done(self) -> None:
         if self._client_ended and self._database_ended and not self._waiting:

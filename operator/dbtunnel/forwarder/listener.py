@@ -121,14 +121,13 @@ class Listener:
                     client.refuse("idle")
 
     async def end_quiet(self, left: float) -> None:
-        """Ends sessions that have been quiet for as long as is left of so many seconds: those of pools, which would
-        not end by themselves, go first, and what runs goes last. Who waits for an answer, or has a transaction open, is
-        not quiet.
+        """Ends sessions that are at rest and have been quiet for as long as is left of so many seconds: those of pools,
+        which would not end by themselves, go first, and what runs goes last.
         """
         end = self._loop.time() + left
         while left > 0:
             for client, seconds in self._look():
-                if seconds >= left and not client.is_busy:
+                if seconds >= left and client.has_all() and client.talk.is_over(self._protocol, client.sent):
                     client.refuse("forwarder ended")
             await asyncio.sleep(min(_LOOK_SECONDS, left))
             left = end - self._loop.time()
@@ -281,6 +280,7 @@ class Listener:
 
     def saw(self, client: Client, first: bytes) -> None:
         """As Host."""
+        client.talk.begins(first)
         if client.received_bytes and not client.was_denied_tls:
             return
         client.was_greeted = self._speaks_first and greets(first)

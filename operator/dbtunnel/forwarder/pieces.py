@@ -1,7 +1,9 @@
 """Bytes in several pieces, as they wait to be sent; and where bytes are put."""
 
+import fcntl
 import mmap
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator
 
 
 def room_for(size: int) -> memoryview:
@@ -17,10 +19,10 @@ def after(pieces: list[memoryview], sent: int) -> Iterator[memoryview]:
         sent = max(sent - len(piece), 0)
 
 
-_IN_TRANSACTION = (b"Z\0\0\0\x05T", b"Z\0\0\0\x05E")
-"""PostgreSQL's ReadyForQuery within a transaction, and within one that has failed (its manual, "Message Formats")."""
+_SIOCOUTQ = 0x5411
+"""See tcp(7)."""
 
 
-def is_in_transaction(pieces: Sequence[memoryview]) -> bool:
-    """Whether PostgreSQL has a transaction open after these; of TLS and of other protocols nothing is seen."""
-    return bytes(pieces[-1][-6:]) in _IN_TRANSACTION
+def unacknowledged(descriptor: int) -> int:
+    """How many bytes a TCP connection's other end has still to take: a reset would drop them."""
+    return int.from_bytes(fcntl.ioctl(descriptor, _SIOCOUTQ, bytes(4)), sys.byteorder)
