@@ -3,16 +3,19 @@
 import contextlib
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pymysql
 import pytest
 
 from dbtunnel.api.engines import Engine
+from dbtunnel.domain.database import CLIENTS_LEAVE
 from tests.support.bastion import Bastion
 from tests.support.databases import DATABASE, PASSWORD, USER, MariaDBServer
 from tests.support.faults import FaultServer
 from tests.support.forwarder import Forwarder
 from tests.support.processes import wait_until
+from tests.support.relay import Relay
 
 StartForwarder = Callable[..., Forwarder]
 
@@ -23,8 +26,8 @@ BLOCKED = b"\x44\0\0\0\xff\x69\x04Host '10.0.0.1' is blocked because of many con
 """MySQL's error 1129 in place of a greeting."""
 
 
-def mysql(start_forwarder: StartForwarder, port: int) -> Forwarder:
-    forwarder = start_forwarder(port, engine=Engine.MYSQL, probe_mode="Disabled")
+def mysql(start_forwarder: StartForwarder, port: int, probe_mode: str = "Disabled") -> Forwarder:
+    forwarder = start_forwarder(port, engine=Engine.MYSQL, probe_mode=probe_mode)
     forwarder.wait_for("authentication", "Succeeded")
     return forwarder
 
@@ -50,13 +53,37 @@ def test_those_who_leave_after_the_greeting_are_counted_and_told_of_once_a_minut
     assert (event["client"], event["total"], event["level"]) == ("127.0.0.1", 1, "warning")
 
 
+def test_that_they_leave_is_told_before_the_server_blocks_the_bastion(
+    start_forwarder: StartForwarder, tmp_path: Path
+) -> None:
+    """In the message of DatabaseReachable. Of 127.0.0.1 the server never blocks anybody, hence the other address."""
+    server = MariaDBServer(tmp_path / "my", settings=["max-connect-errors=3"]).start()
+    with Relay(server.host, server.port, source="127.0.0.5") as relay:
+        forwarder = mysql(start_forwarder, relay.port, probe_mode="Auto")
+        greeted(forwarder).close()
+        fact = forwarder.wait(lambda status: CLIENTS_LEAVE in status.database.seen, "it to be told").database
+        assert (fact.status, fact.reason) == ("True", "Succeeded")
+        assert "as 127.0.0.1 did" in fact.seen
+        assert told(forwarder)
+        log_in(forwarder)  # nobody is blocked yet
+        for _ in range(3):
+            greeted(forwarder).close()
+        wait_until(lambda: forwarder.metric(LEFT) == 4, "all to be counted")
+        with pytest.raises(pymysql.OperationalError, match="1129"):
+            log_in(forwarder)
+        forwarder.wait_for("database", "HostBlocked")
+    server.stop()
+
+
+def log_in(forwarder: Forwarder, password: str = PASSWORD) -> None:
+    pymysql.connect(host="127.0.0.1", port=forwarder.port, user=USER, password=password, database=DATABASE).close()
+
+
 def test_those_who_log_in_or_try_to_are_not(start_forwarder: StartForwarder, mariadb: MariaDBServer) -> None:
     forwarder = mysql(start_forwarder, mariadb.port)
     for password in (PASSWORD, "wrong"):
         with contextlib.suppress(pymysql.OperationalError):
-            pymysql.connect(
-                host="127.0.0.1", port=forwarder.port, user=USER, password=password, database=DATABASE
-            ).close()
+            log_in(forwarder, password)
     wait_until(lambda: forwarder.metric(CLIENTS) == 0, "the clients to be gone")
     assert forwarder.metric("dbtunnel_forwarder_clients_total") == 2
     assert forwarder.metric(LEFT) == 0

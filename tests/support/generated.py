@@ -122,7 +122,8 @@ _SEEN_OF_A_DATABASE = (
     "  probed once an hour.",
     "- MySQL and MariaDB are not asked. The first packet that a real client gets tells the version, whether TLS is",
     "  offered, and how to log in; or why nobody is taken: no connection left (error 1040), the SSH server's address",
-    "  blocked (1129) or not allowed (1130).",
+    "  blocked (1129) or not allowed (1130). That clients leave before their login, for which it blocks the address in",
+    "  the end, is told until none has for ten minutes.",
     "- PostgreSQL tells a client that no connection is left (53300) only after it has asked for a session. Where",
     "  TLS does not hide that, it counts: what is said of TLS is no word against it until somebody has a session,",
     "  or nobody has complained for 60 s.",
@@ -141,7 +142,9 @@ def _examples() -> Iterator[str]:
     yield told(with_tls, certificate, "10.0.0.5", now)
     yield told(with_tls, certificate, "orders.internal", end)
     login = {"server_version": "8.0.36", "auth_plugin": "caching_sha2_password"}
-    yield told(DatabaseFact(protocol=WireProtocol.MYSQL, tls_offered=True, **login), None, "", now)
+    mysql = DatabaseFact(protocol=WireProtocol.MYSQL, tls_offered=True, **login)
+    yield told(mysql, None, "", now)
+    yield told(mysql, None, "", now, leaver="10.0.0.7")
 
 
 def resource_page() -> str:

@@ -111,7 +111,7 @@ class DataPath:
         self._count_key_exchanges(connection)
         self.link = link_over(connection, dialer, end, own_packets=self._own)
         connector = SimpleNamespace(least_used=lambda: None if self.link.is_closing() else self.link)
-        prober = SimpleNamespace(failed=lambda *_: None, saw=lambda *_: None)
+        prober = SimpleNamespace(failed=lambda *_: None, saw=lambda *_: None, left=lambda *_: None)
         self.listener = Listener(self._config, cast(Any, connector), cast(Any, prober), self.metrics)
         bound = listening_socket("127.0.0.1", 0)
         self.port = int(bound.getsockname()[1])

@@ -125,6 +125,7 @@ def test_promtool_takes_the_rules() -> None:
 
 READY = "dbtunnel_operator_tunnel_ready"
 LOST = "dbtunnel_forwarder_ssh_reconnects_total"
+LEFT, TAKEN = "dbtunnel_forwarder_clients_left_before_login_total", "dbtunnel_forwarder_clients_total"
 OF = 'namespace="shop",tunnel="orders"'
 ORDERS = {"namespace": "shop", "tunnel": "orders"}
 
@@ -220,6 +221,27 @@ CASES: dict[str, tuple[str, list[Manifest], int, list[dict[str, str]]]] = {
         [{**ORDERS, "key": "SHA256:abc"}],
     ),
     "a key's certificate that is renewed in time": ("DatabaseTunnelKeyCertificateExpiring", [key_expiry(8)], 30, []),
+    "clients of two pods that leave, and hardly a login": (
+        "DatabaseTunnelClientsLeaving",
+        [
+            *(series(LEFT, f'{OF},pod="{pod}"', "0x4 1x4 2x4 3x4 4x20") for pod in "ab"),
+            *(series(TAKEN, f'{OF},pod="{pod}"', "0x4 2x4 3x4 5x4 6x20") for pod in "ab"),
+        ],
+        18,
+        [ORDERS],
+    ),
+    "health checks among many who log in": (
+        "DatabaseTunnelClientsLeaving",
+        [series(LEFT, f'{OF},pod="a"', "0+6x30"), series(TAKEN, f'{OF},pod="a"', "0+20x30")],
+        20,
+        [],
+    ),
+    "a port scan": (
+        "DatabaseTunnelClientsLeaving",
+        [series(LEFT, f'{OF},pod="a"', "0 3x30"), series(TAKEN, f'{OF},pod="a"', "0 3x30")],
+        10,
+        [],
+    ),
     "one operator at work and one standing by": (
         "DatabaseTunnelOperatorAbsent",
         [WORKING, series("dbtunnel_operator_working", 'pod="b"', "0x60")],

@@ -1,5 +1,6 @@
 """What is told of a database that answers."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -7,8 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dbtunnel.api.forwarder import DatabaseFact
+from dbtunnel.api.status import DatabaseTunnelStatus
+from dbtunnel.controller.reconcile import leavers
 from dbtunnel.domain.certificate import Certificate
 from dbtunnel.domain.database import told
+from dbtunnel.domain.status import decide
+from tests.support.values import INSTALLATION, observed, tunnel, working
 
 NOW = datetime(2026, 11, 5, 12, tzinfo=UTC)
 END = datetime(2027, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -53,6 +58,12 @@ def test_one_that_has_expired() -> None:
     assert text.endswith("expired at 2027-01-02T03:04:05Z. Clients that verify it refuse it. Have it renewed.")
 
 
+def test_clients_that_leave_before_their_login() -> None:
+    text = told(DatabaseFact(protocol="MySQL"), None, "orders.internal", NOW, leaver="10.0.0.7")
+    assert text.startswith("MySQL answers. Clients leave before their login, as 10.0.0.7 did. ")
+    assert text.endswith(" or raise max_connect_errors.")
+
+
 @given(st.lists(st.text(), max_size=200), st.text(), st.text(max_size=253), st.text(max_size=128))
 def test_hostile_text_is_bounded_and_one_line(names: list[str], issuer: str, server_name: str, version: str) -> None:
     """As long as a layer's fact may be, and the warning is whole."""
@@ -62,3 +73,36 @@ def test_hostile_text_is_bounded_and_one_line(names: list[str], issuer: str, ser
     assert len(text) <= 1024
     assert text.isascii()
     assert text.isprintable()
+    assert len(told(fact, None, server_name, NOW, leaver="ffff:" * 7 + "ffff%eth0")) <= 1024
+
+
+# --- and what the status tells of it ----------------------------------------------------------------------------------
+
+TWO = tunnel({"replicas": 2})
+
+
+def status_of(*seen: str) -> DatabaseTunnelStatus:
+    """Of forwarders that have seen this of the database."""
+    fact = working(TWO).database
+    documents = (working(TWO, database=replace(fact, seen=text)) for text in seen)
+    return decide(TWO, observed(TWO, *documents), INSTALLATION, NOW).status
+
+
+def message(status: DatabaseTunnelStatus) -> str:
+    return next(one.message for one in status.conditions or () if one.type == "DatabaseReachable")
+
+
+def test_of_replicas_the_one_is_heard_that_has_more_to_tell() -> None:
+    assert message(status_of("MySQL answers.", "MySQL answers. But.")) == "MySQL answers. But."
+
+
+def test_that_clients_leave_before_their_login_is_an_event_once() -> None:
+    answers = told(DatabaseFact(protocol="MySQL"), None, "", NOW)
+    quiet, left = (
+        status_of(answers, answers),
+        status_of(answers, told(DatabaseFact(), None, "", NOW, leaver="10.0.0.7")),
+    )
+    assert leavers(quiet.document(), quiet) is None
+    assert leavers(quiet.document(), left) == ("Warning", "ClientsLeave", message(left))
+    assert "10.0.0.7" in message(left)
+    assert leavers(left.document(), left) is None

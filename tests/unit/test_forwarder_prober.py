@@ -104,6 +104,22 @@ def test_a_handshake_that_fails_all_at_once_is_told_beside_what_was_seen_before(
     assert "Shop CA" in world.database.seen
 
 
+# --- clients that leave before their login ----------------------------------------------------------------------------
+
+
+def test_that_clients_leave_is_told_with_the_first_address_until_none_has_for_ten_minutes() -> None:
+    seen: list[str] = []
+    leaves = [(60 + 500 * n, lambda world, n=n: world.prober.left(f"10.0.0.{n}")) for n in range(3)]
+    looks = [(when, lambda world: seen.append(world.database.seen)) for when in (59, 61, 1061, 1659, 1661)]
+    live(NO_TLS, [*leaves, *looks], 2000)
+    assert ["10.0.0.0 did" in text for text in seen] == [False, True, True, True, False]
+
+
+def test_clients_that_leave_mend_no_condition() -> None:
+    world = live(NO_TLS, [(10, lambda world: world.hear(FULL)), (11, lambda world: world.prober.left("10.0.0.7"))], 12)
+    assert world.database.reason == "TooManyConnections"
+
+
 # --- a database without a free connection -----------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from dbtunnel.controller.store import Store, version
 from dbtunnel.domain import names
 from dbtunnel.domain.authorized_keys import forward_target
 from dbtunnel.domain.children import Manifest, build_deployment, current_revision, desired_children
+from dbtunnel.domain.database import CLIENTS_LEAVE
 from dbtunnel.domain.diagnosis import NEXT_KEY_FAILS
 from dbtunnel.domain.drift import controller_uid, desired_hash, merge_patch, signed
 from dbtunnel.domain.forwarding import forwarder_config
@@ -223,7 +224,7 @@ class Reconciler:
         """Writes the status, and tells of what it changes. Returns the tunnel as it is then."""
         answer = await self._cluster.write_status(manifest, status.document())
         before = manifest.get("status") or {}
-        for news in filter(None, (tell(before, status) for tell in (transition, detour, key_news))):
+        for news in filter(None, (tell(before, status) for tell in (transition, detour, key_news, leavers))):
             await self._cluster.post_event(manifest, *news)
         return answer
 
@@ -288,6 +289,15 @@ def key_news(before: Mapping[str, Any], after: DatabaseTunnelStatus) -> tuple[st
         if key.use == "Next" and key.accepted and (key.fingerprint, True) not in earlier:
             return "Normal", "NextKeyAccepted", f"The next key, {key.fingerprint}, is accepted: new sessions use it."
     return None
+
+
+def leavers(before: Mapping[str, Any], after: DatabaseTunnelStatus) -> tuple[str, str, str] | None:
+    """As `transition`, of clients that leave before their login."""
+    reachable = _condition(after.conditions or (), ConditionType.DATABASE_REACHABLE)
+    if reachable is None or CLIENTS_LEAVE not in reachable.message:
+        return None
+    is_known = any(CLIENTS_LEAVE in one.get("message", "") for one in before.get("conditions") or ())
+    return None if is_known else ("Warning", "ClientsLeave", reachable.message)
 
 
 def _outline(status: Mapping[str, Any]) -> set[tuple[object, ...]]:

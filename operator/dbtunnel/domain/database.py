@@ -18,6 +18,15 @@ _WRONG_NAME = (
 _NO_HANDSHAKE = "The last probe's TLS handshake failed: clients that use TLS may fare alike."
 _EXPIRED = "Clients that verify it refuse it. Have it renewed."
 
+CLIENTS_LEAVE = "Clients leave before their login"
+"""How that part of a message begins, by which it is known."""
+
+_LEAVERS = (
+    CLIENTS_LEAVE + ", as {leaver} did. MySQL counts them against the SSH server's address, and after"
+    " max_connect_errors of them (100 by default) with no login between it refuses everybody behind it (error 1129)."
+    " Keep health checks and port scans off this port, or raise max_connect_errors."
+)
+
 
 def told(
     fact: DatabaseFact,
@@ -26,13 +35,15 @@ def told(
     now: datetime,
     *,
     handshake_fails: bool = False,
+    leaver: str = "",
 ) -> str:
     """The sentences for people.
 
     `server_name`: what clients are told to verify (spec.database.tls.serverName). `handshake_fails`: that of
-    the last probe did.
+    the last probe did. `leaver`: the address of one of MySQL's clients that leave before their login.
     """
     sentences = [_answer(fact), *([_NO_HANDSHAKE] if handshake_fails else [])]
+    sentences += [_LEAVERS.format(leaver=leaver)] if leaver else []
     if certificate:
         has_expired = certificate.not_after <= now
         sentences.append(_certificate(certificate, "expired" if has_expired else "expires"))

@@ -255,8 +255,10 @@ def _facts(document: ForwarderStatus) -> dict[ConditionType, LayerFact]:
 def _worst(facts: Sequence[LayerFact], total: int, subject: Subject) -> Verdict:
     """One layer over all forwarders: the worst is told, with how many see it of those that answer."""
     for status in (FALSE, UNKNOWN, TRUE):
-        first = next((fact for fact in facts if fact.status is status), None)
-        if first:
+        found = [fact for fact in facts if fact.status is status]
+        if found:
+            # of those that work, one may have more to tell: of what its own clients do
+            first = max(found, key=lambda fact: len(fact.seen)) if status is TRUE else found[0]
             alike = sum((fact.status, fact.reason) == (first.status, first.reason) for fact in facts)
             return _told(first, alike, total, subject)
     return Verdict(UNKNOWN, Reason.PROGRESSING, "Waits for a forwarder to report.")

@@ -226,6 +226,7 @@ class Listener:
 
     def _left_before_login(self, client: Client) -> None:
         self._metrics.add(CLIENTS_LEFT)
+        self._prober.left(client.address[0])
         if self._left_budget.allows(self._loop.time()):
             # often a health check or a port scan, which does not suffer itself when the bastion's address is blocked
             total = int(self._metrics.get(CLIENTS_LEFT))

@@ -34,6 +34,9 @@ _FIRST_RETRY_SECONDS = 2.0
 _LOUD_SECONDS = 3600
 """Between probes that leave an error in the database's log."""
 
+_LEAVERS_SECONDS = 600
+"""For how long it is told that a client left before its login: those that come every few minutes are one matter."""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -44,10 +47,10 @@ class Seen:
     handshake_fails: bool = False
     """It offers TLS, and the probe could not finish a handshake, which is an error in the database's log."""
 
-    def told(self, config: ForwarderConfig) -> str:
+    def told(self, config: ForwarderConfig, leaver: str = "") -> str:
         """The same for people, and what clients will find wrong with it now."""
         name, now = config.database_server_name, datetime.now(UTC)
-        return told(self.fact, self.certificate, name, now, handshake_fails=self.handshake_fails)
+        return told(self.fact, self.certificate, name, now, handshake_fails=self.handshake_fails, leaver=leaver)
 
 
 class Prober:
@@ -67,6 +70,9 @@ class Prober:
         """What was last told of a database that works; None where it did not since."""
         self._left_at = -math.inf
         """When the last connection ended, by the loop's time."""
+        self._leaver = ""
+        """The address of a client that left before its login; empty where none has lately."""
+        self._forgetting: asyncio.TimerHandle | None = None
         self._under_way = 0
         self.idle = asyncio.Event()
         """Set while no probe is under way."""
@@ -182,10 +188,27 @@ class Prober:
         self._learn(self._with(seen.fact), seen.certificate)
         if seen.fact.tls_offered is not None and self._is_full():
             return False
-        all_seen = Seen(self._state.status.database_fact, self._certificate, handshake_fails=self._handshake_fails)
-        self._shown = all_seen.told(self._config)
-        self._state.succeeded(ConditionType.DATABASE_REACHABLE, self._shown)
+        self._tell()
         return True
+
+    def _tell(self) -> None:
+        """That it works, and all that is known of it."""
+        all_seen = Seen(self._state.status.database_fact, self._certificate, handshake_fails=self._handshake_fails)
+        self._shown = all_seen.told(self._config, self._leaver)
+        self._state.succeeded(ConditionType.DATABASE_REACHABLE, self._shown)
+
+    def left(self, address: str) -> None:
+        """One of MySQL's clients left before its login, which is told until none has for a while."""
+        if self._forgetting:
+            self._forgetting.cancel()
+        self._forgetting = asyncio.get_running_loop().call_later(_LEAVERS_SECONDS, self._leaver_is, "")
+        if not self._leaver:
+            self._leaver_is(address)
+
+    def _leaver_is(self, address: str) -> None:
+        self._leaver = address
+        if self._state.works(ConditionType.DATABASE_REACHABLE):
+            self._tell()
 
     def _knows(self, fact: DatabaseFact) -> bool:
         """Whether a client's connection shows nothing new, as almost every one does."""
