@@ -43,8 +43,11 @@ def started(tmp_path: Path, bastion: Bastion, client_key: KeyPair) -> Iterator[C
 
 
 def packets_told(forwarder: Forwarder) -> tuple[str, str]:
-    told = next(event for event in forwarder.events() if event["event"] == "connected")
-    return told["packets"], told["why_not_own"]
+    """Before the first connection, and of it the same."""
+    told = [event for event in forwarder.events() if event["event"] in ("started", "connected")]
+    assert [event["event"] for event in told] == ["started", "connected"]
+    (words,) = {(event["packets"], event["why_not_own"]) for event in told}
+    return words
 
 
 def test_the_switch_has_asyncssh_carry_the_data_and_says_so(started: Callable[..., Forwarder]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 SOURCES = Path(__file__).parents[2] / "operator" / "dbtunnel"
 
 FORWARDER = {
-    "started": "It listens.",
+    "started": "It listens. By which packets it means to carry data, as the self-check at the start has it.",
     "connected": "An SSH connection takes new clients from now on; by which packets, and why not by its own.",
     "connection lost": "One is gone with its sessions; what was seen. It is made anew.",
     "connection retired": "Another has taken its place. It ends with the last of its sessions.",

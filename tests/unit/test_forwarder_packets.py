@@ -1,7 +1,10 @@
 """Packets of our own: how they look, and when they are not taken."""
 
+import ast
+import re
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,7 +15,7 @@ from asyncssh.packet import SSHPacket
 
 from dbtunnel.forwarder import boxes, packets
 from dbtunnel.forwarder.boxes import TAG, Box, boxed, what_differs
-from dbtunnel.forwarder.packets import ASYNCSSH, LARGEST_DATA, SLOTS, OwnPackets, Packets, packets_over
+from dbtunnel.forwarder.packets import ASYNCSSH, LARGEST_DATA, SLOTS, OwnPackets, Packets, packets_over, why_never
 from dbtunnel.forwarder.transport import Congestion
 from tests.support.generated import ROOT
 
@@ -221,8 +224,24 @@ def test_the_pinned_asyncssh_is_the_one_whose_private_parts_are_used() -> None:
     assert asyncssh.__version__ == ASYNCSSH
 
 
+def private_parts(path: Path) -> list[str]:
+    """What a module uses that another object keeps for itself."""
+    used = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
+    private = [node for node in used if node.attr.startswith("_") and not node.attr.startswith("__")]
+    return [ast.unparse(node) for node in private if ast.unparse(node.value) not in ("self", "super()")]
+
+
+def test_the_modules_that_use_private_parts_are_those_that_the_pin_is_said_to_be_for() -> None:
+    users = {path.name for path in (ROOT / "operator/dbtunnel/forwarder").glob("*.py") if private_parts(path)}
+    before, _, _ = (ROOT / "pyproject.toml").read_text().partition('\n  "asyncssh[')
+    assert set(re.findall(r"\w+\.py", before.splitlines()[-1])) == users
+    _, _, told = (ROOT / "docs/architecture.md").read_text().partition("**Bytes**")
+    sentence = " ".join(told.split()).partition("hence the exact version")[0].rpartition(". ")[2]
+    assert set(re.findall(r"\w+\.py", sentence)) == users
+
+
 def test_nothing_speaks_against_it_here() -> None:
-    assert what_differs() == ""
+    assert why_never(own=True) == what_differs() == ""
     assert boxed(box := Box(gcm())) is box
 
 

@@ -14,7 +14,8 @@ from dbtunnel.forwarder.connection import Connector, Sources
 from dbtunnel.forwarder.listener import Listener, listening_socket
 from dbtunnel.forwarder.logs import event
 from dbtunnel.forwarder.loop import ForwarderLoop
-from dbtunnel.forwarder.metrics import Metrics
+from dbtunnel.forwarder.metrics import OWN_PACKETS, Metrics
+from dbtunnel.forwarder.packets import why_never
 from dbtunnel.forwarder.probes import Prober
 from dbtunnel.forwarder.state import State
 from dbtunnel.forwarder.watch import hot_loop
@@ -80,6 +81,8 @@ async def _run(config: ForwarderConfig, around: Surroundings) -> None:
     clients, administrators = _bound(around.listen), _bound(around.admin_listen)
     await admin.start(administrators)
     listener.start(clients)
+    why_not_own = why_never(own=config.own_packets)  # before there is a client, whom it would hold up
+    metrics.set(OWN_PACKETS, not why_not_own)
     event(
         _LOG,
         "started",
@@ -87,6 +90,8 @@ async def _run(config: ForwarderConfig, around: Surroundings) -> None:
         config=config.digest(),
         listen=str(Address(*clients.getsockname()[:2])),
         admin=str(Address(*administrators.getsockname()[:2])),
+        packets="asyncssh" if why_not_own else "own",
+        why_not_own=why_not_own,
     )
     tasks = [asyncio.ensure_future(part.run()) for part in (connector, prober, listener)]
     try:

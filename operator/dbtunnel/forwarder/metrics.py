@@ -39,7 +39,8 @@ OWN_PACKETS = Metric(
     "dbtunnel_forwarder_ssh_own_packets",
     Kind.GAUGE,
     "1 while packets of data take the forwarder's own way, 0 while they take asyncssh's, which is slower; the event"
-    " `connected` says why.",
+    " `connected` says why. Before the first connection, what the self-check at the start has found, as the event"
+    " `started` does.",
 )
 CHANNEL_SECONDS = Metric(
     "dbtunnel_forwarder_channel_open_seconds",

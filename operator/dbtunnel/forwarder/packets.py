@@ -1,9 +1,10 @@
-"""SSH packets that carry the data of channels, past asyncssh, whose private parts this module reaches into.
+"""SSH packets that carry the data of channels, past asyncssh, whose private parts are used here and in `boxes.py`.
 
 asyncssh keeps all else: key exchange, login, requests, the opening and closing of channels. For a packet of data it
 makes a cipher, slices its input twice, makes an object, and sends an ignored packet before each of its own; here a
 packet is opened and handed over where it lies. Only AES-GCM without compression is taken over, only
-SSH_MSG_CHANNEL_DATA and SSH_MSG_CHANNEL_WINDOW_ADJUST, and only those of our own channels.
+SSH_MSG_CHANNEL_DATA and SSH_MSG_CHANNEL_WINDOW_ADJUST, and only those of our own channels. So
+`spec.tunnel.compression`, where the server takes it up, turns all of this off.
 
 How the two get along:
 
@@ -20,9 +21,10 @@ How the two get along:
 - Sequence numbers (`_send_seq`, `_recv_seq`) are counted on for it; strict key exchange sets them to 0.
 
 `why_not` tells what speaks against all this, before anything is touched: another version of asyncssh, another cipher, a
-self-check that fails. Then every packet takes asyncssh's way, which is slower and no different. To take a newer
-asyncssh: read what changed in its connection.py where the names of `_ATTRIBUTES` stand, change ASYNCSSH and the pin in
-pyproject.toml, `make lock`, `make test-forwarder`, `make soak`.
+self-check that fails. Then every packet takes asyncssh's way, which is slower and no different. What is known without a
+connection (`why_never`) is told as the process starts. To take a newer asyncssh: read what changed in its connection.py
+where the names of `_ATTRIBUTES` stand, and in its encryption.py and crypto/cipher.py of what `boxes.py` uses; change
+ASYNCSSH and the pin in pyproject.toml, `make lock`, `make test-forwarder`, `make soak`.
 """
 
 import functools
@@ -363,16 +365,23 @@ def packets_over(
     connection: asyncssh.SSHClientConnection, wire: AnyWire | None, congestion: Congestion, *, own: bool = True
 ) -> Packets:
     """Those of a connection that is logged in. `own`: by the switch `--packets`."""
-    reason = why_not(connection) if own else "--packets=asyncssh"
+    reason = why_never(own=own) or why_not(connection)
     if wire is None or reason:
         return Packets(connection, congestion, reason or "the connection has no socket of its own")
     return OwnPackets(connection, congestion, wire)
 
 
-def why_not(connection: Any) -> str:
-    """What speaks against our own way for a connection's packets; empty where nothing does."""
+def why_never(*, own: bool) -> str:
+    """What speaks against our own way in this process, whatever the connection; empty where nothing does."""
+    if not own:
+        return "--packets=asyncssh"
     if asyncssh.__version__ != ASYNCSSH:
         return f"asyncssh is {asyncssh.__version__} and not {ASYNCSSH}"
+    return what_differs()
+
+
+def why_not(connection: Any) -> str:
+    """What speaks against it for a connection's packets."""
     if missing := _missing(connection):
         return f"asyncssh has no {', '.join(missing)}"
     if connection._compressor or connection._decompressor:
@@ -380,7 +389,7 @@ def why_not(connection: Any) -> str:
     ciphers = connection._send_encryption, connection._recv_encryption
     if not all(isinstance(cipher, GCMEncryption) for cipher in ciphers):
         return "the cipher is not AES-GCM"
-    return what_differs()
+    return ""
 
 
 def _missing(connection: Any) -> list[str]:
