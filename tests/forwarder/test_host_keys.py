@@ -17,7 +17,7 @@ from tests.support.bastion import HOST_KEY_TYPES, Bastion
 from tests.support.databases import PostgresServer
 from tests.support.forwarder import KEY, Forwarder, forwarder_config
 from tests.support.keys import KeyPair, key_pair
-from tests.support.processes import run, wait_until
+from tests.support.processes import run
 from tests.support.produced import produces
 from tests.support.told import check_told
 
@@ -361,25 +361,3 @@ def test_a_revoked_key_with_a_certificate(
     lines = (f"@cert-authority * {authority.public}", f"@revoked * {bastion.host_keys['ed25519'].public}")
     rule = HostKeyRule(known_hosts="\n".join(lines))
     check_refused(start(start_forwarder, bastion, postgres.port, rule), bastion, "HostKeyRevoked", "revoked")
-
-
-# --- keys that the server has besides ---------------------------------------------------------------------------------
-
-
-def test_keys_that_the_server_proves_to_hold_are_told_and_not_trusted(
-    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer
-) -> None:
-    """OpenSSH announces them (hostkeys-00@openssh.com) before it changes to another."""
-    forwarder = start(start_forwarder, bastion, postgres.port, HostKeyRule(fingerprints=(bastion.fingerprints["rsa"],)))
-    check_known(forwarder)
-    expected = {ALGORITHMS[name]: fingerprint for name, fingerprint in bastion.fingerprints.items()}
-    wait_until(lambda: shown(forwarder) == expected, "the others")
-    assert forwarder.status().hops[0].host_keys[0].algorithm == "ssh-rsa", "first the one in use"
-    (line,) = [line for line in forwarder.log.read_text().splitlines() if "not pinned" in line]
-    assert bastion.fingerprints["ed25519"] in line
-    assert bastion.fingerprints["rsa"] not in line
-
-    bastion.replace_host_keys(["ed25519"])
-    bastion.kill_sessions()
-
-    forwarder.wait_for("transport", "HostKeyMismatch")

@@ -235,6 +235,15 @@ class Bastion:
         self._write_config()
         self._reload()
 
+    def drop_host_keys(self, *types: str) -> None:
+        """Has the others alone, for connections from now on."""
+        for name in types:
+            del self.host_keys[name]
+            for path in self.directory.glob(f"ssh_host_{name}_key*"):
+                path.unlink()
+        self._write_config()
+        self._reload()
+
     def certify_host_key(self, name: str, authority: KeyPair, principals: str, validity: str = "-1h:+1h") -> None:
         """Has a host key signed (ssh-keygen -s -h), for connections from now on. `validity`: as ssh-keygen's -V."""
         signer = self.directory / "authority"

@@ -79,6 +79,42 @@ def test_replace_offers_what_no_longer_fits(host_key: Any, shown: tuple[str, ...
     assert trust.changed(tunnel, config) == ([0] if is_offered else [])
 
 
+def announcing(generation: int = 3, **changes: Any) -> DatabaseTunnel:
+    """The third server is verified by the pinned key, and has proved to hold others."""
+    place = {**hop("Fallback", "third", 22, PINNED, SHOWN, OTHER), "active": True, **changes}
+    return parsed(SERVERS, hops=(*HOPS[:2], place, HOPS[3]), observedGeneration=generation)
+
+
+def test_what_a_verified_server_has_announced_is_offered_beside_what_is_pinned() -> None:
+    tunnel = announcing()
+    config = forwarder_config(tunnel, Defaults())
+    found = trust.announced(tunnel, config)
+    assert [number for number, _ in found] == [2]
+    *_, pin = trust.pin_operations(tunnel, config, found)
+    assert pin["path"] == "/spec/tunnel/fallbacks/1/hostKey"
+    assert pin["value"] == {"fingerprints": [PINNED, SHOWN, OTHER]}
+    assert [line.strip() for line in pin_lines([found[0][1]])][-3:] == [f"- {one}" for one in (PINNED, SHOWN, OTHER)]
+    text = "\n".join(trust.trust_text(config, found, PLAIN))
+    assert text.startswith("fallback third:22 holds these host keys too, which are not pinned:\n")
+    assert [PINNED in text, SHOWN in text, OTHER in text] == [False, True, True]
+    assert max(map(len, text.splitlines())) <= COLUMNS
+
+
+@pytest.mark.parametrize(
+    "tunnel",
+    [
+        announcing(2),
+        announcing(active=False),
+        announcing(hostKeyFingerprints=[f"ssh-ed25519 {SHOWN}"]),
+        announcing(hostKeyFingerprints=[f"ssh-ed25519 {PINNED}"]),
+        announcing(hostKeyFingerprints=[]),
+    ],
+    ids=["of another spec", "not in use", "not verified", "none", "nothing known"],
+)
+def test_what_is_not_proved_is_not_called_announced(tunnel: DatabaseTunnel) -> None:
+    assert trust.announced(tunnel, forwarder_config(tunnel, Defaults())) == []
+
+
 def test_pins_are_written_if_the_spec_is_the_one_that_was_read() -> None:
     tunnel = parsed(SERVERS, hops=HOPS)
     assert trust.pin_operations(tunnel, forwarder_config(tunnel, Defaults()), offers(tunnel, [0, 1])) == [

@@ -185,10 +185,12 @@ class LayerFact(Document):
 
 
 class HostKeyFact(Document):
-    """A host key that the server showed."""
+    """A host key that the server showed, or proved to hold."""
 
     algorithm: _ShortWord
     fingerprint: _ShortWord
+    announced: bool = False
+    """Whether it is not pinned, and the server has proved to hold it over a connection that a pinned key verifies."""
 
 
 class PublicKeyFact(Document):
@@ -235,6 +237,7 @@ class HopFact(Document):
     next_key: NextKeyFact | None = None
     """The one that is to replace that."""
     host_keys: Annotated[tuple[HostKeyFact, ...], Limits(most=8)] = ()
+    """Those that it showed; with a connection first the one in use, then those that it has proved to hold besides."""
     server_version: Annotated[str, Limits(most=256)] | None = None
     cipher: _ShortWord | None = None
     mac: _ShortWord | None = None

@@ -66,7 +66,8 @@ class Hop(ApiModel):
     replicas: int | None = None
     """How many forwarders' do."""
     host_key_fingerprints: Annotated[tuple[Text, ...], Field(max_length=8)] | None = None
-    """Fingerprints of the host keys that it shows, with their algorithm."""
+    """Fingerprints of the host keys that it shows, with their algorithm. With a connection first the one in use, then
+    those that it has proved to hold besides (OpenSSH announces them): pin one before the server changes to it."""
     server_version: Text | None = None
     """Its identification string (RFC 4253, section 4.2), as the server says it."""
     cipher: Text | None = None

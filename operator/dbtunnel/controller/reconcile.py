@@ -25,10 +25,11 @@ from dbtunnel.domain.children import Manifest, build_deployment, current_revisio
 from dbtunnel.domain.database import CLIENTS_LEAVE
 from dbtunnel.domain.diagnosis import NEXT_KEY_FAILS
 from dbtunnel.domain.drift import controller_uid, desired_hash, merge_patch, signed
+from dbtunnel.domain.facts import announced_keys
 from dbtunnel.domain.forwarding import forwarder_config
-from dbtunnel.domain.hops import Role
+from dbtunnel.domain.hops import Role, hop_name
 from dbtunnel.domain.observed import Observation, Pod, Problem
-from dbtunnel.domain.settings import Installation
+from dbtunnel.domain.settings import Defaults, Installation
 from dbtunnel.domain.status import Decision, decide, rejected
 
 logger = logging.getLogger(__name__)
@@ -224,7 +225,8 @@ class Reconciler:
         """Writes the status, and tells of what it changes. Returns the tunnel as it is then."""
         answer = await self._cluster.write_status(manifest, status.document())
         before = manifest.get("status") or {}
-        for news in filter(None, (tell(before, status) for tell in (transition, detour, key_news, leavers))):
+        told = [tell(before, status) for tell in (transition, detour, key_news, leavers)]
+        for news in filter(None, [*told, host_key_news(manifest, status)]):
             await self._cluster.post_event(manifest, *news)
         return answer
 
@@ -298,6 +300,24 @@ def leavers(before: Mapping[str, Any], after: DatabaseTunnelStatus) -> tuple[str
         return None
     is_known = any(CLIENTS_LEAVE in one.get("message", "") for one in before.get("conditions") or ())
     return None if is_known else ("Warning", "ClientsLeave", reachable.message)
+
+
+def host_key_news(manifest: Manifest, after: DatabaseTunnelStatus) -> tuple[str, str, str] | None:
+    """As `transition`, of host keys that an SSH server has announced; `manifest` has spec and earlier status."""
+    hops = (manifest.get("status") or {}).get("hops") or ()
+    earlier = {one for hop in hops for one in hop.get("hostKeyFingerprints") or ()}
+    if all(one in earlier for hop in after.hops or () for one in hop.host_key_fingerprints or ()):
+        return None
+    config = forwarder_config(tunnel := DatabaseTunnel.parse(manifest), Defaults())
+    found = {number: announced_keys(config, number, hop) for number, hop in enumerate(after.hops or ())}
+    new = {number: keys for number, keys in found.items() if set(keys) - earlier}
+    if not new:
+        return None
+    told = "; ".join(f"{hop_name(config, number)}: {', '.join(keys)}" for number, keys in new.items())
+    note = (
+        f"Host keys that are not pinned, and that the SSH server has proved to hold: {told}. Before it changes to one:"
+    )
+    return "Normal", "HostKeysAnnounced", f"{note} kubectl dbtunnel trust {tunnel.metadata.name}"
 
 
 def _outline(status: Mapping[str, Any]) -> set[tuple[object, ...]]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from dbtunnel.api.conditions import ConditionType
-from dbtunnel.api.forwarder import ForwarderStatus, HopFact, LayerStatus, NextKeyFact, PublicKeyFact
+from dbtunnel.api.forwarder import ForwarderConfig, ForwarderStatus, HopFact, LayerStatus, NextKeyFact, PublicKeyFact
 from dbtunnel.api.reasons import Reason
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.status import (
@@ -76,6 +76,17 @@ def next_key(facts: Iterable[NextKeyFact | None]) -> NextKeyFact | None:
     """What forwarders tell of a next key: of one with which it fails, if it does with any."""
     known = [fact for fact in facts if fact]
     return next((fact for fact in known if fact.fact.status is LayerStatus.FALSE), known[0] if known else None)
+
+
+def announced_keys(config: ForwarderConfig, number: int, hop: Hop) -> tuple[str, ...]:
+    """Host keys that an SSH server has proved to hold and that are not pinned, as the status of this spec has them.
+
+    Only where fingerprints are pinned and clients go through the server: a list with a pinned one is of a connection
+    that this key has verified. What known_hosts has is not known here.
+    """
+    pinned, shown = config.hops[number].host_key.fingerprints, hop.host_key_fingerprints or ()
+    others = tuple(one for one in shown if one.rpartition(" ")[2] not in pinned)
+    return others if hop.active and len(others) < len(shown) else ()
 
 
 def users_of(documents: Sequence[ForwarderStatus], number: int) -> list[ForwarderStatus]:

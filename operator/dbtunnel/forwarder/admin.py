@@ -17,7 +17,15 @@ from dbtunnel.api.forwarder import ForwarderConfig, LayerStatus
 from dbtunnel.domain.hops import hop_name
 from dbtunnel.domain.metrics import Labels
 from dbtunnel.forwarder.connection import Connector
-from dbtunnel.forwarder.metrics import HOP_ACTIVE, KEY_CERTIFICATE_EXPIRY, LAYER, NEXT_KEY_FAILS, SSH_CONNECTS, Metrics
+from dbtunnel.forwarder.metrics import (
+    HOP_ACTIVE,
+    HOST_KEYS_ANNOUNCED,
+    KEY_CERTIFICATE_EXPIRY,
+    LAYER,
+    NEXT_KEY_FAILS,
+    SSH_CONNECTS,
+    Metrics,
+)
 from dbtunnel.forwarder.state import State
 
 _REQUEST_LIMIT = 8192
@@ -129,7 +137,9 @@ class Admin:
         for layer, fact in self._state.layers():
             self._metrics.set(LAYER, fact.status == LayerStatus.TRUE, layer)
         for number, hop in enumerate(self._state.status.hops):
-            self._metrics.set(HOP_ACTIVE, hop.active, hop_name(self._config, number))
+            name = hop_name(self._config, number)
+            self._metrics.set(HOP_ACTIVE, hop.active, name)
+            self._metrics.set(HOST_KEYS_ANNOUNCED, sum(key.announced for key in hop.host_keys), name)
         status = self._state.status
         following = [status.next_key, *(hop.next_key for hop in status.hops)]
         self._metrics.set(NEXT_KEY_FAILS, any(key and key.fact.status == LayerStatus.FALSE for key in following))

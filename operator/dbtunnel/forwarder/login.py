@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import asyncssh
@@ -289,11 +289,13 @@ class Login:
 
     def _accepted(self, link: Link) -> None:
         shown = link.connection.get_server_host_key()
+        known = self._state.status.hops[self.number].host_keys
         told = link.connection.get_extra_info
         cipher, mac = told("send_cipher"), told("send_mac")
         self._state.set_hop(
             self.number,
-            host_keys=(_fact(shown),) if shown else (),
+            # what was announced before will be again in a moment
+            host_keys=_in_use_first(_fact(shown), [one for one in known if one.announced]) if shown else (),
             server_version=printable(str(told("server_version", "")), 255) or None,
             cipher=cipher,
             mac=None if mac == cipher else mac or None,  # of an AEAD cipher asyncssh tells the cipher twice
@@ -306,14 +308,16 @@ class Login:
         watcher.held = keys
         if not keys or not watcher.is_in:
             return
-        facts = list(map(_fact, keys))
-        in_use = self._state.status.hops[self.number].host_keys
-        told = (*in_use[:1], *(fact for fact in facts if fact not in in_use[:1]))
-        self._state.set_hop(self.number, host_keys=told[:_TOLD_KEYS])
-        strange = [fact.fingerprint for fact, key in zip(facts, keys, strict=True) if not watcher.trust.accepts(key)]
-        if strange:
+        pinned = [key for key in keys if watcher.trust.accepts(key)]
+        # with none pinned a certificate verifies it, and will verify the next key as well
+        facts = [replace(_fact(key), announced=bool(pinned) and key not in pinned) for key in keys]
+        known = self._state.status.hops[self.number].host_keys
+        told = _in_use_first(known[0], facts) if known else tuple(facts[:_TOLD_KEYS])
+        self._state.set_hop(self.number, host_keys=told)
+        if any(fact.announced and fact not in known for fact in told):
+            strange = ", ".join(fact.fingerprint for fact in told if fact.announced)
             name = hop_name(self._config, self.number)
-            event(_LOG, "server holds host keys that are not pinned", hop=name, keys=", ".join(strange[:_TOLD_KEYS]))
+            event(_LOG, "server holds host keys that are not pinned", hop=name, keys=strange)
 
 
 def link_over(connection: asyncssh.SSHClientConnection, dialer: Dialer, end: End, *, own_packets: bool = True) -> Link:
@@ -355,6 +359,10 @@ def _unverified(watcher: _Watcher, error: Exception) -> Failure | None:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
+
+
+def _in_use_first(in_use: HostKeyFact, others: Sequence[HostKeyFact]) -> tuple[HostKeyFact, ...]:
+    return (in_use, *(one for one in others if one.fingerprint != in_use.fingerprint))[:_TOLD_KEYS]
 
 
 def _fact(key: asyncssh.SSHKey) -> HostKeyFact:

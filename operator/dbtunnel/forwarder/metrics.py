@@ -68,6 +68,12 @@ HANDSHAKE_SECONDS = Metric(
 HOP_ACTIVE = Metric(
     "dbtunnel_forwarder_hop_active", Kind.GAUGE, "1 while new clients go through this SSH server, else 0.", (_HOP,)
 )
+HOST_KEYS_ANNOUNCED = Metric(
+    "dbtunnel_forwarder_host_keys_announced",
+    Kind.GAUGE,
+    "Host keys that an SSH server has proved to hold and that are not pinned: pin them before it changes to one.",
+    (_HOP,),
+)
 NEXT_KEY_FAILS = Metric(
     "dbtunnel_forwarder_next_key_failing", Kind.GAUGE, "1 while a key that is to replace another cannot be used."
 )
@@ -102,6 +108,7 @@ METRICS = (
     SSH_RECONNECTS,
     HANDSHAKE_SECONDS,
     HOP_ACTIVE,
+    HOST_KEYS_ANNOUNCED,
     NEXT_KEY_FAILS,
     KEY_CERTIFICATE_EXPIRY,
     PROBES,

@@ -1,4 +1,7 @@
-"""`kubectl dbtunnel trust`: a person compares the host keys that SSH servers show, and pins them in the spec."""
+"""`kubectl dbtunnel trust`: a person compares the host keys that SSH servers show, and pins them in the spec.
+
+Also those that a server which is verified has announced, before it changes to one of them.
+"""
 
 import argparse
 import sys
@@ -15,6 +18,7 @@ from dbtunnel.cli.plugin.handout_text import known_hop
 from dbtunnel.cli.plugin.options import add_common, cluster_of, style_of
 from dbtunnel.cli.tables import Row, table
 from dbtunnel.cli.terminal import Color, Style, wrapped
+from dbtunnel.domain.facts import announced_keys
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.hops import ends_of, hop_name, jumps_of, spec_path
 from dbtunnel.domain.settings import Defaults
@@ -25,6 +29,7 @@ EXAMPLE = """\
       for a manifest that is kept in Git"""
 
 _SUSPECT = "It shows these. Unless its administrator has replaced the old ones, somebody else answers there."
+_ANNOUNCED = "It has proved this over a connection that a pinned key verifies. Pinned as well, they let it change keys."
 _COMPARE = (
     "Compare them with what its administrator tells, or what the server prints by:",
     "  for key in /etc/ssh/ssh_host_*_key.pub; do ssh-keygen -lf $key; done",
@@ -32,7 +37,7 @@ _COMPARE = (
 _CONFLICT = 422
 
 Offer = tuple[int, Hop]
-"""Number of an SSH server, and what it showed."""
+"""Number of an SSH server, and what it showed: the host keys to pin."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     cluster = cluster_of(arguments)
     tunnel = cluster.tunnel(arguments.name)
     config = forwarder_config(tunnel, Defaults())
-    wanted = unpinned(config) if not arguments.replace else changed(tunnel, config)
-    offers = [(number, known_hop(tunnel, config, number)) for number in wanted]
+    wanted = changed(tunnel, config) if arguments.replace else unpinned(config)
+    offers = [(number, known_hop(tunnel, config, number)) for number in wanted] + announced(tunnel, config)
     shown = [offer for offer in offers if offer[1].host_key_fingerprints]
     if arguments.print:
         print("\n".join(pin_lines([hop for _, hop in shown])) if shown else "", end="\n" if shown else "")
@@ -83,6 +88,19 @@ def changed(tunnel: DatabaseTunnel, config: ForwarderConfig) -> list[int]:
     """The same, and those that show no host key whose fingerprint is pinned."""
     numbers = (*jumps_of(config), *ends_of(config))
     return [number for number in numbers if not _is_pinned(config, number) or _shows_others(tunnel, config, number)]
+
+
+def announced(tunnel: DatabaseTunnel, config: ForwarderConfig) -> list[Offer]:
+    """SSH servers that have proved to hold host keys beside those that are pinned, with all of these to be pinned."""
+    if tunnel.status.observed_generation != tunnel.metadata.generation:
+        return []  # what it tells may be of servers that another spec trusted
+    offers = []
+    for number in (*jumps_of(config), *ends_of(config)):
+        hop = known_hop(tunnel, config, number)
+        if keys := announced_keys(config, number, hop):
+            to_pin = (*config.hops[number].host_key.fingerprints, *keys)
+            offers.append((number, hop.model_copy(update={"host_key_fingerprints": to_pin})))
+    return offers
 
 
 def _is_pinned(config: ForwarderConfig, number: int) -> bool:
@@ -119,14 +137,18 @@ def trust_text(config: ForwarderConfig, offers: Sequence[Offer], style: Style) -
     """The host keys to compare, by SSH server."""
     for number, hop in offers:
         pinned = config.hops[number].host_key.fingerprints
-        if pinned:
+        shown = announced_keys(config, number, hop) or hop.host_key_fingerprints or ()
+        if pinned and len(shown) < len(hop.host_key_fingerprints or ()):
+            yield style.text(f"{hop_name(config, number)} holds these host keys too, which are not pinned:", Color.BOLD)
+            yield from map(style.text, wrapped(_ANNOUNCED))
+        elif pinned:
             yield style.text(f"{hop_name(config, number)} no longer shows the host key that is pinned:", Color.RED)
             yield from (style.text(f"  {one}") for one in pinned)
             yield from map(style.text, wrapped(_SUSPECT))
         else:
             yield style.text(f"{hop_name(config, number)} shows these host keys, and none is pinned:", Color.BOLD)
         rows: list[Row] = [("  TYPE", "FINGERPRINT")]
-        rows += [(f"  {' '.join(one.split()[:-1])}", _fingerprint(one)) for one in hop.host_key_fingerprints or ()]
+        rows += [(f"  {' '.join(one.split()[:-1])}", _fingerprint(one)) for one in shown]
         yield from table(rows, style)
         yield ""
     if offers:
