@@ -58,7 +58,7 @@ class FakeCluster:
         return self.problem
 
     async def prune(self, _: DatabaseTunnel, wanted: Iterable[Manifest]) -> None:
-        assert len(list(wanted)) == 3
+        assert len(list(wanted)) >= 3
         self.done.append("prune")
 
     def forget(self, key: TunnelKey) -> None:

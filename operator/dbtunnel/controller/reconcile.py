@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -28,7 +29,7 @@ from dbtunnel.domain.drift import controller_uid, desired_hash, merge_patch, sig
 from dbtunnel.domain.facts import announced_keys
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.hops import Role, hop_name
-from dbtunnel.domain.observed import Observation, Pod, Problem
+from dbtunnel.domain.observed import Observation, Pod, Problem, is_let_in
 from dbtunnel.domain.settings import Defaults, Installation
 from dbtunnel.domain.status import Decision, decide, rejected
 
@@ -99,7 +100,7 @@ class Reconciler:
         decision = decide(tunnel, self._observe(key, tunnel, pods, problem), installation, now)
         settle = await self._publish(key, manifest, decision.status, now)
         await self._refresh(key, decision, pods, now)
-        waits = RETRY_SECONDS if installation is not self._installation else None
+        waits = RETRY_SECONDS if installation.forwarder_image != self._installation.forwarder_image else None
         return _earliest(decision.requeue_seconds, settle, waits, _retry_seconds(problem))
 
     # --- the steps ------------------------------------------------------------------------------------------------
@@ -123,14 +124,17 @@ class Reconciler:
         return is_recent
 
     def _installation_for(self, key: TunnelKey, tunnel: DatabaseTunnel) -> Installation:
-        """The installation, with the image that the tunnel's pods have now while it waits for its turn to roll."""
+        """The installation, with the image that the tunnel's pods have now while it waits for its turn to roll, and
+        with whether all of them may start.
+        """
         deployment = self._owned(tunnel, DEPLOYMENT.name, names.workload_name(tunnel))
-        installation = self._rollouts.installation_for(key, deployment, self._installation)
-        if deployment is None or installation is self._installation:
-            return installation
+        wanted = replace(self._installation, is_let_in=is_let_in(deployment, self._forwarders.reports(key).values()))
+        installation = self._rollouts.installation_for(key, deployment, wanted)
+        if deployment is None or installation is wanted:
+            return wanted
         # what the operator has not written is an edit, which does not wait; nor does what rolls for another reason
         written = desired_hash(signed(build_deployment(tunnel, installation)))
-        return installation if desired_hash(deployment) == written else self._installation
+        return installation if desired_hash(deployment) == written else wanted
 
     async def _reject(self, key: TunnelKey, manifest: Manifest, error: ValidationError, now: datetime) -> None:
         metadata = manifest["metadata"]

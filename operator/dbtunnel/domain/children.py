@@ -11,7 +11,14 @@ from dbtunnel.api.pods import PodTemplate
 from dbtunnel.api.resource import API_VERSION, KIND, DatabaseTunnel
 from dbtunnel.api.spec import AccessPolicy, RefKind
 from dbtunnel.domain import names
-from dbtunnel.domain.forwarding import drain_seconds, forwarder_config, further_servers, replicas, service_port
+from dbtunnel.domain.forwarding import (
+    drain_seconds,
+    forwarder_config,
+    further_servers,
+    replicas,
+    service_port,
+    started_replicas,
+)
 from dbtunnel.domain.settings import FORWARDER_RESOURCES, Installation
 
 Manifest = dict[str, Any]
@@ -88,7 +95,7 @@ def build_deployment(tunnel: DatabaseTunnel, installation: Installation) -> Mani
     template = _pod_template(tunnel, installation)
     template["metadata"]["labels"][names.REVISION_LABEL] = digest(template)
     spec = {
-        "replicas": 0 if tunnel.spec.suspend else replicas(tunnel, installation.defaults),
+        "replicas": started_replicas(tunnel, installation),
         "selector": {"matchLabels": names.selector_labels(tunnel)},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
         "revisionHistoryLimit": 2,

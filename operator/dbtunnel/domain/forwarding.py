@@ -8,7 +8,7 @@ from dbtunnel.api.forwarder import ForwarderConfig, ForwarderHop, ForwarderKey, 
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.spec import HostKey, KeySecretRef, SshServer
 from dbtunnel.domain.names import key_secret_name
-from dbtunnel.domain.settings import Defaults
+from dbtunnel.domain.settings import Defaults, Installation
 
 T = TypeVar("T")
 
@@ -63,6 +63,21 @@ def server_name(tunnel: DatabaseTunnel) -> str:
 def replicas(tunnel: DatabaseTunnel, defaults: Defaults) -> int:
     """How many forwarders run while the tunnel is not suspended."""
     return _or(tunnel.spec.replicas, defaults.replicas)
+
+
+FIRST_REPLICAS = 2
+"""How many forwarders start before an SSH server has let one in. sshd turns an address away once more than 15 s of
+penalties have come together, at 5 s for each failed login (sshd_config(5), PerSourcePenalties), and others' tunnels
+share that address.
+"""
+
+
+def started_replicas(tunnel: DatabaseTunnel, installation: Installation) -> int:
+    """How many forwarders are to run now."""
+    wanted = replicas(tunnel, installation.defaults)
+    if tunnel.spec.suspend:
+        return 0
+    return wanted if installation.is_let_in else min(wanted, FIRST_REPLICAS)
 
 
 def drain_seconds(tunnel: DatabaseTunnel, defaults: Defaults) -> tuple[int, int]:

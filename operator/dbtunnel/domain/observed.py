@@ -1,6 +1,6 @@
 """What the operator has seen, as values that decisions take."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Self
@@ -8,6 +8,7 @@ from typing import Any, Self
 from dbtunnel.api.forwarder import ForwarderStatus, LayerFact, LayerStatus
 from dbtunnel.api.reasons import PASSING_SECONDS, REASONS, Reason
 from dbtunnel.api.resource import API_VERSION, KIND, DatabaseTunnel
+from dbtunnel.domain.forwarding import FIRST_REPLICAS
 from dbtunnel.domain.names import MANAGED_BY_LABEL, MANAGER, REVISION_LABEL, TUNNEL_LABEL
 
 
@@ -115,6 +116,12 @@ class Observation:
     """The first that came up while children were written."""
     binding: str | None = None
     """Name of the Secret that workloads bind to, once it is there."""
+
+
+def is_let_in(deployment: Mapping[str, Any] | None, reports: Iterable[Report]) -> bool:
+    """Whether an SSH server has let a forwarder in, now or before more of them than the first were started."""
+    are_many = deployment is not None and deployment["spec"].get("replicas", 1) > FIRST_REPLICAS
+    return are_many or any(one.status and one.status.authentication.status is LayerStatus.TRUE for one in reports)
 
 
 _WAITING = {

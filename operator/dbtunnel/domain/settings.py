@@ -46,3 +46,5 @@ class Installation:
     defaults: Defaults = field(default_factory=Defaults)
     unreachable_after_seconds: int = 20
     """How long the last known facts of a forwarder hold while its admin port does not answer."""
+    is_let_in: bool = True
+    """Whether an SSH server has let a forwarder of the tunnel at hand in: before that a few start."""
