@@ -11,6 +11,9 @@ from tests.support import produced
 def pytest_configure(config: pytest.Config) -> None:
     """Declares the marks."""
     config.addinivalue_line("markers", "produces(*reasons): it brings them about and checks how they are told")
+    config.addinivalue_line(
+        "markers", "checks(*reasons): it has `dbtunnel check` meet them, and looks at its exit code"
+    )
 
 
 @pytest.hookimpl(wrapper=True)

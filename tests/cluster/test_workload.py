@@ -9,7 +9,7 @@ from tests.support.cluster import Cluster
 from tests.support.operator import Operator
 from tests.support.processes import wait_until
 from tests.support.produced import produces
-from tests.support.told_in_cluster import check_told, events_about
+from tests.support.told_in_cluster import check_counted, check_told, events, events_about
 from tests.support.tunnels import (
     Manifest,
     apply,
@@ -38,14 +38,14 @@ def becomes_another(cluster: Cluster, namespace: str, reason: Reason) -> None:
 def test_an_image_that_no_node_has(operator: Operator, namespace: str) -> None:
     found = start(operator.cluster, namespace, Reason.IMAGE_PULL_FAILED)
     words = ["localhost/none:1", "spec.podTemplate.imagePullSecrets"]
-    check_told(operator.cluster, found, Reason.IMAGE_PULL_FAILED, words)
+    check_told(operator.cluster, found, Reason.IMAGE_PULL_FAILED, words, operator.metrics)
 
 
 @produces(Reason.UNSCHEDULABLE)
 def test_a_pod_that_no_node_takes(operator: Operator, namespace: str) -> None:
     cluster = operator.cluster
     found = start(cluster, namespace, Reason.UNSCHEDULABLE, podTemplate={"nodeSelector": {"nowhere": "yes"}})
-    check_told(cluster, found, Reason.UNSCHEDULABLE, ["nodes are available", "nodeSelector"])
+    check_told(cluster, found, Reason.UNSCHEDULABLE, ["nodes are available", "nodeSelector"], operator.metrics)
     patch(cluster, namespace, "databasetunnel/orders", {"spec": {"podTemplate": None}})
     becomes_another(cluster, namespace, Reason.UNSCHEDULABLE)
 
@@ -59,7 +59,7 @@ def test_a_quota_that_admits_no_pod(operator: Operator, namespace: str) -> None:
         lambda: (find(cluster, namespace, "resourcequota/none") or {}).get("status", {}).get("hard"), "the quota"
     )
     found = start(cluster, namespace, Reason.QUOTA_EXCEEDED)
-    check_told(cluster, found, Reason.QUOTA_EXCEEDED, ["exceeded quota: none", "Raise the quota"])
+    check_told(cluster, found, Reason.QUOTA_EXCEEDED, ["exceeded quota: none", "Raise the quota"], operator.metrics)
     cluster.kubectl("delete", "resourcequota", "none", "-n", namespace)
 
 
@@ -68,7 +68,7 @@ def test_a_service_of_somebody_else(operator: Operator, namespace: str) -> None:
     cluster = operator.cluster
     cluster.kubectl("create", "service", "clusterip", "orders", "-n", namespace, "--tcp=1234")
     found = start(cluster, namespace, Reason.NAME_CONFLICT)
-    check_told(cluster, found, Reason.NAME_CONFLICT, ["Service orders exists", "spec.service.name"])
+    check_told(cluster, found, Reason.NAME_CONFLICT, ["Service orders exists", "spec.service.name"], operator.metrics)
     patch(cluster, namespace, "databasetunnel/orders", {"spec": {"service": {"name": "orders-database"}}})
     becomes_another(cluster, namespace, Reason.NAME_CONFLICT)
 
@@ -78,7 +78,7 @@ def test_a_typing_error_that_the_schema_lets_pass(operator: Operator, namespace:
     cluster = operator.cluster
     affinity: dict[str, Any] = {"podAntiAffinity": {"requiredDuringScheduling": []}}
     found = start(cluster, namespace, Reason.REJECTED, podTemplate={"affinity": affinity})
-    check_told(cluster, found, Reason.REJECTED, ["requiredDuringScheduling", "Change the spec"])
+    check_told(cluster, found, Reason.REJECTED, ["requiredDuringScheduling", "Change the spec"], operator.metrics)
     patch(cluster, namespace, "databasetunnel/orders", {"spec": {"podTemplate": None}})
     becomes_another(cluster, namespace, Reason.REJECTED)
 
@@ -92,7 +92,8 @@ def test_a_tunnel_that_is_suspended(operator: Operator, namespace: str) -> None:
     wait_until(lambda: events_about(cluster, found), "an Event", 10)
     (event,) = events_about(cluster, found)
     assert (event["type"], event["reason"], event["note"]) == ("Normal", "Suspended", ready["message"])
-    produced.note(Reason.SUSPENDED)
+    check_counted(cluster, found, Reason.SUSPENDED, operator.metrics)
+    produced.note(Reason.SUSPENDED, ready["message"])
 
 
 def test_equal_events_are_counted_in_one(operator: Operator, namespace: str) -> None:
@@ -124,12 +125,13 @@ def test_a_child_that_goes_is_waited_for(operator: Operator, namespace: str) -> 
     told = condition(cluster, namespace, "WorkloadReady")
     assert told["message"] == "Waits until Service orders is deleted, to make it anew."
     assert condition(cluster, namespace, "Reconciling")["status"] == "True"
+    wait_until(lambda: "Progressing" in events(cluster, found), "an Event", 10)
+    check_counted(cluster, found, Reason.PROGRESSING, operator.metrics)
     old = (find(cluster, namespace, "service/orders") or {})["metadata"]["uid"]
     patch(cluster, namespace, "service/orders", {"metadata": {"finalizers": None}})
     wait_until(
         lambda: (find(cluster, namespace, "service/orders") or {"metadata": {"uid": old}})["metadata"]["uid"] != old,
         "another Service",
     )
-    assert found["metadata"]["name"] == "orders"
     becomes_another(cluster, namespace, Reason.PROGRESSING)
-    produced.note(Reason.PROGRESSING)
+    produced.note(Reason.PROGRESSING, told["message"])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from dbtunnel.api.reasons import Reason
 from tests.support import bastion as bastions
 from tests.support.bastion import Bastion
 from tests.support.databases import MariaDBServer, PostgresServer
@@ -14,6 +15,7 @@ from tests.support.generated import ROOT
 from tests.support.keys import KeyPair
 from tests.support.laptop import Laptop, as_text, statuses, too_wide
 from tests.support.processes import free_port, wait_until
+from tests.support.produced import checks, note_exit
 
 StartBastion = Callable[..., Bastion]
 
@@ -67,13 +69,24 @@ def test_the_database_shows_its_certificate_and_hears_a_goodbye(laptop: Laptop, 
     assert lines == []
 
 
-def test_mysql_is_not_probed_and_holds_nothing_back(laptop: Laptop, mariadb: MariaDBServer) -> None:
+@checks(Reason.NOT_PROBED)
+def test_mysql_is_not_probed_unless_asked_for_and_holds_nothing_back(laptop: Laptop, mariadb: MariaDBServer) -> None:
     laptop.manifest["spec"]["engine"] = "MySQL"
     laptop.manifest["spec"]["database"]["port"] = mariadb.port
     document = laptop.checked(0)
     assert statuses(document) == ["True", "True", "True", "Unknown"]
     assert document["layers"][3]["reason"] == "NotProbed"
+    assert "With --probe it is asked all the same." in document["layers"][3]["message"]
     assert "not probed" in as_text(document)
+    note_exit(Reason.NOT_PROBED, 0)
+    document = laptop.checked(0, "--probe")
+    assert statuses(document) == ["True"] * 4
+    assert document["layers"][3]["message"].startswith('MySQL answers: version "')
+    assert document["database"]["protocol"] == "MySQL"
+    assert "database" in document["hops"][0]["milliseconds"]
+    laptop.manifest["spec"] |= {"engine": "PostgreSQL", "probe": {"mode": "Disabled"}}
+    assert laptop.checked(0)["layers"][3]["reason"] == "NotProbed"
+    assert laptop.checked(1, "--probe")["reason"] == "UnexpectedProtocol", "MariaDB is there"
 
 
 def test_without_a_pin_all_host_keys_are_shown_and_what_pins_them(laptop: Laptop, bastion: Bastion) -> None:

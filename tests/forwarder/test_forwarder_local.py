@@ -5,13 +5,14 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from dbtunnel.api.reasons import Reason
 from tests.support.bastion import USER as BASTION_USER
 from tests.support.bastion import Bastion
 from tests.support.databases import DATABASE, PASSWORD, USER
@@ -19,6 +20,7 @@ from tests.support.key_tools import certificate_of
 from tests.support.keys import KeyPair, key_pair
 from tests.support.laptop import COMMAND, PASSPHRASE, Laptop, at_a_terminal
 from tests.support.processes import wait_until
+from tests.support.produced import checks, note_exit
 
 
 def orders(port: int) -> int:
@@ -176,33 +178,60 @@ def _pipe(laptop: Laptop, key: KeyPair) -> None:
     os.mkfifo(laptop.directory / "id")
 
 
+MISSING, INVALID = (Reason.SECRET_NOT_FOUND, Reason.SECRET_KEY_MISSING), (Reason.PRIVATE_KEY_INVALID,)
+
+
+def _unusable(change: Callable[[Laptop, KeyPair], None], said: str, *reasons: Reason) -> Any:
+    """A case: how the key's file is changed, what is said of it, what it would be in a cluster."""
+    return pytest.param(change, said, reasons, marks=checks(*reasons))
+
+
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "said", "reasons"),
     [
-        (_no_file, "id: there is no such file"),
-        (_directory, "Is a directory"),
-        (_pipe, "it is not a regular file"),
-        (_key(lambda key: "nonsense"), "it is no private key to use: its 8 bytes have no BEGIN line"),
-        (_key(lambda key: ""), "it is no private key to use: it is empty"),
-        (_key(lambda key: key.private[:100]), "it is cut off"),
-        (_key(lambda key: key.public), "it is a public key. Give the private one: the file without .pub"),
-        (_key(lambda key: _LOCKED.private), "it is encrypted. Give its passphrase with --passphrase-file FILE"),
+        _unusable(_no_file, "id: there is no such file", *MISSING),
+        _unusable(_directory, "Is a directory", *INVALID),
+        _unusable(_pipe, "it is not a regular file", *INVALID),
+        _unusable(
+            _key(lambda key: "nonsense"), "it is no private key to use: its 8 bytes have no BEGIN line", *INVALID
+        ),
+        _unusable(_key(lambda key: ""), "it is no private key to use: it is empty", *INVALID),
+        _unusable(_key(lambda key: key.private[:100]), "it is cut off", *INVALID),
+        _unusable(
+            _key(lambda key: key.public),
+            "it is a public key. Give the private one: the file without .pub",
+            Reason.PUBLIC_KEY_GIVEN,
+        ),
+        _unusable(
+            _key(lambda key: _LOCKED.private),
+            "it is encrypted. Give its passphrase with --passphrase-file FILE",
+            Reason.PASSPHRASE_REQUIRED,
+        ),
     ],
     ids=["none", "directory", "pipe", "nonsense", "empty", "cut", "public", "encrypted"],
 )
 def test_a_key_that_cannot_be_used(
-    laptop: Laptop, client_key: KeyPair, change: Callable[[Laptop, KeyPair], None], said: str
+    laptop: Laptop,
+    client_key: KeyPair,
+    change: Callable[[Laptop, KeyPair], None],
+    said: str,
+    reasons: Sequence[Reason],
 ) -> None:
     change(laptop, client_key)
-    told = laptop.refused()
+    told = laptop.refused(command="check")
     assert f"-i {laptop.directory}/id: " in told
     assert said in told
+    for reason in reasons:
+        note_exit(reason, 2)
 
 
+@checks(Reason.PASSPHRASE_WRONG)
 def test_a_passphrase_that_is_wrong_or_not_there(laptop: Laptop) -> None:
     laptop.write("id", _LOCKED.private)
-    assert "does not decrypt it" in laptop.refused("--passphrase-file", laptop.write("passphrase", "no idea"))
+    wrong = laptop.write("passphrase", "no idea")
+    assert "does not decrypt it" in laptop.refused("--passphrase-file", wrong, command="check")
     assert "--passphrase-file /nowhere: there is no such file" in laptop.refused("--passphrase-file", "/nowhere")
+    note_exit(Reason.PASSPHRASE_WRONG, 2)
 
 
 def test_a_manifest_that_cannot_be_used(laptop: Laptop) -> None:
@@ -212,11 +241,13 @@ def test_a_manifest_that_cannot_be_used(laptop: Laptop) -> None:
     assert "spec.tunnel.host" in laptop.refused()
 
 
+@checks(Reason.KNOWN_HOSTS_INVALID)
 def test_host_keys_that_cannot_be_used(laptop: Laptop, bastion: Bastion) -> None:
     known = laptop.write("known", bastion.known_hosts())
     assert "pins the host key already" in laptop.refused("--known-hosts", known)
     laptop.tunnel["hostKey"] = {"knownHosts": "nonsense"}
-    assert "spec.tunnel.hostKey.knownHosts: line 1: it needs host names" in laptop.refused()
+    assert "spec.tunnel.hostKey.knownHosts: line 1: it needs host names" in laptop.refused(command="check")
+    note_exit(Reason.KNOWN_HOSTS_INVALID, 2)
     laptop.tunnel["hostKey"] = {"knownHostsRef": {"name": "bastions"}}
     assert "give its content with --known-hosts FILE" in laptop.refused()
     assert "--known-hosts /nowhere: there is no such file" in laptop.refused("--known-hosts", "/nowhere")

@@ -9,14 +9,16 @@ import psycopg
 import pymysql
 import pytest
 
+from dbtunnel.api.documents import read
 from dbtunnel.api.engines import Engine
-from dbtunnel.api.forwarder import ProbeMode
+from dbtunnel.api.forwarder import ForwarderStatus, ProbeMode
 from dbtunnel.api.reasons import Reason
 from tests.support.certificates import ServerCertificate, server_certificate
 from tests.support.databases import DATABASE, PASSWORD, USER, MariaDBServer, PostgresServer
 from tests.support.forwarder import Forwarder, seconds
+from tests.support.laptop import Laptop
 from tests.support.processes import wait_until
-from tests.support.produced import produces
+from tests.support.produced import checks, note_exit, produces
 from tests.support.relay import Relay
 from tests.support.told import check_holds_nothing_back, check_told
 
@@ -53,6 +55,15 @@ def test_probes_leave_the_log_of_the_database_clean(
     lines = [line for line in server.log_text()[before:].splitlines() if "connection received" not in line]
     # the only others are those of the session that counted the sessions
     assert [line for line in lines if "connection auth" not in line] == []
+
+
+def test_who_asks_for_a_fresh_look_gets_one(start_forwarder: StartForwarder, postgres: PostgresServer) -> None:
+    with Relay(postgres.host, postgres.port) as relay:
+        forwarder = start_forwarder(relay.port)
+        forwarder.wait_for("database", "Succeeded")
+    assert forwarder.status().database.reason == "Succeeded", "the next probe is a minute away"
+    fresh = read(ForwarderStatus, forwarder.get("/status?fresh=1"))
+    assert (fresh.database.status, fresh.database.reason) == ("False", "DatabaseRefused")
 
 
 def test_the_certificate_is_shown_though_it_has_expired(start_forwarder: StartForwarder, tmp_path: Path) -> None:
@@ -156,6 +167,7 @@ def test_mysql_is_never_probed(start_forwarder: StartForwarder, mariadb: MariaDB
         session.close()
         session = mysql_through(forwarder)
         session.close()
+        assert read(ForwarderStatus, forwarder.get("/status?fresh=1")).database.reason == "Succeeded"
         assert relay.accepted == 2
 
 
@@ -207,15 +219,17 @@ def test_another_server_than_mysql(start_forwarder: StartForwarder, bastion: Any
 
 
 @produces(Reason.HOST_BLOCKED)
-def test_a_blocked_host_and_its_release(start_forwarder: StartForwarder, tmp_path: Path) -> None:
+@checks(Reason.HOST_BLOCKED)
+def test_a_blocked_host_and_its_release(start_forwarder: StartForwarder, tmp_path: Path, laptop: Laptop) -> None:
     server = MariaDBServer(tmp_path / "my", settings=["max-connect-errors=2"]).start()
     with Relay(server.host, server.port, source="127.0.0.5") as relay:
         forwarder = start_forwarder(relay.port, engine=Engine.MYSQL)
         mysql_through(forwarder).close()
         forwarder.wait_for("database", "Succeeded")
-        for _ in range(2):
-            with socket.create_connection(("127.0.0.1", forwarder.port), 5) as dropped:
-                assert dropped.recv(5)[4] == 10
+        with socket.create_connection(("127.0.0.1", forwarder.port), 5) as dropped:
+            assert dropped.recv(5)[4] == 10
+        laptop.manifest["spec"] |= {"engine": "MySQL", "database": {"host": "orders.internal", "port": relay.port}}
+        laptop.checked(0, "--probe")  # which counts as another
 
         def is_blocked() -> bool:
             try:
@@ -228,6 +242,8 @@ def test_a_blocked_host_and_its_release(start_forwarder: StartForwarder, tmp_pat
         fact = forwarder.wait_for("database", "HostBlocked")
         assert fact.seen.startswith("error 1129: Host '127.0.0.5' is blocked")
         check_told(forwarder, Reason.HOST_BLOCKED, "Run FLUSH HOSTS", "max_connect_errors")
+        assert laptop.checked(1, "--probe")["reason"] == "HostBlocked"
+        note_exit(Reason.HOST_BLOCKED, 1)
         direct = server.connect()
         with direct, direct.cursor() as cursor:
             cursor.execute("flush hosts")

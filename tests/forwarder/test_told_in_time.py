@@ -109,4 +109,5 @@ async def test_a_forwarder_that_cannot_be_read(start_forwarder: StartForwarder, 
         assert (told.status, told.reason) == ("False", "ForwarderUnreachable")
         assert "Allow TCP from the operator's namespace to port 8080" in told.message
         assert view.conditions["Authenticated"] == known
-        note(Reason.FORWARDER_UNREACHABLE)
+        assert view.event == ("Warning", "ForwarderUnreachable", told.message)
+        note(Reason.FORWARDER_UNREACHABLE, told.message)

@@ -11,6 +11,7 @@ import aiohttp
 from dbtunnel.api.status import Condition
 from dbtunnel.controller.forwarders import Forwarders, Target
 from dbtunnel.controller.queue import TunnelKey
+from dbtunnel.controller.reconcile import transition
 from dbtunnel.domain.observed import Observation
 from dbtunnel.domain.status import decide
 from tests.support.forwarder import Forwarder
@@ -32,6 +33,8 @@ class Following:
         self.forwarders = Forwarders(self._read, lambda _: self._changed.set(), self.now)
         self.told: list[tuple[str, str]] = []
         """Status and reason of Ready, whenever they became others."""
+        self.event: tuple[str, str, str] | None = None
+        """Type, reason and note of the last Event that would have been posted."""
         self.times: list[float] = []
         """When that was, by the clock `time.monotonic`."""
 
@@ -56,6 +59,7 @@ class Following:
         seen = Observation(pods=(pod,), reports=dict(self.forwarders.reports(KEY)))
         decision = decide(self._tunnel, seen, INSTALLATION, self.now())
         spec = self._tunnel.spec
+        self.event = transition(self._tunnel.status.document(), decision.status) or self.event
         self._tunnel = tunnel(None, decision.status.document()).model_copy(update={"spec": spec})
         ready = self.conditions["Ready"]
         if self.told[-1:] != [(ready.status, ready.reason)]:

@@ -11,6 +11,8 @@ from tests.support.processes import ROOT
 
 RELEASE, NAMESPACE = "dbtunnel", "dbtunnel-system"
 
+METRICS_SERVICE = f"{RELEASE}-dbtunnel-operator-metrics"
+
 CRD = f"{PLURAL}.{GROUP}"
 
 _VARIABLES = {OPERATOR: "IMAGE", CLIENT: "CLIENT_IMAGE"}

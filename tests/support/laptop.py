@@ -65,9 +65,10 @@ class Laptop:
         manifest = self.write("tunnel.yaml", json.dumps(self.manifest))
         return [*DBTUNNEL, command, "-f", manifest, "-i", str(self.directory / "id"), *more]
 
-    def refused(self, *more: str) -> str:
+    def refused(self, *more: str, command: str = "forward") -> str:
         """What it says of input that it cannot use."""
-        done = subprocess.run(self.arguments(*more), capture_output=True, text=True, timeout=30, check=False)
+        arguments = self.arguments(*more, command=command)
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=30, check=False)
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr
         return done.stderr

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,6 +88,12 @@ class Operator:
         start = max(number for number, line in enumerate(logs) if line.get("event") == "started")
         latest = [line for line in logs[start:] if line.get("namespace") == namespace]
         return [line["result"] for line in latest if line["event"] == "reconciled"]
+
+    def metrics(self, _: Cluster) -> str:
+        """What it tells at /metrics."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as response:
+            return str(response.read().decode())
 
     def writes(self, namespace: str | None = None) -> list[str]:
         """Its successful writes as `verb resource/name`, all or of a namespace."""

@@ -33,7 +33,7 @@ def check_told(forwarder: Forwarder, reason: Reason, *words: str) -> str:
     assert failed.message.isascii()
     _check_summary(reason, conditions)
     _check_metrics(forwarder, ConditionType(failed.type), reason)
-    produced.note(reason)
+    produced.note(reason, failed.message)
     return failed.message
 
 
@@ -45,7 +45,7 @@ def check_holds_nothing_back(forwarder: Forwarder, reason: Reason, message: str)
     assert (told.status, told.reason, told.message) == ("Unknown", reason, message)
     assert (ready.status, transition({}, status)) == ("True", ("Normal", "Ready", ready.message))
     assert forwarder.metric(f'dbtunnel_forwarder_layer_ready{{layer="{FIELDS[REASONS[reason].type]}"}}') == 0
-    produced.note(reason)
+    produced.note(reason, message)
 
 
 def decided(forwarder: Forwarder) -> DatabaseTunnelStatus:

@@ -1,19 +1,32 @@
 """What a tunnel's status and Events tell in a cluster."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dbtunnel.api.conditions import CAUSAL_ORDER
 from dbtunnel.api.reasons import REASONS, Reason
 from tests.support import produced
 from tests.support.cluster import Cluster
+from tests.support.installation import METRICS_SERVICE, NAMESPACE
 from tests.support.kstatus import Verdict, verdict
 from tests.support.processes import wait_until
 from tests.support.tunnels import Manifest
 
+ReadMetrics = Callable[[Cluster], str]
+"""Reads /metrics of the operator at work."""
 
-def check_told(cluster: Cluster, found: Manifest, reason: Reason, words: Sequence[str]) -> str:
-    """The layer that fails is told, with what to do; those before it hold, and none after it is blamed.
+
+def of_the_chart(cluster: Cluster) -> str:
+    """The metrics of the operator that the chart runs."""
+    service = f"services/{METRICS_SERVICE}:metrics"
+    return cluster.kubectl("get", "--raw", f"/api/v1/namespaces/{NAMESPACE}/{service}/proxy/metrics")
+
+
+def check_told(
+    cluster: Cluster, found: Manifest, reason: Reason, words: Sequence[str], metrics: ReadMetrics = of_the_chart
+) -> str:
+    """The layer that fails is told, with what to do; those before it hold, and none after it is blamed. `metrics`: of
+    the operator.
 
     Returns the message.
     """
@@ -32,8 +45,16 @@ def check_told(cluster: Cluster, found: Manifest, reason: Reason, words: Sequenc
     # of the transition, which the loss of the connection may have caused a moment before
     assert found["status"]["lastFailure"]["time"] == ready["lastTransitionTime"]
     wait_until(lambda: reason in events(cluster, found), f"an Event {reason}", 10)
-    produced.note(reason)
+    check_counted(cluster, found, reason, metrics)
+    produced.note(reason, message)
     return message
+
+
+def check_counted(cluster: Cluster, found: Manifest, reason: Reason, metrics: ReadMetrics = of_the_chart) -> None:
+    """The operator's metric of the tunnel has the reason."""
+    of = f'namespace="{found["metadata"]["namespace"]}",tunnel="{found["metadata"]["name"]}",reason="{reason}"'
+    line = f"dbtunnel_operator_tunnel_ready{{{of}}} 0"
+    wait_until(lambda: line in metrics(cluster).splitlines(), line, 10)
 
 
 def events(cluster: Cluster, found: Manifest) -> list[str]:

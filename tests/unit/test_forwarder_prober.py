@@ -16,7 +16,7 @@ from dbtunnel.domain.certificate import Certificate
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.forwarder.link import Link
 from dbtunnel.forwarder.metrics import DATABASE_CERTIFICATE_EXPIRY, Metrics
-from dbtunnel.forwarder.probes import Prober, Seen
+from dbtunnel.forwarder.probes import FRESH_SECONDS, Prober, Seen
 from dbtunnel.forwarder.state import State
 from tests.support.values import INSTALLATION, tunnel
 from tests.support.virtual_time import now, run
@@ -47,11 +47,13 @@ class World:
         connector: Any = SimpleNamespace(up=up, link=self.link, takes_channels=lambda _: True)
         self.prober = Prober(CONFIG, connector, self.state, self.metrics)
         self.prober._probe_with = self._probe
+        self.takes_seconds = 0.0
         self.probed: list[float] = []
         """When."""
 
     async def _probe(self, *_: object) -> Seen:
         self.probed.append(now())
+        await asyncio.sleep(self.takes_seconds)
         return self.sees
 
     @property
@@ -118,6 +120,51 @@ def test_that_clients_leave_is_told_with_the_first_address_until_none_has_for_te
 def test_clients_that_leave_mend_no_condition() -> None:
     world = live(NO_TLS, [(10, lambda world: world.hear(FULL)), (11, lambda world: world.prober.left("10.0.0.7"))], 12)
     assert world.database.reason == "TooManyConnections"
+
+
+# --- for those who ask ------------------------------------------------------------------------------------------------
+
+
+def ask(world: World) -> None:
+    """Somebody asks for a probe, and goes away at once."""
+    asking = asyncio.ensure_future(world.prober.refresh())
+    asyncio.get_running_loop().call_later(0.01, asking.cancel)
+
+
+def test_a_probe_is_had_for_the_asking_and_no_more_than_one_in_ten_seconds() -> None:
+    asks = [(5 + number / 10, ask) for number in range(150)]  # for fifteen seconds
+    world = live(WITH_TLS, asks, 20)
+    assert world.probed[1:] == pytest.approx([5, 5 + FRESH_SECONDS], abs=0.2)
+
+
+def test_nobody_has_a_probe_that_is_an_error_in_the_database_s_log() -> None:
+    assert len(live(NO_HANDSHAKE, [(5, ask)], 20).probed) == 1
+
+
+def test_who_asks_hears_what_the_probe_has_shown() -> None:
+    async def look() -> list[str]:
+        world = World(WITH_TLS)
+        await world.prober.refresh()
+        first = world.database.reason
+        cast(Any, world.prober)._connector.link = None
+        await world.prober.refresh()
+        return [first, world.database.reason]
+
+    assert run(look()) == ["Succeeded"] * 2
+
+
+def test_who_asks_does_not_wait_for_ever_and_cuts_no_probe() -> None:
+    async def look() -> tuple[float, bool]:
+        world, began = World(WITH_TLS), now()
+        world.takes_seconds = 60
+        await asyncio.gather(world.prober.refresh(), world.prober.refresh())
+        took, asked = now() - began, cast(Any, world.prober)._asked
+        await asyncio.sleep(60)
+        return took, asked.result()
+
+    took, works = run(look())
+    assert took == pytest.approx(12, abs=0.1)
+    assert works
 
 
 # --- a database without a free connection -----------------------------------------------------------------------------

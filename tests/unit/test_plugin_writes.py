@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dbtunnel.api.resource import DatabaseTunnel
+from dbtunnel.cli import UnusableInputError
 from dbtunnel.cli.advice import pin_lines
 from dbtunnel.cli.plugin import rotate_key, trust
 from dbtunnel.cli.plugin.cluster import ClusterError, denied_text, open_cluster
@@ -197,6 +198,13 @@ def replacing(*keys: dict[str, Any]) -> DatabaseTunnel:
     return parsed(hops=[place], publicKeys=list(keys))
 
 
+OWN_KEYS = {
+    "spec.tunnel.jumpHosts": [{"host": "jump", "keySecretRef": {"name": "own"}}],
+    "spec.tunnel.fallbacks": [{"host": "second", "keySecretRef": {"name": "own"}}, {"host": "third"}],
+}
+"""Two SSH servers share a key that is not the tunnel's."""
+
+
 def key_names(tunnel: DatabaseTunnel) -> Any:
     return forwarder_config(tunnel, Defaults()).key
 
@@ -212,16 +220,56 @@ def test_the_next_key_replaces_none_that_is_there() -> None:
 
 
 def test_the_lines_to_add_are_those_of_the_new_key() -> None:
-    tunnel = parsed({"spec.tunnel.jumpHosts": [{"host": "jump", "keySecretRef": {"name": "own"}}]})
-    told = "\n".join(rotate_key.begun_text(tunnel, forwarder_config(tunnel, Defaults()), "ssh-ed25519 BBBB", PLAIN))
+    chosen = rotate_key.chosen_key(parsed(OWN_KEYS), None)
+    told = "\n".join(rotate_key.begun_text(chosen, "ssh-ed25519 BBBB", "", PLAIN))
     assert "under ssh-privatekey-next." in told
     assert (
         "\nbastion 203.0.113.7:22, user dbtunnel:\n"
         'restrict,port-forwarding,permitopen="orders.internal:5432",permitlisten="localhost:1",command="/bin/false"'
         " ssh-ed25519 BBBB shop/orders\n"
     ) in told
+    assert "\nfallback third:22, user dbtunnel:\n" in told
     assert "jump" not in told, "it has a key of its own"
+    assert "second" not in told
     assert told.endswith("rotate-key orders -n shop --finish")
+
+
+def test_the_key_of_other_servers_is_replaced_where_it_is_named() -> None:
+    chosen = rotate_key.chosen_key(parsed(OWN_KEYS), "second:22")
+    told = "\n".join(rotate_key.begun_text(chosen, "ssh-ed25519 BBBB", " --hop second:22", PLAIN))
+    assert "A new key is in Secret own, under ssh-privatekey-next." in told
+    assert [line for line in told.splitlines() if ", user " in line] == [
+        "jump host jump:22, user dbtunnel:",
+        "fallback second:22, user dbtunnel:",
+    ]
+    assert told.count(" ssh-ed25519 BBBB shop/orders") == 2
+    assert 'permitopen="203.0.113.7:22",permitopen="second:22",permitopen="third:22"' in told, "the jump host's"
+    assert told.endswith("rotate-key orders -n shop --hop second:22 --finish")
+
+
+def test_what_is_known_of_the_key_of_other_servers() -> None:
+    """The tunnel's own next key is accepted, that of the named server is not."""
+    theirs = {"key": "ssh-ed25519 DDDD shop/orders", "fingerprint": "SHA256:d", "use": "Current", "accepted": True}
+    following = {"key": "ssh-ed25519 EEEE shop/orders", "fingerprint": "SHA256:e", "use": "Next", "accepted": False}
+    place = {"role": "JumpHost", "host": "jump", "port": 22}
+    lines = {"authorizedKeysLine": f"restrict {theirs['key']}\nrestrict {following['key']}"}
+    tunnel = parsed(OWN_KEYS, hops=[place | lines], publicKeys=[CURRENT, theirs, NEXT, following])
+    chosen = rotate_key.chosen_key(tunnel, "jump:22")
+    with pytest.raises(rotate_key.NotYetError, match="is not accepted yet"):
+        rotate_key.accepted_keys(chosen)
+    tunnel = parsed(OWN_KEYS, hops=[place | lines], publicKeys=[CURRENT, theirs, NEXT, following | {"accepted": True}])
+    old, new = rotate_key.accepted_keys(rotate_key.chosen_key(tunnel, "jump:22"))
+    assert (old.fingerprint, new.fingerprint) == ("SHA256:d", "SHA256:e")
+    told = "\n".join(rotate_key.finished_text(chosen, old, new, PLAIN, revoked=False))
+    assert "Secret own now" in told
+    assert "jump host jump:22, user dbtunnel" in told
+    assert "bastion" not in told
+
+
+@pytest.mark.parametrize("hop", ["third:22", "203.0.113.7:22", "jump", "nobody:22"])
+def test_a_server_without_a_key_of_its_own_is_no_choice(hop: str) -> None:
+    with pytest.raises(UnusableInputError, match=f"--hop {hop}: write HOST:PORT .*there is second:22, jump:22"):
+        rotate_key.chosen_key(parsed(OWN_KEYS), hop)
 
 
 @pytest.mark.parametrize(
@@ -237,11 +285,11 @@ def test_the_lines_to_add_are_those_of_the_new_key() -> None:
 )
 def test_a_key_that_is_not_accepted_takes_no_place(keys: tuple[dict[str, Any], ...], words: str) -> None:
     with pytest.raises(rotate_key.NotYetError, match=words):
-        rotate_key.accepted_keys(replacing(*keys))
+        rotate_key.accepted_keys(rotate_key.chosen_key(replacing(*keys), None))
 
 
 def test_an_accepted_key_takes_the_place_of_the_current_one() -> None:
-    old, new = rotate_key.accepted_keys(replacing(CURRENT, NEXT))
+    old, new = rotate_key.accepted_keys(rotate_key.chosen_key(replacing(CURRENT, NEXT), None))
     assert (old.fingerprint, new.fingerprint) == ("SHA256:a", "SHA256:b")
     key = key_names(parsed())
     move = {"op": "move", "from": "/data/ssh-privatekey-next", "path": "/data/ssh-privatekey"}

@@ -27,8 +27,7 @@ _INTERRUPTED = 130
 _WIDTH = 100_000
 """Columns of YAML: what is to be pasted stays on one line."""
 
-_EPILOG = """\
-example:
+EXAMPLE = """\
   dbtunnel check -f tunnel.yaml -i ~/.ssh/id_ed25519
 
 Each SSH server is tried once, fallbacks too, with no retry, and the database
@@ -40,8 +39,13 @@ Exit code: 0 clients would be served, 1 a layer failed, 2 unusable input.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The manifest and the key, and how to print."""
-    parser.epilog, parser.formatter_class = _EPILOG, argparse.RawDescriptionHelpFormatter
     add_local_arguments(parser, required=True)
+    parser.add_argument(
+        "--probe",
+        action="store_true",
+        help="ask the database even where forwarders do not: where spec.probe.mode says so, and MySQL, which counts it"
+        " as one connection error of the SSH server's address (max_connect_errors)",
+    )
     parser.add_argument("-o", "--output", default="text", choices=("text", "json", "yaml"), help="default %(default)s")
     add_color_argument(parser)
 
@@ -64,7 +68,7 @@ def _checked(arguments: argparse.Namespace) -> CheckResult:
     logs.configure("critical", "text")  # what there is to tell is in the result
     harden()
     with asyncio.Runner(loop_factory=lambda: hot_loop(ForwarderLoop)) as runner:
-        findings = runner.run(check(config, sources))
+        findings = runner.run(check(config, sources, always_probe=arguments.probe))
     return result_of(tunnel, config, findings, datetime.now(UTC))
 
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from dbtunnel.cli.main import COMMANDS, build_parser
 
-_EPILOG = """\
-example:
+EXAMPLE = """\
   source <(dbtunnel completion bash)     # in ~/.bashrc
   source <(dbtunnel completion zsh)      # in ~/.zshrc
 
@@ -36,7 +35,6 @@ _ZSH = "autoload -U +X compinit bashcompinit && compinit && bashcompinit\n"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The shell."""
-    parser.epilog, parser.formatter_class = _EPILOG, argparse.RawDescriptionHelpFormatter
     parser.add_argument("shell", choices=("bash", "zsh"))
 
 

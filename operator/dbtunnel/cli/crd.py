@@ -6,6 +6,8 @@ import yaml
 
 from dbtunnel.api.crd import crd
 
+EXAMPLE = "  dbtunnel crd | kubectl apply -f -"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command takes none."""

@@ -19,6 +19,10 @@ from dbtunnel.forwarder.keys import MountedKeys, read_file
 
 _LOOPBACK = "127.0.0.1"
 
+EXAMPLE = """\
+  dbtunnel forward -f tunnel.yaml -i ~/.ssh/id_ed25519
+  dbtunnel forward -f tunnel.yaml -i ~/.ssh/id_ed25519 --listen 127.0.0.1:15432"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where it listens and finds its files; what it does is in its configuration."""
@@ -46,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_local_arguments(
         parser.add_argument_group(
             "on any machine, without a cluster",
-            "It listens on 127.0.0.1, on the port that the tunnel's Service has, and on 127.0.0.1:"
-            f"{wire.ADMIN_PORT}. A second Ctrl-C ends it at once.",
+            "It listens on 127.0.0.1, on the port that the tunnel's Service has, and on\n"
+            f"127.0.0.1:{wire.ADMIN_PORT}. A second Ctrl-C ends it at once.",
         )
     )
 

@@ -17,7 +17,8 @@ COMMANDS = {
     "render": "print the objects that the operator would make for a manifest",
     "completion": "print what makes a shell complete this command",
 }
-"""Each is the module of that name in this package, with `add_arguments(parser)` and `run(arguments) -> exit code`."""
+"""Each is the module of that name in this package, with `EXAMPLE`, `add_arguments(parser)` and
+`run(arguments) -> exit code`."""
 
 
 def build_parser(chosen: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
@@ -28,9 +29,12 @@ def build_parser(chosen: Collection[str] = tuple(COMMANDS)) -> argparse.Argument
     parser.add_argument("--version", action="version", version=f"dbtunnel {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, help_text in COMMANDS.items():
-        command = commands.add_parser(name, help=help_text, description=help_text)
+        command = commands.add_parser(
+            name, help=help_text, description=help_text, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         if name in chosen:
             module = _module(name)
+            command.epilog = f"example:\n{module.EXAMPLE}"
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser

@@ -12,6 +12,11 @@ from dbtunnel.controller.settings import SettingError, Settings, add_flags
 
 logger = logging.getLogger(__name__)
 
+EXAMPLE = """\
+  dbtunnel operator --forwarder-image registry.example.com/dbtunnel:0.1.0
+      with the kubeconfig of this machine, or in a pod with its service account
+  dbtunnel operator --forwarder-image dbtunnel:0.1.0 --namespaces shop"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A flag for each setting; each may be given by the environment as well."""

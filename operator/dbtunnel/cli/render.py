@@ -9,6 +9,8 @@ from dbtunnel.cli.manifests import ManifestError, read_tunnel
 from dbtunnel.domain.children import desired_children
 from dbtunnel.domain.settings import Installation
 
+EXAMPLE = "  dbtunnel render -f tunnel.yaml -n shop"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What decides the children beside the manifest."""

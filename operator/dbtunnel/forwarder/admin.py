@@ -26,6 +26,7 @@ from dbtunnel.forwarder.metrics import (
     SSH_CONNECTS,
     Metrics,
 )
+from dbtunnel.forwarder.probes import Prober
 from dbtunnel.forwarder.state import State
 
 _REQUEST_LIMIT = 8192
@@ -60,8 +61,11 @@ class _Answer:
 class Admin:
     """Answers the kubelet, the operator and Prometheus."""
 
-    def __init__(self, config: ForwarderConfig, state: State, connector: Connector, metrics: Metrics) -> None:
+    def __init__(
+        self, config: ForwarderConfig, state: State, connector: Connector, prober: Prober, metrics: Metrics
+    ) -> None:
         self._config, self._state, self._connector, self._metrics = config, state, connector, metrics
+        self._prober = prober
         metrics.look_up(KEY_CERTIFICATE_EXPIRY, self._certificates)
         self._server: asyncio.Server | None = None
         self._connections: list[asyncio.Task[None]] = []
@@ -160,6 +164,8 @@ class Admin:
             seconds = int(fields.get("timeoutSeconds", ["0"])[0])
         except ValueError:
             return _Answer(HTTPStatus.BAD_REQUEST, "after and timeoutSeconds are whole numbers\n")
+        if "fresh" in fields:
+            await self._prober.refresh()
         facts = await self._state.after(after, min(max(seconds, 0), _LONGEST_POLL_SECONDS))
         status = replace(facts, sessions=self._connector.sessions())
         return _Answer(HTTPStatus.OK, written(status), _JSON)

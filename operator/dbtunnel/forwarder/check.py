@@ -14,7 +14,7 @@ from dbtunnel.forwarder.failures import Failure
 from dbtunnel.forwarder.link import Link
 from dbtunnel.forwarder.login import lost
 from dbtunnel.forwarder.metrics import Metrics
-from dbtunnel.forwarder.probes import Probe, probe_of, why_not_probed
+from dbtunnel.forwarder.probes import Probe, probe_for_once, probe_of, why_not_probed
 from dbtunnel.forwarder.route import KnownHosts, Route
 from dbtunnel.forwarder.state import State
 from dbtunnel.forwarder.steps import Step
@@ -40,10 +40,12 @@ class Findings:
     """How long all took."""
 
 
-async def check(config: ForwarderConfig, sources: Sequence[Sources]) -> Findings:
-    """Tries each bastion and fallback once, and the database through each that lets us in. `sources`: by number."""
+async def check(config: ForwarderConfig, sources: Sequence[Sources], *, always_probe: bool = False) -> Findings:
+    """Tries each bastion and fallback once, and the database through each that lets us in. `sources`: by number;
+    `always_probe`: the database also where a forwarder would not probe it.
+    """
     began = time.monotonic()
-    test = _Test(config, sources)
+    test = _Test(config, sources, probe_for_once(config) if always_probe else probe_of(config))
     await test.read_keys()
     key_seconds = time.monotonic() - began
     await test.try_all([source.read_known_hosts() for source in sources])
@@ -51,10 +53,10 @@ async def check(config: ForwarderConfig, sources: Sequence[Sources]) -> Findings
 
 
 class _Test:
-    def __init__(self, config: ForwarderConfig, sources: Sequence[Sources]) -> None:
+    def __init__(self, config: ForwarderConfig, sources: Sequence[Sources], probe: Probe | None) -> None:
         self._config, self._state = config, State(config, "")
         self._route = Route(config, [source.keys for source in sources], self._state, Metrics())
-        self._probe = probe_of(config)
+        self._probe = probe
         self._failures: list[Failure | None] = []
         self._steps: dict[int, dict[Step, float]] = {}
         """How long the database took, by the number of the bastion or fallback."""
@@ -118,7 +120,8 @@ class _Test:
         if self._probe:
             self._state.succeeded(ConditionType.DATABASE_REACHABLE, self._told[number])
         else:
-            self._state.unknown(ConditionType.DATABASE_REACHABLE, Reason.NOT_PROBED, why_not_probed(self._config))
+            why = f"{why_not_probed(self._config)}. With --probe it is asked all the same"
+            self._state.unknown(ConditionType.DATABASE_REACHABLE, Reason.NOT_PROBED, why)
 
     def conclude(self) -> ForwarderStatus:
         """What counts of all that was found."""

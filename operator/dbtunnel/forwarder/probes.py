@@ -31,6 +31,12 @@ from dbtunnel.forwarder.stream import Stream
 
 _FIRST_RETRY_SECONDS = 2.0
 
+FRESH_SECONDS = 10.0
+"""The least time between two probes for those who ask: nobody can hammer a database through the admin port."""
+
+_ASKED_SECONDS = 12.0
+"""How long who asks waits for the probe: an answer must come before its reader's patience ends."""
+
 _LOUD_SECONDS = 3600
 """Between probes that leave an error in the database's log."""
 
@@ -73,6 +79,9 @@ class Prober:
         self._leaver = ""
         """The address of a client that left before its login; empty where none has lately."""
         self._forgetting: asyncio.TimerHandle | None = None
+        self._asked_at = -math.inf
+        """When somebody was last given a probe of its own, by the loop's time."""
+        self._asked: asyncio.Task[bool] | None = None
         self._under_way = 0
         self.idle = asyncio.Event()
         """Set while no probe is under way."""
@@ -170,6 +179,17 @@ class Prober:
             return failure if failure.reason is Reason.FORWARDING_PROHIBITED else None
         return None
 
+    async def refresh(self) -> None:
+        """Probes the database for somebody who asks, and returns once that has shown something: at once where nothing
+        is probed, where there is no connection, and where a probe is an error in the database's log.
+        """
+        link, now = self._connector.link, asyncio.get_running_loop().time()
+        if self._probe_with and link and not self._handshake_fails and now - self._asked_at >= FRESH_SECONDS:
+            self._asked_at = now
+            self._asked = asyncio.ensure_future(self._probe(link, self._probe_with))
+        if self._asked and not self._asked.done():
+            await asyncio.wait([self._asked], timeout=_ASKED_SECONDS)  # which does not cut it
+
     @contextlib.contextmanager
     def _probing(self) -> Iterator[None]:
         self._under_way += 1
@@ -239,6 +259,17 @@ async def probe_postgresql(link: Link, config: ForwarderConfig) -> Seen | None:
 
     Returns None where the SSH connection went away meanwhile. Raises Failure.
     """
+    return await _over_a_channel(link, config, _ask)
+
+
+async def read_greeting(link: Link, config: ForwarderConfig) -> Seen | None:
+    """As `probe_postgresql`, of MySQL: hears the server's greeting and leaves, which counts as one connection error of
+    the bastion's address, so that it is for those alone who ask for it.
+    """
+    return await _over_a_channel(link, config, _listen)
+
+
+async def _over_a_channel(link: Link, config: ForwarderConfig, ask: "_Ask") -> Seen | None:
     limit = config.seconds.connect_timeout
     stream = Stream()
     try:
@@ -249,7 +280,7 @@ async def probe_postgresql(link: Link, config: ForwarderConfig) -> Seen | None:
         raise channel_failure(error, limit) from None
     try:
         async with asyncio.timeout(limit):
-            seen = await _ask(stream, config.database_server_name)
+            seen = await ask(stream, config.database_server_name)
     except TimeoutError:
         seen, why = None, f"it takes the connection and does not answer within {limit} s"
         failure = Failure(ConditionType.DATABASE_REACHABLE, Reason.DATABASE_TIMEOUT, why)
@@ -280,6 +311,20 @@ async def _ask(stream: Stream, server_name: str) -> Seen | None:
     return Seen(fact, certificate, handshake_fails=document is None)
 
 
+async def _listen(stream: Stream, _: str) -> Seen | None:
+    """What the server says first; None where it closes the connection. Raises Failure."""
+    heard, fact = b"", None
+    while fact is None:
+        more = await stream.read()
+        if not more:
+            return None
+        heard += more
+        fact = judge(WireProtocol.MYSQL, heard)
+    return Seen(fact)
+
+
+_Ask = Callable[[Stream, str], Awaitable[Seen | None]]
+
 Probe = Callable[[Link, ForwarderConfig], Awaitable[Seen | None]]
 
 PROBES_BY_KIND: dict[QuietProbe, Probe] = {QuietProbe.SSL_REQUEST: probe_postgresql}
@@ -289,6 +334,12 @@ def probe_of(config: ForwarderConfig) -> Probe | None:
     """What shows over a connection of its own whether the database answers; None where nothing does."""
     kind = ENGINES[config.engine].quiet_probe if config.probe_mode is ProbeMode.AUTO else None
     return PROBES_BY_KIND[kind] if kind else None
+
+
+def probe_for_once(config: ForwarderConfig) -> Probe:
+    """The same where somebody asks for it whatever it costs: one connection, once."""
+    kind = ENGINES[config.engine].quiet_probe
+    return PROBES_BY_KIND[kind] if kind else read_greeting
 
 
 def why_not_probed(config: ForwarderConfig) -> str:

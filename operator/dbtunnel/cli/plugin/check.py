@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     """0 where clients are served, 1 where a layer failed."""
     cluster, view = cluster_of(arguments), view_of(arguments)
     tunnel = cluster.tunnel(arguments.name)
-    replicas = read_replicas(cluster, arguments.name)
+    replicas = read_replicas(cluster, arguments.name, fresh=True)
     seen = as_forwarders_see_it(tunnel, replicas, view.now)
     print(status_text(seen, replicas, view), end="")
     return 0 if is_ready(seen) else 1

@@ -12,7 +12,7 @@ PROGRAM = "kubectl dbtunnel"
 
 COMMANDS = {
     "status": "layers, SSH servers, sessions and bytes of replicas, what to do",
-    "check": "ask the running forwarders now, past the operator, and tell what they see",
+    "check": "have the running forwarders look now, and tell what they see, past the operator",
     "handout": "print what the administrator of each SSH server needs",
     "trust": "show the host keys that SSH servers offer, and pin them in the spec",
     "public-key": "print the tunnel's public keys, as in authorized_keys",

@@ -37,19 +37,21 @@ class Replica:
         return {label: value for (found, label), value in self.metrics.items() if found == name}
 
 
-def read_replicas(cluster: Cluster, tunnel: str) -> list[Replica]:
-    """Each forwarder that runs. Raises DeniedError where pods may not be listed, or asked."""
+def read_replicas(cluster: Cluster, tunnel: str, *, fresh: bool = False) -> list[Replica]:
+    """Each forwarder that runs; `fresh`: after another probe of the database, where it is one that is probed. Raises
+    DeniedError where pods may not be listed, or asked.
+    """
     pods = sorted(cluster.pods(tunnel), key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
-    return [_asked(cluster, pod) for pod in pods if not Pod.of(pod).is_ending]
+    return [_asked(cluster, pod, "status?fresh=1" if fresh else "status") for pod in pods if not Pod.of(pod).is_ending]
 
 
-def _asked(cluster: Cluster, manifest: Manifest) -> Replica:
+def _asked(cluster: Cluster, manifest: Manifest, path: str) -> Replica:
     pod = Pod.of(manifest)
     created, node = manifest["metadata"].get("creationTimestamp", ""), manifest.get("spec", {}).get("nodeName", "")
     if pod.running_since is None:
         return Replica(pod, created, node, problem=pod.problem.seen if pod.problem else "it does not run yet")
     try:
-        status = read(ForwarderStatus, cluster.ask(pod.name, "status"))
+        status = read(ForwarderStatus, cluster.ask(pod.name, path))
         metrics = samples(cluster.ask(pod.name, "metrics").decode(errors="replace"))
     except DeniedError:
         raise

@@ -4,6 +4,7 @@ import argparse
 import base64
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import product
 from typing import Any
@@ -14,6 +15,7 @@ from dbtunnel.api.forwarder import (
     REVOKED_SUFFIX,
     ForwarderConfig,
     ForwarderKey,
+    HopFact,
     PublicKeyFact,
 )
 from dbtunnel.api.resource import DatabaseTunnel
@@ -25,9 +27,10 @@ from dbtunnel.cli.plugin.handout_text import known_hop
 from dbtunnel.cli.plugin.options import add_common, cluster_of, style_of
 from dbtunnel.cli.terminal import Color, Style
 from dbtunnel.controller.keys import PUBLIC_KEY, generate_key
+from dbtunnel.domain.authorized_keys import forward_target
 from dbtunnel.domain.diagnosis import Subject, key_lines
 from dbtunnel.domain.forwarding import forwarder_config
-from dbtunnel.domain.hops import ends_of, hop_name, jumps_of
+from dbtunnel.domain.hops import ends_of, hop_name, jumps_of, key_of
 from dbtunnel.domain.names import key_comment
 from dbtunnel.domain.settings import Defaults
 
@@ -52,6 +55,9 @@ class NotYetError(Exception):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which step."""
     add_common(parser)
+    parser.add_argument(
+        "--hop", metavar="HOST:PORT", help="of a jump host or fallback with a keySecretRef of its own: its key"
+    )
     parser.add_argument("--type", type=KeyType, choices=tuple(KeyType), help="default: spec.tunnel.generatedKeyType")
     parser.add_argument(
         "--finish", action="store_true", help="put the accepted next key in the place of the current one"
@@ -66,9 +72,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.now and not arguments.finish:
         raise UnusableInputError("--now goes with --finish")
     cluster = cluster_of(arguments)
-    tunnel = cluster.tunnel(arguments.name)
+    chosen = chosen_key(cluster.tunnel(arguments.name), arguments.hop)
     try:
-        told = _finish(cluster, tunnel, arguments) if arguments.finish else _begin(cluster, tunnel, arguments)
+        told = _finish(cluster, chosen, arguments) if arguments.finish else _begin(cluster, chosen, arguments)
     except NotYetError as error:
         print(error, file=sys.stderr)
         return 1
@@ -77,22 +83,64 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """A key of a tunnel's, and the SSH servers that are logged in to with it, by number."""
+
+    tunnel: DatabaseTunnel
+    config: ForwarderConfig
+    number: int
+    """Of one of these servers: the bastion, or the one that was named."""
+
+    @property
+    def key(self) -> ForwarderKey:
+        """Where it is."""
+        return key_of(self.config, self.number)
+
+    @property
+    def servers(self) -> list[int]:
+        """All of them, in the order of the way."""
+        order = (*jumps_of(self.config), *ends_of(self.config))
+        return [one for one in order if key_of(self.config, one) == self.key]
+
+    def known(self, use: str) -> PublicKey | None:
+        """What the status tells of it; other SSH servers may have keys of their own."""
+        lines = known_hop(self.tunnel, self.config, self.number).authorized_keys_line or ""
+        keys = self.tunnel.status.public_keys or ()
+        return next((key for key in keys if key.use == use and (not key.key or key.key in lines)), None)
+
+
+def chosen_key(tunnel: DatabaseTunnel, hop: str | None) -> Chosen:
+    """The tunnel's key, or that of an SSH server `HOST:PORT`. Raises UnusableInputError."""
+    config = forwarder_config(tunnel, Defaults())
+    if hop is None:
+        return Chosen(tunnel, config, 0)
+    own = {forward_target(one.host, one.port): number for number, one in enumerate(config.hops) if one.key}
+    if hop not in own:
+        raise UnusableInputError(
+            f"--hop {hop}: write HOST:PORT of a jump host or fallback with a keySecretRef of its own; there is"
+            f" {', '.join(own) or 'none'}"
+        )
+    return Chosen(tunnel, config, own[hop])
+
+
 # --- the first step ------------------------------------------------------------------------------------------------
 
 
-def _begin(cluster: Cluster, tunnel: DatabaseTunnel, arguments: argparse.Namespace) -> list[str]:
-    config = forwarder_config(tunnel, Defaults())
-    if _key(tunnel, _NEXT):
+def _begin(cluster: Cluster, chosen: Chosen, arguments: argparse.Namespace) -> list[str]:
+    tunnel, key = chosen.tunnel, chosen.key
+    if chosen.known(_NEXT):
         raise NotYetError("There is a next key already: --finish puts it in its place once it is accepted.")
     kind = arguments.type or tunnel.spec.tunnel.generated_key_type
     pair = generate_key(kind, key_comment(tunnel))
     private = next(text for name, text in pair.items() if name != PUBLIC_KEY)
     try:
-        cluster.patch("secrets", config.key.secret, next_key_operations(config.key, private))
+        cluster.patch("secrets", key.secret, next_key_operations(key, private))
     except ClusterError as error:
-        raise _explained(error, f"has {config.key.key}{NEXT_SUFFIX} already, or no key at all") from None
+        raise _explained(error, f"has {key.key}{NEXT_SUFFIX} already, or no key at all") from None
     public = " ".join(pair[PUBLIC_KEY].split()[:2])
-    return list(begun_text(tunnel, config, public, style_of(arguments)))
+    option = f" --hop {arguments.hop}" if arguments.hop else ""
+    return list(begun_text(chosen, public, option, style_of(arguments)))
 
 
 def next_key_operations(key: ForwarderKey, private: str) -> list[Operation]:
@@ -109,51 +157,53 @@ def _without(path: str) -> list[Operation]:
     return [{"op": "add", "path": path, "value": ""}, {"op": "remove", "path": path}]
 
 
-def begun_text(tunnel: DatabaseTunnel, config: ForwarderConfig, public: str, style: Style) -> Iterator[str]:
-    """The lines that administrators add, and what comes next. `public`: type and base64."""
+def begun_text(chosen: Chosen, public: str, option: str, style: Style) -> Iterator[str]:
+    """The lines that administrators add, and what comes next. `public`: type and base64; `option`: what has chosen the
+    key.
+    """
+    tunnel, key = chosen.tunnel, chosen.key
     command = f"{tunnel.metadata.name} -n {tunnel.metadata.namespace}"
     told = PublicKeyFact(key=public, fingerprint="")
-    subject = Subject(config, tunnel.status.egress_addresses or (), told)
-    yield style.text(f"A new key is in Secret {config.key.secret}, under {config.key.key}{NEXT_SUFFIX}.")
+    own = (HopFact(public_key=told),) * len(chosen.config.hops)
+    subject = Subject(chosen.config, tunnel.status.egress_addresses or (), told, own)
+    yield style.text(f"A new key is in Secret {key.secret}, under {key.key}{NEXT_SUFFIX}.")
     yield "Add a line to authorized_keys, beside the one that is there, of"
-    for number in (*jumps_of(config), *ends_of(config)):
-        line = key_lines(subject, number)
-        if config.hops[number].key is None and line:
-            yield ""
-            yield style.text(f"{hop_name(config, number)}, user {config.hops[number].user}:")
-            yield style.text(line, Color.BOLD)
+    for number in chosen.servers:
+        yield ""
+        yield style.text(f"{_server(chosen, number)}:")
+        yield style.text(key_lines(subject, number) or "", Color.BOLD)
     yield ""
     yield "New sessions use the key once it is accepted; sessions that are there stay. See, then finish:"
     yield style.text(f"  kubectl dbtunnel status {command}")
-    yield style.text(f"  kubectl dbtunnel rotate-key {command} --finish")
+    yield style.text(f"  kubectl dbtunnel rotate-key {command}{option} --finish")
 
 
 # --- the last step -------------------------------------------------------------------------------------------------
 
 
-def _finish(cluster: Cluster, tunnel: DatabaseTunnel, arguments: argparse.Namespace) -> list[str]:
-    config = forwarder_config(tunnel, Defaults())
-    secret = config.key.secret
-    old, new = accepted_keys(tunnel)
-    revoking = _revoking(cluster.secret(secret), config.key, old.fingerprint) if arguments.now else []
-    public = f"{new.key}\n" if tunnel.spec.tunnel.key_secret_ref is None else None
+def _finish(cluster: Cluster, chosen: Chosen, arguments: argparse.Namespace) -> list[str]:
+    key = chosen.key
+    old, new = accepted_keys(chosen)
+    revoking = _revoking(cluster.secret(key.secret), key, old.fingerprint) if arguments.now else []
+    is_generated = chosen.key == chosen.config.key and chosen.tunnel.spec.tunnel.key_secret_ref is None
+    public = f"{new.key}\n" if is_generated else None
     # whether the next key has a passphrase and a certificate of its own is not known without reading the Secret
     for passphrase, certificate in product((True, False), repeat=2):
-        moves = finish_operations(config.key, public, passphrase=passphrase, certificate=certificate)
+        moves = finish_operations(key, public, passphrase=passphrase, certificate=certificate)
         try:
-            cluster.patch("secrets", secret, [*moves, *revoking])
+            cluster.patch("secrets", key.secret, [*moves, *revoking])
         except ClusterError as error:
             refusal = error
             if error.status != _REJECTED:
                 raise _explained(error, "") from None
         else:
-            return list(finished_text(config, old, new, style_of(arguments), revoked=arguments.now))
-    raise _explained(refusal, f"has no {config.key.key}{NEXT_SUFFIX}, or was changed meanwhile")
+            return list(finished_text(chosen, old, new, style_of(arguments), revoked=arguments.now))
+    raise _explained(refusal, f"has no {key.key}{NEXT_SUFFIX}, or was changed meanwhile")
 
 
-def accepted_keys(tunnel: DatabaseTunnel) -> tuple[PublicKey, PublicKey]:
+def accepted_keys(chosen: Chosen) -> tuple[PublicKey, PublicKey]:
     """The current key and the next one. Raises NotYetError unless every SSH server has accepted the next one."""
-    old, new = _key(tunnel, _CURRENT), _key(tunnel, _NEXT)
+    old, new = chosen.known(_CURRENT), chosen.known(_NEXT)
     if new is None:
         raise NotYetError(
             "The status tells of no next key. It has a new one within a minute or two; without --finish one is made."
@@ -190,34 +240,23 @@ def _revoking(data: dict[str, str], key: ForwarderKey, fingerprint: str) -> list
     return [known, {"op": "add", "path": f"/data/{name}", "value": _encoded(text)}]
 
 
-def finished_text(
-    config: ForwarderConfig, old: PublicKey, new: PublicKey, style: Style, *, revoked: bool
-) -> Iterator[str]:
+def finished_text(chosen: Chosen, old: PublicKey, new: PublicKey, style: Style, *, revoked: bool) -> Iterator[str]:
     """What was done, and what is left to administrators."""
-    yield style.text(f"{new.fingerprint} is the current key of Secret {config.key.secret} now.")
+    yield style.text(f"{new.fingerprint} is the current key of Secret {chosen.key.secret} now.")
     if revoked:
         yield style.text(f"{old.fingerprint} is revoked here: its sessions end as soon as the pods see the Secret.")
     else:
         yield "Sessions over the old key stay until they end; --now would have ended them."
     yield "The old key still logs in: have its line removed from authorized_keys of"
-    yield from (style.text(f"  {name}") for name in _servers(config))
+    yield from (style.text(f"  {_server(chosen, number)}") for number in chosen.servers)
     yield style.text(f"  (it ends in: {' '.join(old.key.split()[1:])[-60:]})")
-
-
-def _servers(config: ForwarderConfig) -> Iterator[str]:
-    for number in (*jumps_of(config), *ends_of(config)):
-        if config.hops[number].key is None:
-            yield f"{hop_name(config, number)}, user {config.hops[number].user}"
 
 
 # --- both ----------------------------------------------------------------------------------------------------------
 
 
-def _key(tunnel: DatabaseTunnel, use: str) -> PublicKey | None:
-    """The tunnel's own is one with which the bastion is logged in to; other SSH servers may have their own."""
-    lines = known_hop(tunnel, forwarder_config(tunnel, Defaults()), 0).authorized_keys_line or ""
-    keys = tunnel.status.public_keys or ()
-    return next((key for key in keys if key.use == use and (not key.key or key.key in lines)), None)
+def _server(chosen: Chosen, number: int) -> str:
+    return f"{hop_name(chosen.config, number)}, user {chosen.config.hops[number].user}"
 
 
 def _explained(error: ClusterError, why: str) -> Exception:
