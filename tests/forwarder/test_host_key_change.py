@@ -10,9 +10,9 @@ import pytest
 from dbtunnel.api.forwarder import HostKeyRule
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.cli.plugin import trust
-from dbtunnel.controller.reconcile import host_key_news
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.hops import hop_name
+from dbtunnel.domain.news import host_key_news
 from dbtunnel.domain.settings import Defaults
 from dbtunnel.domain.status import decide
 from tests.support.bastion import Bastion

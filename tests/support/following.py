@@ -11,7 +11,7 @@ import aiohttp
 from dbtunnel.api.status import Condition
 from dbtunnel.controller.forwarders import Forwarders, Target
 from dbtunnel.controller.queue import TunnelKey
-from dbtunnel.controller.reconcile import transition
+from dbtunnel.domain.news import transition
 from dbtunnel.domain.observed import Observation
 from dbtunnel.domain.status import decide
 from tests.support.forwarder import Forwarder

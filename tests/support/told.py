@@ -8,7 +8,7 @@ from dbtunnel.api.forwarder import ForwarderConfig, ForwarderHop, ProbeMode
 from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.status import Condition, DatabaseTunnelStatus
-from dbtunnel.controller.reconcile import transition
+from dbtunnel.domain.news import transition
 from dbtunnel.domain.status import decide
 from tests.support import produced
 from tests.support.forwarder import Forwarder

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from dbtunnel.api.forwarder import DatabaseFact
 from dbtunnel.api.status import DatabaseTunnelStatus
-from dbtunnel.controller.reconcile import leavers
 from dbtunnel.domain.certificate import Certificate
 from dbtunnel.domain.database import told
+from dbtunnel.domain.news import leavers
 from dbtunnel.domain.status import decide
 from tests.support.values import INSTALLATION, observed, tunnel, working
 

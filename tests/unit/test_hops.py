@@ -23,11 +23,11 @@ from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.status import DatabaseTunnelStatus, Hop
 from dbtunnel.cli.manifests import parse_tunnel
-from dbtunnel.controller.reconcile import detour
 from dbtunnel.domain.children import build_deployment
 from dbtunnel.domain.diagnosis import Subject, explain, key_lines
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.hops import ends_of, jumps_of, spec_path, targets_of, way_to
+from dbtunnel.domain.news import detour
 from dbtunnel.domain.settings import Defaults
 from dbtunnel.domain.status import decide
 from tests.support.hop_rows import FINGERPRINT, GOOD_HOPS, WHOLE

@@ -13,7 +13,7 @@ from dbtunnel.api.reasons import Reason
 from dbtunnel.api.status import DatabaseTunnelStatus
 from dbtunnel.controller.logs import FORMATS, JsonFormatter, event
 from dbtunnel.controller.metrics import API_WRITES, METRICS, QUEUE_DEPTH, RECONCILE_SECONDS, Metrics, code_of
-from dbtunnel.controller.reconcile import transition
+from dbtunnel.domain.news import transition
 from dbtunnel.domain.observed import Observation
 from dbtunnel.domain.status import decide
 from tests.support.values import INSTALLATION, NOW, failing, observed, tunnel, working

@@ -71,6 +71,7 @@ STAYS: dict[str, Any] = {
     "service.port": 6543,
     "service.annotations": {"a": "b"},
     "service.labels": {"a": "b"},
+    "serviceBinding": "Enabled",
     "suspend": True,
 }
 """Fields that leave the pods as they are, and another value of each."""

@@ -9,8 +9,8 @@ from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.forwarder import HopFact, LayerFact, LayerStatus, NextKeyFact, PublicKeyFact
 from dbtunnel.api.reasons import Reason
 from dbtunnel.api.status import DatabaseTunnelStatus
-from dbtunnel.controller.reconcile import key_news
 from dbtunnel.domain.diagnosis import NEXT_KEY_FAILS
+from dbtunnel.domain.news import key_news
 from dbtunnel.domain.status import decide
 from tests.support.values import INSTALLATION, NOW, PUBLIC_KEY, observed, tunnel, working
 
