@@ -20,6 +20,7 @@ from dbtunnel.api.forwarder import (
     LayerFact,
     Seconds,
 )
+from dbtunnel.domain.authorized_keys import forward_target
 from tests.support.bastion import USER, Bastion
 from tests.support.keys import write_key_directory
 from tests.support.processes import Process, free_port, wait_until
@@ -84,6 +85,8 @@ class Forwarder:
         """`files`: the key Secret; None for a Secret that is not there."""
         self.directory, self.config = directory, config
         self.port, self.admin_port = free_port(), free_port()
+        self.host = ""
+        """At which clients and the admin port are reached."""
         self.log = directory / "forwarder.log"
         for name in ("key", "known-hosts"):
             (directory / name).mkdir(parents=True, exist_ok=True)
@@ -99,14 +102,15 @@ class Forwarder:
         arguments: Sequence[str] = (),
     ) -> Self:
         """Starts it; returns once it listens. `prefix`: a command that runs it. `address`: empty for every one."""
+        self.host = address or "127.0.0.1"
         command = [
             *prefix,
             sys.executable,
             "-m",
             "dbtunnel.cli.main",
             "forward",
-            f"--listen={address}:{self.port}",
-            f"--admin-listen={address}:{self.admin_port}",
+            f"--listen={forward_target(address, self.port)}",
+            f"--admin-listen={forward_target(address, self.admin_port)}",
             f"--key-directory={self.directory / 'key'}",
             f"--known-hosts-directory={self.directory / 'known-hosts'}",
             f"--hops-directory={self.directory / 'hops'}",
@@ -140,7 +144,7 @@ class Forwarder:
 
     def get(self, path: str, timeout_seconds: float = 10) -> str:
         """What the admin port answers. Raises urllib.error.HTTPError."""
-        address = f"http://127.0.0.1:{self.admin_port}{path}"
+        address = f"http://{forward_target(self.host, self.admin_port)}{path}"
         with urllib.request.urlopen(address, timeout=timeout_seconds) as answer:
             return str(answer.read().decode())
 

@@ -153,10 +153,15 @@ def free_port(host: str = "127.0.0.1") -> int:
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % (_PORTS // _PORTS_EACH)
     for _ in range(_PORTS_EACH):
         port = _FIRST_PORT + worker * _PORTS_EACH + next(_ports) % _PORTS_EACH
-        with socket.socket() as probe, contextlib.suppress(OSError):
+        with socket.socket(family_of(host)) as probe, contextlib.suppress(OSError):
             probe.bind((host, port))
             return port
     raise ProcessError(f"none of {_PORTS_EACH} TCP ports is free at {host}")
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    """Of a socket that listens at an address."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def listens(host: str, port: int) -> bool:

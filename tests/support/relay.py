@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Self
 
+from tests.support.processes import family_of
+
 _CHUNK_BYTES = 65536
 _QUEUED_CHUNKS = 64
 _MAX_CONNECTIONS = 1000
@@ -36,7 +38,7 @@ class Relay:
         self.accepted = 0
         """How many connections there have been."""
         self._source = (source, 0) if source else None
-        self._listener = socket.create_server((host, port))
+        self._listener = socket.create_server((host, port), family=family_of(host))
         self.host, self.port = self._listener.getsockname()[:2]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"relay {self.port}", daemon=True)

@@ -10,6 +10,7 @@ import sys
 
 from dbtunnel.api.engines import ENGINES, WireProtocol
 from dbtunnel.api.forwarder import ForwarderConfig
+from dbtunnel.domain.authorized_keys import forward_target
 from dbtunnel.domain.hops import hop_name
 from dbtunnel.forwarder.channel import Address
 from dbtunnel.forwarder.client import Client
@@ -157,7 +158,7 @@ class Listener:
                 self._rest()
                 return
             connected.setblocking(False)
-            self._take(connected, address[:2])
+            self._take(connected, _address(*address[:2]))
 
     def _rest(self) -> None:
         if self._bound:
@@ -240,7 +241,7 @@ class Listener:
             _LOG,
             "session ended",
             id=client.number,
-            client=_text(client.address),
+            client=forward_target(*client.address),
             sent=client.sent,
             received=client.received_bytes,
             seconds=round(self._loop.time() - client.joined_at, 3),
@@ -299,7 +300,7 @@ class Listener:
     def _trace(self, what: str, client: Client, **fields: object) -> None:
         """An event of one client's way, which costs nothing unless it is asked for."""
         if _LOG.isEnabledFor(logging.DEBUG):
-            event(_LOG, what, level=logging.DEBUG, id=client.number, client=_text(client.address), **fields)
+            event(_LOG, what, level=logging.DEBUG, id=client.number, client=forward_target(*client.address), **fields)
 
     # --- while there is no SSH connection -------------------------------------------------------------------------
 
@@ -345,8 +346,9 @@ def listening_socket(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _text(address: Address) -> str:
-    return ":".join(map(str, address))
+def _address(host: str, port: int) -> Address:
+    """A client's. One of IPv4 is told as such, also where the socket takes both kinds."""
+    return host.removeprefix("::ffff:"), port
 
 
 def _descriptors() -> int:
