@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,18 +15,22 @@ import pytest
 from tests.support.bastion import HARDENED, Bastion
 from tests.support.cable import Cable
 from tests.support.databases import DATABASE, PASSWORD, USER, PostgresServer
-from tests.support.forwarder import KEY, Forwarder, forwarder_config, seconds
+from tests.support.forwarder import KEY, Forwarder, forwarder_config, hop_to, seconds
 from tests.support.keys import KeyPair
 from tests.support.processes import wait_until
 from tests.support.relay import Relay
 
 Session = psycopg.Connection[tuple[Any, ...]]
 
+PARKED = "dbtunnel_forwarder_clients_parked"
+
 KEEPALIVE_SECONDS, KEEPALIVES = 1, 1
 """`spec.tunnel.keepalive`."""
 
 ALIVE_SECONDS, ALIVES = 1, 2
 """ClientAliveInterval and ClientAliveCountMax of the bastion."""
+
+CONNECT_SECONDS, PARKING_SECONDS = 3, 30
 
 SLACK_SECONDS = 2.0
 """What a busy machine may add."""
@@ -34,30 +39,37 @@ SLACK_SECONDS = 2.0
 class FarBastion:
     """A bastion at the far end of a cable, and a forwarder at this end. The bastion always reaches the database."""
 
-    def __init__(self, directory: Path, key: KeyPair, postgres: PostgresServer, stack: ExitStack) -> None:
+    def __init__(
+        self, directory: Path, key: KeyPair, postgres: PostgresServer, stack: ExitStack, *, fallback: bool = False
+    ) -> None:
+        """`fallback`: another bastion at this end, which no cut keeps from the forwarder."""
+        self._key, self._stack = key, stack
         self.cable = stack.enter_context(Cable(directory))
         database = stack.enter_context(Relay(postgres.host, postgres.port, host=self.cable.near))
-        self.bastion = Bastion(
-            directory / "far-bastion",
-            host=self.cable.host,
-            port=2222,
-            hosts={"orders.internal": self.cable.near},
-            config=(f"ClientAliveInterval {ALIVE_SECONDS}", f"ClientAliveCountMax {ALIVES}", *HARDENED),
-            prefix=self.cable.prefix,
-        )
-        self.bastion.authorize(key.public)
-        stack.callback(self.bastion.stop)
-        self.bastion.start()
+        far = {"host": self.cable.host, "port": 2222, "prefix": self.cable.prefix}
+        self.bastion = self._start(directory / "far-bastion", **far)
+        self.fallback = self._start(directory / "fallback") if fallback else None
         config = forwarder_config(
             self.bastion,
             database.port,
+            fallbacks=(hop_to(self.fallback),) if self.fallback else None,
             keepalive_count_max=KEEPALIVES,
-            seconds=seconds(keepalive_interval=KEEPALIVE_SECONDS, connect_timeout=3, parking_max=30),
+            seconds=seconds(
+                keepalive_interval=KEEPALIVE_SECONDS, connect_timeout=CONNECT_SECONDS, parking_max=PARKING_SECONDS
+            ),
         )
         self.forwarder = Forwarder(directory / "forwarder", config, {KEY: key.private})
         stack.callback(self.forwarder.stop)
         self.forwarder.start()
         self.forwarder.wait_for("database", "Succeeded")
+
+    def _start(self, directory: Path, **where: Any) -> Bastion:
+        alive = f"ClientAliveInterval {ALIVE_SECONDS}", f"ClientAliveCountMax {ALIVES}"
+        names = {"orders.internal": self.cable.near}
+        bastion = Bastion(directory, hosts=names, config=(*alive, *HARDENED), **where)
+        bastion.authorize(self._key.public)
+        self._stack.callback(bastion.stop)
+        return bastion.start()
 
     def cut(self, *, one_way: bool = False) -> None:
         """Drops what the two say to each other."""
@@ -94,8 +106,7 @@ def test_a_link_that_drops_packets_is_noticed_and_those_who_come_meanwhile_are_s
         far.forwarder.wait(lambda status: status.transport.status == "False", "the loss to be noticed")
         noticed = time.monotonic() - began
         coming += [clients.submit(far.ask) for _ in range(10)]
-        parked = "dbtunnel_forwarder_clients_parked"
-        wait_until(lambda: far.forwarder.metric(parked) == len(coming), "all clients to be parked")
+        wait_until(lambda: far.forwarder.metric(PARKED) == len(coming), "all clients to be parked")
         with pytest.raises(psycopg.OperationalError):
             session.execute("select 1")
         far.forwarder.wait_for("transport", "ConnectTimeout")
@@ -105,6 +116,48 @@ def test_a_link_that_drops_packets_is_noticed_and_those_who_come_meanwhile_are_s
     print(f"noticed after {noticed:.1f} s, all {len(coming)} served {time.monotonic() - mended:.1f} s after its return")
     assert noticed <= KEEPALIVE_SECONDS * (KEEPALIVES + 1) + SLACK_SECONDS
     assert far.forwarder.metric("dbtunnel_forwarder_ssh_connects_total") == 2
+
+
+def test_a_fallback_takes_over_from_a_link_that_drops_packets_and_serves_those_who_came_meanwhile(
+    tmp_path: Path, client_key: KeyPair, postgres: PostgresServer
+) -> None:
+    with ExitStack() as stack:
+        far = FarBastion(tmp_path, client_key, postgres, stack, fallback=True)
+        lost = [far.connect() for _ in range(5)]
+        far.cut()
+        began = time.monotonic()
+        with ThreadPoolExecutor(20) as clients:
+            coming = [clients.submit(far.ask) for _ in range(10)]
+            far.forwarder.wait(lambda status: status.transport.status == "False", "the loss to be noticed")
+            noticed = time.monotonic() - began
+            coming += [clients.submit(far.ask) for _ in range(10)]
+            wait_until(lambda: far.forwarder.metric(PARKED) == len(coming), "all clients to be parked")
+            assert [client.result(PARKING_SECONDS) for client in coming] == [3] * len(coming)
+        served = time.monotonic() - began
+        print(f"noticed after {noticed:.1f} s, all {len(coming)} served after {served:.1f} s")
+        assert noticed <= KEEPALIVE_SECONDS * (KEEPALIVES + 1) + SLACK_SECONDS
+        assert served <= noticed + CONNECT_SECONDS + SLACK_SECONDS, "the first has one more try"
+        check_fallback_serves(far, lost, len(coming))
+        wait_until(lambda: postgres.sessions() == 0, "the far bastion to let go of the sessions that were lost")
+        assert far.bastion.connections() == 0
+
+
+def check_fallback_serves(far: FarBastion, lost: list[Session], served: int) -> None:
+    """Each client that was there is told and each that came was served, over one connection to the fallback."""
+    for session in lost:
+        with pytest.raises(psycopg.OperationalError):
+            session.execute("select 1")
+    forwarder = far.forwarder
+    status = forwarder.wait(lambda status: status.database.status == "True", "the fallback's probe")
+    assert [hop.active for hop in status.hops] == [False, True]
+    assert (status.hops[0].failure or status.transport).reason == "ConnectTimeout"
+    assert far.fallback
+    assert far.fallback.connections() == 1
+    assert forwarder.metric("dbtunnel_forwarder_ssh_connects_total") == 2
+    assert forwarder.metric('dbtunnel_forwarder_ssh_reconnects_total{reason="KeepaliveUnanswered"}') == 1
+    assert forwarder.metric('dbtunnel_forwarder_clients_refused_total{reason="Parking"}') == 0
+    ends = Counter(one["how"] for one in forwarder.events() if one["event"] == "session ended")
+    assert (ends["SSH connection lost"], ends.total()) == (len(lost), len(lost) + served)
 
 
 # --- the forwarder's node ---------------------------------------------------------------------------------------------
