@@ -147,6 +147,12 @@ def test_a_cancel_under_tls(certificate: ServerCertificate, version: ssl.TLSVers
     tls.client.write(CANCEL)
     assert tls.until(lambda: tls.server.read(100)) == CANCEL
     assert not tls.is_refused
+    tls.server.write(b"an answer")
+    tls.until(lambda: tls.client.read(100))
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.client.unwrap()
+    tls.until(tls.server.unwrap)
+    assert not tls.is_refused, "it may take its leave"
 
 
 @TLS

@@ -18,6 +18,10 @@ _HANDSHAKE, _DATA = 22, 23
 _RECORD_HEAD = 5
 """Bytes before the content of a TLS record: type, version, length (RFC 8446, section 5.1)."""
 
+_GOODBYE = 2 + 1 + 16
+"""Bytes of a record with the alert that ends TLS 1.3, which is marked as data (RFC 8446, sections 5.2 and 6.1). No
+message of PostgreSQL fits in."""
+
 
 def reserve_of(most: int) -> int:
     """How many clients may come in beyond a limit."""
@@ -67,9 +71,10 @@ class Visitor:
             elif len(self._unread) < _RECORD_HEAD:
                 return True
             else:
-                if self._unread[0] == _DATA and self._is_answered:
-                    return False
-                self._has_said = self._has_said or self._unread[0] == _DATA
                 self._left = int.from_bytes(self._unread[3:_RECORD_HEAD], "big")
+                is_data = self._unread[0] == _DATA
+                if is_data and self._is_answered and self._left > _GOODBYE:
+                    return False
+                self._has_said = self._has_said or is_data
                 self._unread = self._unread[_RECORD_HEAD:]
         return True
