@@ -69,7 +69,7 @@ class _OpenPostgres(PostgresServer):
 
 @pytest.fixture(scope="session")
 def open_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    server = _OpenPostgres(tmp_path_factory.mktemp("pgopen"), settings=["max_connections=400"])
+    server = _OpenPostgres(tmp_path_factory.mktemp("pgopen"), settings=["max_connections=600"])
     yield server.start()
     server.stop()
 

@@ -1,26 +1,20 @@
 """Limits of connections and of idleness, and what is told of each session's end."""
 
 import os
-import resource
-import selectors
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
-import pymysql
 import pytest
 
-from dbtunnel.api.engines import Engine
 from tests.support.bastion import Bastion
-from tests.support.databases import DATABASE, PASSWORD, USER, MariaDBServer, PostgresServer
-from tests.support.faults import FaultServer
+from tests.support.databases import DATABASE, PASSWORD, USER, PostgresServer
 from tests.support.forwarder import Forwarder, seconds
 from tests.support.processes import wait_until
-from tests.support.relay import Relay
 
 StartForwarder = Callable[..., Forwarder]
 Session = psycopg.Connection[tuple[Any, ...]]
@@ -44,95 +38,7 @@ def ended(forwarder: Forwarder) -> list[dict[str, Any]]:
     return [one for one in forwarder.events() if one["event"] == "session ended"]
 
 
-@pytest.fixture
-def many_files() -> Iterator[None]:
-    """As many open files as are needed, here and in what is started."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], 8192), max(before[1], 8192)))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
 # --- how many ---------------------------------------------------------------------------------------------------------
-
-
-class Crowd:
-    """Clients that connect at once, say a word, and wait for its echo."""
-
-    def __init__(self, port: int, count: int, word: bytes) -> None:
-        self._selector = selectors.DefaultSelector()
-        self.served: list[socket.socket] = []
-        self.refused = 0
-        self._word = word
-        for _ in range(count):
-            client = socket.socket()
-            client.setblocking(False)
-            client.connect_ex(("127.0.0.1", port))
-            self._selector.register(client, selectors.EVENT_WRITE)
-
-    def settle(self, timeout_seconds: float) -> float:
-        """Returns once each was answered or refused, with the seconds that the last took."""
-        began = time.monotonic()
-        while self._selector.get_map() and time.monotonic() < began + timeout_seconds:
-            for key, events in self._selector.select(1):
-                client = key.fileobj
-                assert isinstance(client, socket.socket)
-                try:
-                    self._go_on(client, events)
-                except (ConnectionResetError, BrokenPipeError):
-                    self.refused += 1
-                    self._selector.unregister(client)
-                    client.close()
-        return time.monotonic() - began
-
-    def _go_on(self, client: socket.socket, events: int) -> None:
-        if events & selectors.EVENT_WRITE:
-            client.sendall(self._word)
-            self._selector.modify(client, selectors.EVENT_READ)
-        elif client.recv(100) == self._word:
-            self._selector.unregister(client)
-            self.served.append(client)
-
-    @property
-    def waiting(self) -> int:
-        return len(self._selector.get_map())
-
-    def close(self) -> None:
-        for client in self.served:
-            client.close()
-
-
-def echo(peer: socket.socket) -> None:
-    while data := peer.recv(65536):
-        peer.sendall(data)
-
-
-def test_two_thousand_at_once_against_a_limit_of_five_hundred(
-    many_files: None, start_forwarder: StartForwarder
-) -> None:
-    """The word is no cancel, so that those who come in as visitors are told too."""
-    with FaultServer(echo) as server:
-        forwarder = start_forwarder(server.port, engine=Engine.POSTGRESQL, probe_mode="Disabled", max_clients=500)
-        forwarder.wait_for("authentication", "Succeeded")
-        crowd = Crowd(forwarder.port, 2000, b"\0\0\0\x10\0\3\0\0user\0a\0\0")
-        took = crowd.settle(30)
-        print(f"{len(crowd.served)} served, {crowd.refused} refused, {crowd.waiting} left waiting, in {took:.1f} s")
-        assert (len(crowd.served), crowd.refused, crowd.waiting) == (500, 1500, 0)
-        assert forwarder.metric(REFUSED) == 1500
-        assert forwarder.metric("dbtunnel_forwarder_clients") == 500
-        for client in crowd.served:
-            client.setblocking(True)
-            client.sendall(b"more")
-        assert all(client.recv(4, socket.MSG_WAITALL) == b"more" for client in crowd.served), "none is lost"
-        crowd.close()
-        wait_until(lambda: forwarder.metric("dbtunnel_forwarder_clients") == 0, "all to leave")
-        events = [one["event"] for one in forwarder.events()]
-        assert events.count("connection limit reached") == 1, "said, and not for each"
-        assert len(ended(forwarder)) == 500
-        again = Crowd(forwarder.port, 500, b"\0\0\0\x10\0\3\0\0user\0a\0\0")
-        again.settle(30)
-        assert len(again.served) == 500, "there is room again"
-        again.close()
 
 
 def test_more_than_the_limit_wait_for_the_bastion_no_more_than_they_are_served(
@@ -159,85 +65,6 @@ def test_more_than_the_limit_wait_for_the_bastion_no_more_than_they_are_served(
     for thread in threads:
         thread.join()
     assert sorted(results) == ["(3,)"] * 3 + ["refused"] * 5
-
-
-@pytest.mark.parametrize("database", ["postgres", "postgres_tls"])
-def test_a_query_is_cancelled_at_the_limit(
-    start_forwarder: StartForwarder, request: pytest.FixtureRequest, database: str
-) -> None:
-    """By libpq as it was before version 17, in the clear, and as it is since, under TLS where the session is."""
-    server: PostgresServer = request.getfixturevalue(database)
-    forwarder = start_forwarder(server.port, max_clients=2)
-    forwarder.wait_for("database", "Succeeded")
-    with connect(forwarder) as busy, connect(forwarder) as other:
-        assert other.execute("select 1").fetchone() == (1,)
-        for cancel in (busy.cancel, busy.cancel_safe):
-            cancel_soon(cancel)
-            with pytest.raises(psycopg.errors.QueryCanceled):
-                busy.execute("select pg_sleep(20)")
-            busy.rollback()
-        with pytest.raises(psycopg.OperationalError):
-            connect(forwarder)
-        assert other.execute("select 1").fetchone() == (1,)
-    assert forwarder.metric(REFUSED) >= 1
-
-
-def test_a_query_is_cancelled_through_another_replica_that_is_full_too(
-    start_forwarder: StartForwarder, postgres: PostgresServer
-) -> None:
-    """A Service leads a cancel to any of them."""
-    first, second = (start_forwarder(postgres.port, max_clients=1) for _ in range(2))
-    for forwarder in (first, second):
-        forwarder.wait_for("database", "Succeeded")
-    with Relay("127.0.0.1", first.port) as service, connect(first, port=service.port) as busy, connect(second) as other:
-        service.target = "127.0.0.1", second.port
-        cancel_soon(busy.cancel_safe)
-        with pytest.raises(psycopg.errors.QueryCanceled):
-            busy.execute("select pg_sleep(20)")
-        assert service.accepted == 2
-        assert other.execute("select 1").fetchone() == (1,)
-
-
-def test_a_login_gets_no_further_than_the_reserve(
-    start_forwarder: StartForwarder, postgres_tls: PostgresServer
-) -> None:
-    """Its place there is free again at once, for those that cancel."""
-    forwarder = start_forwarder(postgres_tls.port, max_clients=1)
-    forwarder.wait_for("database", "Succeeded")
-    with connect(forwarder) as session:
-        before = postgres_tls.log_text().count("connection authorized")
-        for _ in range(5):
-            with pytest.raises(psycopg.OperationalError):
-                connect(forwarder)
-        assert postgres_tls.log_text().count("connection authorized") == before
-        assert forwarder.metric(REFUSED) == 5
-        assert session.execute("select 1").fetchone() == (1,)
-    connect(forwarder).close()
-
-
-def test_a_statement_is_killed_at_the_limit_with_mysql(start_forwarder: StartForwarder, mariadb: MariaDBServer) -> None:
-    forwarder = start_forwarder(mariadb.port, engine=Engine.MYSQL, max_clients=1, database_host="mysql.internal")
-    forwarder.wait_for("database", "NotProbed")
-    target: dict[str, Any] = {"host": "127.0.0.1", "port": forwarder.port, "user": USER, "password": PASSWORD}
-    with pymysql.connect(**target, database=DATABASE) as busy, busy.cursor() as cursor:
-        cursor.execute("select connection_id()")
-        thread = (cursor.fetchone() or (0,))[0]
-
-        def kill() -> None:
-            with pymysql.connect(**target) as other, other.cursor() as killer:
-                killer.execute(f"kill query {thread}")
-
-        threading.Timer(0.5, kill).start()
-        with pytest.raises(pymysql.err.OperationalError, match="interrupted"):
-            cursor.execute("select sleep(20)")
-        guests = [pymysql.connect(**target) for _ in range(2)]
-        with pytest.raises(pymysql.err.OperationalError):
-            pymysql.connect(**target)
-        began = time.monotonic()
-        with pytest.raises(pymysql.err.OperationalError), guests[0].cursor() as slow:
-            slow.execute("select sleep(20)")
-        assert 5 < time.monotonic() - began < 15, "no guest stays for long"
-        cursor.execute("select 1")
 
 
 # --- for how long -----------------------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from dbtunnel.forwarder.evidence import SSL_REQUEST
 from tests.support.bastion import Bastion, children, descendants
-from tests.support.databases import DATABASE, USER, PostgresServer
+from tests.support.databases import PostgresServer
 from tests.support.forwarder import KEY, Forwarder, forwarder_config
 from tests.support.keys import KeyPair
+from tests.support.postgres_words import query, startup
 from tests.support.processes import wait_until
 from tests.support.relay import Relay
 from tests.support.usage import descriptors, told_by, usage
@@ -22,15 +23,6 @@ DELAY_SECONDS = 0.025
 """In each direction, so that a channel opens after 50 ms at the soonest."""
 
 AT_ONCE = 100
-
-
-def _startup(version: int = 0x30000) -> bytes:
-    content = struct.pack(">I", version) + f"user\0{USER}\0database\0{DATABASE}\0\0".encode()
-    return struct.pack(">I", 4 + len(content)) + content
-
-
-def _query(text: str) -> bytes:
-    return b"Q" + struct.pack(">I", 5 + len(text)) + text.encode() + b"\0"
 
 
 class Peer:
@@ -72,7 +64,7 @@ async def _after_the_channel_has_opened(peer: Peer) -> None:
 
 
 async def _in_the_middle_of_a_stream(peer: Peer) -> None:
-    await peer.send(_startup() + _query("select repeat('x', 1000) from generate_series(1, 100000)"))
+    await peer.send(startup() + query("select repeat('x', 1000) from generate_series(1, 100000)"))
     assert await peer.receive(65536) >= 65536
 
 
@@ -85,7 +77,7 @@ async def _half_closed(peer: Peer) -> None:
 
 async def _half_closed_by_the_database(peer: Peer) -> None:
     """It does not know the version, says so and ends."""
-    await peer.send(_startup(version=0x10000))
+    await peer.send(startup(version=0x10000))
     assert await peer.receive(2**20) > 0
 
 

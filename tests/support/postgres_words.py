@@ -1,0 +1,32 @@
+"""What a client of PostgreSQL says, for thousands of clients and for streams: a library for each would cost more.
+
+The messages are those of PostgreSQL's documentation, section "Message Formats". The server must ask for no password.
+"""
+
+import struct
+
+from tests.support.databases import DATABASE, USER
+
+
+def startup(version: int = 0x30000) -> bytes:
+    """StartupMessage of the application."""
+    content = struct.pack(">I", version) + f"user\0{USER}\0database\0{DATABASE}\0\0".encode()
+    return struct.pack(">I", 4 + len(content)) + content
+
+
+def query(text: str) -> bytes:
+    """Query."""
+    return _message(b"Q", text.encode() + b"\0")
+
+
+def copy_data(content: bytes) -> bytes:
+    """CopyData: part of what goes into a table."""
+    return _message(b"d", content)
+
+
+COPY_DONE = b"c\0\0\0\4"
+"""CopyDone: that was all."""
+
+
+def _message(kind: bytes, content: bytes) -> bytes:
+    return kind + struct.pack(">I", 4 + len(content)) + content
