@@ -52,11 +52,11 @@ def test_max_startups(start_forwarder: StartForwarder, bastion: Bastion, postgre
     assert forwarder.metric(REFUSALS) == 1
 
 
-def test_penalties(
+def test_another_key_is_tried_at_once_where_the_address_was_penalised(
     start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer, client_key: KeyPair
 ) -> None:
-    """sshd has PerSourcePenalties from 9.8, so its words come from a server that has no others. Another key is tried at
-    once.
+    """sshd's words come from a server that has no others, and whose penalty ends when the test wants it. Another key is
+    tried at once.
     """
     with faults.says(faults.NOT_ALLOWED_NOW) as fault:
         hop = replace(forwarder_config(bastion, 1).bastion, host=fault.host, port=fault.port)

@@ -78,16 +78,17 @@ class Bastion:
         hosts: Mapping[str, str] | None = None,
         config: Iterable[str] = HARDENED,
         prefix: Iterable[str] = (),
+        root: Path | None = None,
         survives: bool = False,
     ) -> None:
         """`hosts` maps the private names that only the bastion resolves to their addresses.
 
         `config`: lines of sshd_config that go before those that every bastion has; sshd takes a keyword's first value.
-        `prefix`: a command that runs it.
+        `prefix`: a command that runs it. `root`: the folder of another system whose sshd it is.
         """
         ensure_packages(PACKAGES)
         self.directory, self.host, self.port = directory, host, port or free_port(host)
-        self.config, self._prefix = tuple(config), tuple(prefix)
+        self.config, self._prefix, self._root = tuple(config), tuple(prefix), root
         self._survives = survives
         self._process: Process | None = None
         directory.mkdir(parents=True, exist_ok=True)
@@ -182,9 +183,14 @@ class Bastion:
     def _command(self) -> list[str]:
         """sshd with files of its own mounted over the machine's, as process 1 of its namespace."""
         files = ("passwd", "shadow", "hosts") if _is_root() else ("passwd", "hosts")
-        mounts = [f'mount --bind "$0" {MOUNT_POINT}', *(f'mount --bind "$0/{name}" /etc/{name}' for name in files)]
+        root = self._root or ""
+        places = {"$0": f"{MOUNT_POINT}", **{f"$0/{name}": f"/etc/{name}" for name in files}}
+        if root:
+            places["/dev"] = "/dev"
+        mounts = [f'mount --bind "{what}" "{root}{where}"' for what, where in places.items()]
+        program = f'chroot "{root}" /usr/sbin/sshd' if root else sshd_program()
         back = "" if _is_root() else f"unshare --user --map-user={os.geteuid()} --map-group={os.getegid()} "
-        script = " && ".join([*mounts, f"exec {back}{_sshd()} -D -e -f {MOUNT_POINT}/sshd_config"])
+        script = " && ".join([*mounts, f"exec {back}{program} -D -e -f {MOUNT_POINT}/sshd_config"])
         become = [] if _is_root() else ["--map-root-user"]
         namespaces = [*become, "--mount", "--pid", "--fork", "--kill-child"]
         return [*self._prefix, "unshare", *namespaces, "sh", "-c", script, str(self.directory.absolute())]
@@ -324,7 +330,7 @@ def _is_root() -> bool:
     return os.geteuid() == 0
 
 
-def _sshd() -> str:
+def sshd_program() -> str:
     """sshd's absolute path, which it insists on; /usr/sbin is not on every user's PATH."""
     return shutil.which("sshd") or "/usr/sbin/sshd"
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 from bench.programs import PACKAGES as BENCH_PACKAGES
+from tests.support import newer_sshd
 from tests.support.bastion import PACKAGES as BASTION_PACKAGES
 from tests.support.binaries import BinaryError, binary
 from tests.support.cable import PACKAGES as CABLE_PACKAGES
@@ -31,6 +32,7 @@ def prepare_forwarder() -> None:
     servers = {**BASTION_PACKAGES, **PostgresServer.packages, **MariaDBServer.packages}
     others = {**DROPBEAR_PACKAGES, **KEY_PACKAGES, **CABLE_PACKAGES, **BENCH_PACKAGES, **PROMETHEUS_PACKAGES}
     ensure_packages({**servers, **others})
+    newer_sshd.prepare()
 
 
 def prepare_cluster() -> None:

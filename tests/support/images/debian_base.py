@@ -42,7 +42,7 @@ def root_archive(store: Store) -> Path:
     ensure_packages({"debootstrap": "makes the base of the container images, since no Docker engine answers"})
     if os.geteuid() != 0:
         raise MissingPackageError("debootstrap needs root to make the images' base; run as root, or start Docker")
-    release = _release()
+    release = machine_release()
     say(f"making the images' base from Debian {release.codename}, which takes about a minute")
     start = time.monotonic()
     with tempfile.TemporaryDirectory(dir=store.directory, prefix="base-") as scratch:
@@ -60,7 +60,7 @@ def _codename() -> str:
     return values.get("VERSION_CODENAME", "").strip('"')
 
 
-def _release() -> Release:
+def machine_release() -> Release:
     """The first of apt's sources that is this release's main one. Raises MissingPackageError."""
     command = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME) $(COMPONENT)", "Created-By: Packages"]
     listing = subprocess.run(command, capture_output=True, text=True, check=False).stdout
