@@ -12,7 +12,7 @@ from dbtunnel.api.status import Condition, DatabaseTunnelStatus
 from dbtunnel.domain.children import build_deployment, current_revision
 from dbtunnel.domain.diagnosis import MESSAGE_LIMIT, Subject, explain, explain_next, printable
 from dbtunnel.domain.facts import build_status, hop_fact, next_key, users_of
-from dbtunnel.domain.forwarding import forwarder_config, started_replicas
+from dbtunnel.domain.forwarding import forwarder_config, replicas, started_replicas
 from dbtunnel.domain.hops import ends_of, hop_name
 from dbtunnel.domain.observed import Observation, Pod, Report, deployment_problem
 from dbtunnel.domain.settings import Installation
@@ -145,12 +145,14 @@ def _workload(
     silences = [(_silent_since(pod, report), report) for pod, report in zip(current, reports, strict=True)]
     if silent := [report.failure for since, report in silences if since and since <= latest]:
         return _failed(Reason.FORWARDER_UNREACHABLE, silent[0], subject, (len(silent), len(current)))
-    wanted = started_replicas(tunnel, installation)
+    wanted, started = replicas(tunnel, installation.defaults), started_replicas(tunnel, installation)
     answering = sum(report.status is not None for report in reports)
-    if answering < wanted:
-        # nothing is known to be wrong, and a tunnel that rolls goes on working
-        return Verdict(UNKNOWN, Reason.PROGRESSING, f"{answering} of {wanted} forwarders run and answer.")
-    return Verdict(TRUE, Reason.SUCCEEDED, f"{answering} of {wanted} forwarders run and answer.")
+    told = f"{answering} of {wanted} forwarders run and answer."
+    if answering >= wanted:
+        return Verdict(TRUE, Reason.SUCCEEDED, told)
+    # nothing is known to be wrong, and a tunnel that rolls goes on working
+    waits = " More start once an SSH server has let one in." if answering >= started else ""
+    return Verdict(UNKNOWN, Reason.PROGRESSING, told + waits)
 
 
 def _silent_since(pod: Pod, report: Report) -> datetime | None:
