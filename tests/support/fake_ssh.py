@@ -11,11 +11,13 @@ from asyncssh.packet import SSHPacket
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.forwarder.channel import Channel
-from dbtunnel.forwarder.failures import Failure
+from dbtunnel.forwarder.failures import Failure, Loss
 from dbtunnel.forwarder.keyring import Keyring
 from dbtunnel.forwarder.keys import Key
 from dbtunnel.forwarder.link import End, Link
+from dbtunnel.forwarder.login import lost
 from dbtunnel.forwarder.pace import pause_seconds
+from dbtunnel.forwarder.packets import Slot
 from dbtunnel.forwarder.transport import Congestion
 from tests.support.virtual_time import now
 
@@ -27,20 +29,27 @@ _OPEN, _EOF, _CLOSE = 90, 96, 97
 
 _WINDOW, _PACKET = 2**20, 2**15
 
+CANCEL = b"\0\0\0\x10\x04\xd2\x16\x2e" + bytes(8)
+"""PostgreSQL's CancelRequest, which is answered by the end of the connection."""
+
 _REJECTED = Failure(ConditionType.AUTHENTICATED, Reason.KEY_REJECTED)
 
 
 class _Packets:
-    """As a Link's: what is sent vanishes."""
+    """As a Link's: what is sent vanishes, but for a CancelRequest."""
 
     why_not = ""
     is_over = False
 
-    def __init__(self) -> None:
+    def __init__(self, cancelled: Callable[[int], None]) -> None:
+        """`cancelled`: told the channel's number."""
         self.channels: dict[int, Channel] = {}
+        self._cancelled = cancelled
 
-    def send_data(self, *_: object) -> None:
+    def send_data(self, number: int, slot: Slot, size: int) -> None:
         """The database takes it."""
+        if bytes(slot.data[:size]) == CANCEL:
+            asyncio.get_running_loop().call_later(ANSWER_SECONDS, self._cancelled, number)
 
     def send_adjust(self, *_: object) -> None:
         """The server has nothing more to send anyhow."""
@@ -52,37 +61,64 @@ class Connection:
     The server opens each channel that it is asked for, and closes it when the client has ended.
     """
 
-    def __init__(self, hop: int, key: Key) -> None:
-        self.hop, self.key = hop, key
+    def __init__(self, hop: int, key: Key, carrier: "Connection | None" = None) -> None:
+        """`carrier`: that to the jump host before, over which it goes."""
+        self.hop, self.key, self.carrier = hop, key, carrier
+        self.within: list[Connection] = []
+        """Those that go over it."""
         self.made_at = now()
         self.ended_at: float | None = None
         self.is_closed = self.had_users = False
         """Whether the forwarder closed it, and whether it had users then."""
         self._channels: dict[int, Channel] = {}
         self._last = 0
-        me, packets = cast(Any, self), cast(Any, _Packets())
+        me, packets = cast(Any, self), cast(Any, _Packets(self._close))
         self.link = Link(me, lambda: not self.stands, Congestion(), End(hop), packets, key)
+        if carrier:
+            self.link.carrier = carrier.link
+            carrier.within.append(self)
+            carrier.link.enter()
 
     @property
     def stands(self) -> bool:
         """Whether neither side has ended it."""
         return not self.is_closed and self.ended_at is None
 
-    def end(self) -> None:
-        """It is gone; channels hear of that first."""
-        if self.ended_at is None:
-            self.ended_at = now()
-            for channel in list(self._channels.values()):
-                channel.process_connection_close(None)
+    @property
+    def users(self) -> int:
+        """Of it, and of those that go over it."""
+        return self.link.uses - len(self.within) + sum(one.users for one in self.within)
+
+    def end(self, by: End | None = None) -> None:
+        """It is gone, with `by` if that is what it went over; channels hear of that first."""
+        if self.ended_at is not None:
+            return
+        self.ended_at = now()
+        for channel in list(self._channels.values()):
+            channel.process_connection_close(None)
+        if by:
+            self.link.end.happen(by.reason, by.at, Loss.JUMP_HOST)
+        else:
             self.link.end.happen("reset")
+        for one in list(self.within):
+            one.end(self.link.end)
+        if self.carrier:
+            self.carrier.within.remove(self)
+            self.carrier.link.leave()
+            self.carrier.link.close()
 
     # --- as asyncssh's --------------------------------------------------------------------------------------------
 
     def abort(self) -> None:
         """The forwarder closes it."""
         if self.stands:
-            self.is_closed, self.had_users = True, self.link.uses > 0
+            self.is_closed, self.had_users = True, self.users > 0
             asyncio.get_running_loop().call_soon(self.end)
+
+    def says(self, words: bytes, channel: Channel) -> None:
+        """The database says something to a client."""
+        if self.stands and channel.receive(memoryview(words)):
+            channel.deliver()
 
     def add_channel(self, channel: Channel) -> int:
         """Its number. Raises asyncssh.ChannelOpenError."""
@@ -141,12 +177,12 @@ class Server:
         self.on_attempt: Callable[[Attempt], None] = lambda _: None
         self.files: Callable[[], int] = lambda: 0
 
-    async def connect(self, _: object, carrier: None = None) -> Link:
+    async def connect(self, _: object, carrier: Link | None = None) -> Link:
         """As Login's."""
         attempt = Attempt(self.number, self.files(), self.files(), now())
         self.on_attempt(attempt)
         try:
-            attempt.made = await self._made()
+            attempt.made = await self._made(carrier)
         except Failure as failure:
             attempt.failure = failure
             raise
@@ -154,16 +190,18 @@ class Server:
             attempt.ended = now()
         return attempt.made.link
 
-    async def _made(self) -> Connection:
+    async def _made(self, carrier: Link | None) -> Connection:
         fails = self.fails
         await self.keyring.keys.ready()
         offers = self.keyring.offers(now())
         await asyncio.sleep(SILENT_SECONDS if fails is Reason.CONNECT_TIMEOUT else ANSWER_SECONDS)
+        if carrier and carrier.is_closing():
+            raise lost(carrier)
         if fails:
             raise Failure(REASONS[fails].type, fails, hop=self.number)
         for key in offers:
             if key.fingerprint not in self.rejected:
-                return Connection(self.number, key)
+                return Connection(self.number, key, cast(Connection, carrier.connection) if carrier else None)
             self.rest(key, _REJECTED)
         raise Failure(_REJECTED.layer, _REJECTED.reason, hop=self.number)
 
