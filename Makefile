@@ -52,6 +52,10 @@ soak: $(INSTALLED) ## Ten GiB each way in pieces of random sizes, byte by byte (
 bench: $(INSTALLED) ## Speed and memory beside `ssh -N -L` (ROUNDS=n, ROWS=name,name, QUICK=1)
 	@$(IN)python -m bench run $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ROWS),--rows $(ROWS)) $(if $(QUICK),--quick) $(ARGS)
 
+.PHONY: profile
+profile: $(INSTALLED) ## Where the time and the memory of the benchmark's rows go (ROWS=name,name)
+	@$(IN)python -m bench profile $(if $(ROWS),--rows $(ROWS)) $(ARGS)
+
 .PHONY: lint
 lint: $(INSTALLED) ## Format, style, types, layers
 	$(IN)ruff format --check .

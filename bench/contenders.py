@@ -27,12 +27,12 @@ class Contender:
     """None where clients go to the server itself."""
 
 
-def _dbtunnel(site: Site, directory: Path, port: int) -> Process:
+def start_ours(site: Site, directory: Path, port: int, environment: Mapping[str, str] | None = None) -> Process:
     """`dbtunnel forward` with the defaults of the resource."""
     config = forwarder_config(site.bastion, site.port, keepalive_count_max=3, seconds=Seconds())
     forwarder = Forwarder(directory, config, {KEY: site.key.private})
     forwarder.port = port
-    return forwarder.start(*site.near).process
+    return forwarder.start(*site.near, environment=environment).process
 
 
 def _ssh(*options: str) -> Start:
@@ -60,7 +60,7 @@ def _begun(site: Site, directory: Path, *command: object) -> Process:
 
 
 CONTENDERS: Mapping[str, Contender] = {
-    OURS: Contender("dbtunnel forward", _dbtunnel),
+    OURS: Contender("dbtunnel forward", start_ours),
     SSH: Contender("ssh -N -L", _ssh()),
     SSH_GCM: Contender("ssh, aes128-gcm", _ssh("-c", "aes128-gcm@openssh.com")),
     ASYNCSSH: Contender("asyncssh", _asyncssh),

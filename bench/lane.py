@@ -13,7 +13,8 @@ from tests.support.bastion import descendants
 from tests.support.processes import Process, ProcessError, free_port
 
 _PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / 2**20
-_TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
+TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
+"""What the fields of proc(5)'s stat count in."""
 _LONGEST_SECONDS = 120
 """No measurement takes as long."""
 
@@ -94,13 +95,14 @@ class Lane:
 
     def cpu_seconds(self) -> float:
         """Processor time, user and system, that it has used; 0 where there is no process."""
-        return sum(sum(map(int, _fields(pid)[11:13])) for pid in self._pids()) * _TICK_SECONDS
+        return sum(sum(map(int, fields(pid)[11:13])) for pid in self.pids()) * TICK_SECONDS
 
     def resident_mib(self) -> float:
         """Resident memory (RSS) now, in MiB; 0 where there is no process."""
-        return sum(int(_fields(pid)[21]) for pid in self._pids()) * _PAGE_MIB
+        return sum(int(fields(pid)[21]) for pid in self.pids()) * _PAGE_MIB
 
-    def _pids(self) -> list[int]:
+    def pids(self) -> list[int]:
+        """Its processes."""
         return [self._process.pid, *descendants(self._process.pid)] if self._process else []
 
 
@@ -116,6 +118,6 @@ def finished(waiting: "subprocess.Popen[str]") -> str:
     return printed
 
 
-def _fields(pid: int) -> list[str]:
+def fields(pid: int) -> list[str]:
     """The fields of proc(5)'s stat from the third on."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

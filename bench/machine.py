@@ -29,6 +29,11 @@ def machine() -> dict[str, str]:
     }
 
 
+def machine_line() -> str:
+    """The same in one line."""
+    return "; ".join(f"{name} {value}" for name, value in machine().items()) + "."
+
+
 def _openssh() -> str:
     # it writes its version as an error
     said = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=True).stderr

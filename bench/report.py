@@ -6,7 +6,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from bench.contenders import CONTENDERS, OURS, RELAY, SSH, SSH_GCM
+from bench.contenders import ASYNCSSH, CONTENDERS, OURS, RELAY, SSH, SSH_GCM
 from bench.figures import Aim, is_met, ratios, spread
 from bench.rows import ROWS, Row
 
@@ -17,7 +17,7 @@ Document = Mapping[str, Any]
 """`machine`: what it was measured on, by name; `rounds`; `quick`: whether they were short; `results`: values by row and
 contender, one a round; `failures`."""
 
-_RATIOS_TO = (SSH, SSH_GCM, RELAY)
+_RATIOS_TO = (SSH, SSH_GCM, ASYNCSSH, RELAY)
 _WORDS = {True: "met", False: "missed", None: ""}
 
 
@@ -28,11 +28,11 @@ def markdown(document: Document) -> str:
         [
             fill(f"{machine}. Medians of {document['rounds']} {'short ' if document['quick'] else ''}rounds.", 120),
             "",
-            *_table(_medians(document["results"])),
+            *table(_medians(document["results"])),
             "",
             f"Ratios of `{CONTENDERS[OURS].title}`, of the values of the same round: median (least to most).",
             "",
-            *_table(_ratios(document["results"])),
+            *table(_ratios(document["results"])),
             "",
         ]
     )
@@ -105,7 +105,7 @@ def _verdict(row: Row, samples: Mapping[str, Sequence[float]]) -> str:
     return words[0] if len(set(words)) == 1 else ", ".join(words)
 
 
-def _table(lines: Sequence[Sequence[str]]) -> list[str]:
+def table(lines: Sequence[Sequence[str]]) -> list[str]:
     """Lines of Markdown; every column but the first is aligned to the right."""
     rule = ["---", *["---:"] * (len(lines[0]) - 1)]
     return [f"| {' | '.join(cells)} |" for cells in (lines[0], rule, *lines[1:])]

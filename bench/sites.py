@@ -32,6 +32,8 @@ class Site:
     host: str
     port: int
     """Address of the server, for those who need no bastion; on its own machine it also is at 127.0.0.1."""
+    server_pid: int
+    """The server's first process."""
     near: tuple[str, ...] = ()
     """The command that runs another on the clients' side."""
     cable: Cable | None = None
@@ -60,7 +62,7 @@ def peer_site(directory: Path) -> Iterator[Site]:
     port = free_port()
     peer = Process([program("peer"), _LOOPBACK, str(port)], directory / "peer.log").start()
     try:
-        with _site(directory, _bastion(directory), _LOOPBACK, port) as site:
+        with _site(directory, _bastion(directory), peer.pid, _LOOPBACK, port) as site:
             yield site
     finally:
         peer.kill()
@@ -72,7 +74,7 @@ def database_site(directory: Path) -> Iterator[Site]:
     database = _Database(directory / "database", settings=("log_connections=off",)).start()
     try:
         run(pgbench(database.host, database.port, "-i", "-q"))
-        with _site(directory, _bastion(directory), database.host, database.port) as site:
+        with _site(directory, _bastion(directory), database.pid, database.host, database.port) as site:
             yield site
     finally:
         database.stop()
@@ -85,7 +87,7 @@ def distant_site(directory: Path, round_trip_seconds: float) -> Iterator[Site]:
         peer = Process([*far, program("peer"), "0.0.0.0", str(_PEER_PORT)], directory / "peer.log").start()
         bastion = _bastion(directory, host=FAR, port=_BASTION_PORT, prefix=far)
         try:
-            with _site(directory, bastion, FAR, _PEER_PORT, near) as site:
+            with _site(directory, bastion, peer.pid, FAR, _PEER_PORT, near) as site:
                 yield site
         finally:
             peer.kill()
@@ -99,7 +101,7 @@ def cable_site(directory: Path) -> Iterator[Site]:
         peer = Process([*far, program("peer"), "0.0.0.0", str(_PEER_PORT)], directory / "peer.log").start()
         bastion = _bastion(directory, host=cable.host, port=_BASTION_PORT, prefix=far)
         try:
-            with _site(directory, bastion, cable.host, _PEER_PORT) as site:
+            with _site(directory, bastion, peer.pid, cable.host, _PEER_PORT) as site:
                 yield replace(site, cable=cable)
         finally:
             peer.kill()
@@ -130,8 +132,10 @@ def _bastion(
 
 
 @contextmanager
-def _site(directory: Path, bastion: Bastion, host: str, port: int, near: tuple[str, ...] = ()) -> Iterator[Site]:
-    site = Site(directory, bastion, key_pair(), host, port, near)
+def _site(
+    directory: Path, bastion: Bastion, server_pid: int, host: str, port: int, near: tuple[str, ...] = ()
+) -> Iterator[Site]:
+    site = Site(directory, bastion, key_pair(), host, port, server_pid, near)
     bastion.authorize(site.key.public)
     site.key_file.touch(0o600)
     site.key_file.write_text(site.key.private)

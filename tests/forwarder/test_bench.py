@@ -7,6 +7,7 @@ import pytest
 from bench.contenders import CONTENDERS, OURS, SSH
 from bench.loads import TINY
 from bench.measure import measure
+from bench.profile import profile
 from bench.rows import LOADS, ROWS, loads_of
 from bench.sites import SITES
 
@@ -41,3 +42,12 @@ def test_what_fails_is_told_and_the_rest_goes_on(tmp_path: Path, monkeypatch: py
     assert results.failures == ["peer: no such device"]
     assert list(results.values) == ["down-20ms"]
     assert told[0] == "peer failed: no such device"
+
+
+def test_a_profile_tells_of_time_memory_and_start(tmp_path: Path) -> None:
+    told: list[str] = []
+    shown = profile(tmp_path, loads_of(["ping-p50", "idle", "start"]), TINY, told.append)
+
+    assert told == ["ping-p50, ping-p99", "idle", "start"]
+    for line in ("dbtunnel forward | ", "ssh -N -L | ", "what it allocates | ", "the client has its first byte | "):
+        assert f"\n| {line}" in shown

@@ -1,0 +1,150 @@
+"""Where the time and the memory of a row go: `python -m bench profile`.
+
+It needs nothing of the system but /proc: no perf, no debugger, no rights. The forwarder notes which of its lines runs
+(`inside/sitecustomize.py`), which makes it a little slower. One round for each; what else the machine does, shows.
+"""
+
+import itertools
+import json
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from bench import loads
+from bench.contenders import CONTENDERS, OURS, Contender, start_ours
+from bench.inside.sitecustomize import FILE_VARIABLE
+from bench.lane import Lane
+from bench.loads import Figures, Sizes
+from bench.machine import machine_line
+from bench.measure import Say
+from bench.places import imports_table, lines_table, memory_table, milestones
+from bench.report import table
+from bench.rows import ROWS, Load, Row
+from bench.sites import SITES, Site
+from bench.spent import Spent, spent_until_now
+from tests.support.processes import Process, wait_until
+
+_NOTING = {"PYTHONPATH": str(Path(__file__).parent / "inside")}
+LONG = Sizes(seconds=6, pgbench=("-T", "6"), paced=("-T", "6"), pings=10**6)
+"""Longer than the benchmark measures: a clock that ticks each 4 ms needs time to see much."""
+
+
+def profile(directory: Path, chosen: Sequence[Load], sizes: Sizes, say: Say) -> str:
+    """A report of each load, in Markdown."""
+    told = [machine_line(), ""]
+    for name, here in itertools.groupby(chosen, key=lambda load: load.site):
+        with SITES[name](directory / name) as site:
+            for load in here:
+                say(", ".join(load.rows))
+                told += [f"### {', '.join(row.title for row in rows_of(load))}", ""]
+                told += [*_report(load, site, directory / name, sizes), ""]
+    return "\n".join(told)
+
+
+def rows_of(load: Load) -> list[Row]:
+    """The rows that a load fills."""
+    return [row for row in ROWS if row.name in load.rows]
+
+
+def _report(load: Load, site: Site, directory: Path, sizes: Sizes) -> list[str]:
+    if load.measure is loads.start:
+        return _of_start(site, directory)
+    if load.starts_itself:
+        return _of_memory(load, site, directory, sizes)
+    return _of_time(load, site, directory, sizes)
+
+
+# --- the forwarder, which tells of itself -----------------------------------------------------------------------------
+
+
+class NotingLane(Lane):
+    """Our forwarder, which notes what it does; the last notes are kept when it is ended."""
+
+    def __init__(self, site: Site, directory: Path) -> None:
+        self._told = directory / "profile.json"
+        self.notes: Mapping[str, Any] = {}
+        super().__init__(_ours({**_NOTING, FILE_VARIABLE: str(self._told)}), site, directory)
+
+    def take(self) -> None:
+        """Has it tell its notes and begin anew."""
+        assert self._process, "not started"
+        self._told.unlink(missing_ok=True)
+        self._process.signal(signal.SIGUSR1)
+        wait_until(self._told.exists, "the notes", interval_seconds=0.01)
+        self.notes = json.loads(self._told.read_text())
+
+    def stop(self) -> None:
+        """Ends it."""
+        if self._process:
+            self.take()
+        super().stop()
+
+
+def _ours(environment: Mapping[str, str]) -> Contender:
+    def begin(site: Site, directory: Path, port: int) -> Process:
+        return start_ours(site, directory, port, environment)
+
+    return Contender(CONTENDERS[OURS].title, begin)
+
+
+# --- the reports ------------------------------------------------------------------------------------------------------
+
+
+def _of_time(load: Load, site: Site, directory: Path, sizes: Sizes) -> list[str]:
+    """Who had the processors, beside those whom its aims name; and which of the forwarder's lines had its part."""
+    against = {aim.against for row in rows_of(load) for aim in row.aims}
+    measured: dict[str, tuple[Figures, Spent]] = {}
+    with ExitStack() as stack:
+        ours = stack.enter_context(NotingLane(site, directory / "noting"))
+        others = {
+            CONTENDERS[name].title: stack.enter_context(Lane(CONTENDERS[name], site, directory / name))
+            for name in CONTENDERS
+            if name in against
+        }
+        for title, lane in {CONTENDERS[OURS].title: ours, **others}.items():
+            lane.ensure_started()
+            ours.ensure_started()
+            ours.take()
+            before = spent_until_now(lane)
+            figures = load.measure(lane, sizes)
+            measured[title] = figures, spent_until_now(lane).since(before)
+            if lane is ours:
+                ours.take()
+                lines = ours.notes["lines"]
+    return [*table(_spent(rows_of(load), measured)), "", *lines_table(lines)]
+
+
+def _spent(rows: Sequence[Row], measured: Mapping[str, tuple[Figures, Spent]]) -> list[list[str]]:
+    titles = [f"{row.name}, {row.unit}" for row in rows]
+    roles = ("forwarder", "in the kernel", "µs for each", "sshd", "server", "clients", "unused")
+    lines = [["processors used", *titles, *roles]]
+    for title, (figures, spent) in measured.items():
+        values = [f"{figures[row.name]:.{row.digits}f}" for row in rows]
+        each = [f"{1e6 * spent.share('forwarder') / figures[row.name]:.0f}" for row in rows if row.unit == "1/s"]
+        shares = [*(spent.share(role) for role in ("sshd", "server", "clients")), spent.unused / spent.at]
+        ours = [f"{spent.share('forwarder'):.2f}", f"{spent.kernel_share('forwarder'):.2f}", "".join(each)]
+        lines.append([title, *values, *ours, *(f"{share:.2f}" for share in shares)])
+    return lines
+
+
+def _of_memory(load: Load, site: Site, directory: Path, sizes: Sizes) -> list[str]:
+    """What the memory is of, at the end of the load."""
+    with NotingLane(site, directory / "noting") as lane:
+        load.measure(lane, sizes)
+        return memory_table(lane.notes["maps"])
+
+
+def _of_start(site: Site, directory: Path) -> list[str]:
+    """What the time goes by with, and what is imported meanwhile, of another start."""
+    with Lane(CONTENDERS[OURS], site, directory / "start") as lane:
+        seconds = lane.start()
+        first_byte, cpu_seconds = time.time(), lane.cpu_seconds()
+    log = (directory / "start" / "forwarder.log").read_text()
+    events = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    with Lane(_ours({"PYTHONPROFILEIMPORTTIME": "1"}), site, directory / "imports") as lane:
+        lane.start()
+    imports = (directory / "imports" / "forwarder.log").read_text()
+    return [*milestones(first_byte - seconds, first_byte, cpu_seconds, events), "", *imports_table(imports)]
