@@ -3,6 +3,7 @@ processor time goes by. SIGUSR1 has it write what it has noted since the last ti
 names. A line stands for what it calls in C and in the kernel, too.
 """
 
+import atexit
 import json
 import os
 import resource
@@ -54,3 +55,4 @@ if FILE_VARIABLE in os.environ:
     signal.signal(signal.SIGPROF, notes.note)
     signal.signal(signal.SIGUSR1, notes.write)
     signal.setitimer(signal.ITIMER_PROF, _EACH_SECONDS, _EACH_SECONDS)
+    atexit.register(signal.setitimer, signal.ITIMER_PROF, 0)  # Python's end forgets handlers before the timer
