@@ -9,7 +9,7 @@ import pymysql
 import pytest
 
 from dbtunnel.api.engines import Engine
-from dbtunnel.domain.database import CLIENTS_LEAVE
+from dbtunnel.domain.database import leavers
 from tests.support.bastion import Bastion
 from tests.support.databases import DATABASE, PASSWORD, USER, MariaDBServer
 from tests.support.faults import FaultServer
@@ -61,7 +61,7 @@ def test_that_they_leave_is_told_before_the_server_blocks_the_bastion(
     with Relay(server.host, server.port, source="127.0.0.5") as relay:
         forwarder = mysql(start_forwarder, relay.port, probe_mode="Auto")
         greeted(forwarder).close()
-        fact = forwarder.wait(lambda status: CLIENTS_LEAVE in status.database.seen, "it to be told").database
+        fact = forwarder.wait(lambda status: bool(leavers(status.database.seen)), "it to be told").database
         assert (fact.status, fact.reason) == ("True", "Succeeded")
         assert "as 127.0.0.1 did" in fact.seen
         assert told(forwarder)

@@ -11,7 +11,7 @@ from dbtunnel.api.forwarder import DatabaseFact
 from dbtunnel.api.status import DatabaseTunnelStatus
 from dbtunnel.domain.certificate import Certificate
 from dbtunnel.domain.database import told
-from dbtunnel.domain.news import leavers
+from dbtunnel.domain.news import client_news
 from dbtunnel.domain.status import decide
 from tests.support.values import INSTALLATION, observed, tunnel, working
 
@@ -88,8 +88,8 @@ def status_of(*seen: str) -> DatabaseTunnelStatus:
     return decide(TWO, observed(TWO, *documents), INSTALLATION, NOW).status
 
 
-def message(status: DatabaseTunnelStatus) -> str:
-    return next(one.message for one in status.conditions or () if one.type == "DatabaseReachable")
+def message(status: DatabaseTunnelStatus, kind: str = "DatabaseReachable") -> str:
+    return next(one.message for one in status.conditions or () if one.type == kind)
 
 
 def test_of_replicas_the_one_is_heard_that_has_more_to_tell() -> None:
@@ -102,7 +102,11 @@ def test_that_clients_leave_before_their_login_is_an_event_once() -> None:
         status_of(answers, answers),
         status_of(answers, told(DatabaseFact(), None, "", NOW, leaver="10.0.0.7")),
     )
-    assert leavers(quiet.document(), quiet) is None
-    assert leavers(quiet.document(), left) == ("Warning", "ClientsLeave", message(left))
-    assert "10.0.0.7" in message(left)
-    assert leavers(left.document(), left) is None
+    assert client_news(quiet.document(), quiet) is None
+    news = client_news(quiet.document(), left)
+    assert news
+    assert news[:2] == ("Warning", "ClientsLeave")
+    assert news[2].startswith("Clients leave before their login, as 10.0.0.7 did.")
+    assert message(left).endswith(news[2])
+    assert message(left, "Ready") == f"The tunnel works. {news[2]}"
+    assert client_news(left.document(), left) is None

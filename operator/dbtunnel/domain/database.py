@@ -18,11 +18,10 @@ _WRONG_NAME = (
 _NO_HANDSHAKE = "The last probe's TLS handshake failed: clients that use TLS may fare alike."
 _EXPIRED = "Clients that verify it refuse it. Have it renewed."
 
-CLIENTS_LEAVE = "Clients leave before their login"
-"""How that part of a message begins, by which it is known."""
+_CLIENTS_LEAVE = "Clients leave before their login"
 
 _LEAVERS = (
-    CLIENTS_LEAVE + ", as {leaver} did. MySQL counts them against the SSH server's address, and after"
+    _CLIENTS_LEAVE + ", as {leaver} did. MySQL counts them against the SSH server's address, and after"
     " max_connect_errors of them (100 by default) with no login between it refuses everybody behind it (error 1129)."
     " Keep health checks and port scans off this port, or raise max_connect_errors."
 )
@@ -50,6 +49,12 @@ def told(
         sentences += [_EXPIRED] if has_expired else []
         sentences += [] if certificate.bears(server_name) else [_WRONG_NAME.format(name=server_name)]
     return " ".join(sentences)
+
+
+def leavers(message: str) -> str:
+    """What a message of these says of clients that leave before their login; nothing where it does not."""
+    _, begin, rest = message.partition(_CLIENTS_LEAVE)
+    return begin + rest
 
 
 def _answer(fact: DatabaseFact) -> str:

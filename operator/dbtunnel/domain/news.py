@@ -9,7 +9,7 @@ from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.status import Condition, DatabaseTunnelStatus
 from dbtunnel.domain.authorized_keys import forward_target
 from dbtunnel.domain.children import Manifest
-from dbtunnel.domain.database import CLIENTS_LEAVE
+from dbtunnel.domain.database import leavers
 from dbtunnel.domain.diagnosis import NEXT_KEY_FAILS
 from dbtunnel.domain.facts import announced_keys
 from dbtunnel.domain.forwarding import forwarder_config
@@ -23,7 +23,7 @@ News = tuple[str, str, str]
 def all_news(manifest: Manifest, after: DatabaseTunnelStatus) -> Iterable[News]:
     """What is new with a status, beside that of the tunnel as it was read."""
     before = manifest.get("status") or {}
-    told = [tell(before, after) for tell in (transition, detour, key_news, leavers)]
+    told = [tell(before, after) for tell in (transition, detour, key_news, client_news)]
     return filter(None, [*told, host_key_news(manifest, after)])
 
 
@@ -75,13 +75,12 @@ def key_news(before: Mapping[str, Any], after: DatabaseTunnelStatus) -> News | N
     return None
 
 
-def leavers(before: Mapping[str, Any], after: DatabaseTunnelStatus) -> News | None:
+def client_news(before: Mapping[str, Any], after: DatabaseTunnelStatus) -> News | None:
     """As `transition`, of clients that leave before their login."""
     reachable = _condition(after.conditions or (), ConditionType.DATABASE_REACHABLE)
-    if reachable is None or CLIENTS_LEAVE not in reachable.message:
-        return None
-    is_known = any(CLIENTS_LEAVE in one.get("message", "") for one in before.get("conditions") or ())
-    return None if is_known else ("Warning", "ClientsLeave", reachable.message)
+    told = leavers(reachable.message) if reachable else ""
+    is_known = any(leavers(one.get("message", "")) for one in before.get("conditions") or ())
+    return ("Warning", "ClientsLeave", told) if told and not is_known else None
 
 
 def host_key_news(manifest: Manifest, after: DatabaseTunnelStatus) -> News | None:

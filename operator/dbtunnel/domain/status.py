@@ -10,6 +10,7 @@ from dbtunnel.api.reasons import REASONS, SUPPLY_GRACE, Reason
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.status import Condition, DatabaseTunnelStatus
 from dbtunnel.domain.children import build_deployment, current_revision
+from dbtunnel.domain.database import leavers
 from dbtunnel.domain.diagnosis import MESSAGE_LIMIT, Subject, explain, explain_next, printable
 from dbtunnel.domain.facts import build_status, hop_fact, next_key, users_of
 from dbtunnel.domain.forwarding import forwarder_config, replicas, started_replicas
@@ -299,9 +300,10 @@ def _ready(verdicts: Verdicts, is_served: bool) -> Verdict:
                 return verdict
     if not is_served:
         return Verdict(UNKNOWN, Reason.PROGRESSING, "The tunnel is up, and its Service does not lead to it yet.")
-    return Verdict(
-        TRUE, Reason.SUCCEEDED, f"The tunnel works. {verdicts[ConditionType.TRANSPORT_READY].message}".strip()
+    transport, database = (
+        verdicts[kind].message for kind in (ConditionType.TRANSPORT_READY, ConditionType.DATABASE_REACHABLE)
     )
+    return Verdict(TRUE, Reason.SUCCEEDED, " ".join(filter(None, ("The tunnel works.", transport, leavers(database)))))
 
 
 def _failed_layer(conditions: Mapping[ConditionType, Condition]) -> Condition | None:
