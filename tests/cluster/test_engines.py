@@ -1,15 +1,24 @@
 """Each engine, from `kubectl apply` to a query through the Service."""
 
+import json
 import re
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import yaml
 
 from dbtunnel.api.engines import ENGINES, Engine
+from tests.support.binaries import binary
+from tests.support.chart import render
 from tests.support.clients import AUTHORITY_FILE, COMMANDS, Endpoint, first_query, query
 from tests.support.cluster import Cluster, ClusterError
 from tests.support.databases import ROWS
+from tests.support.installation import RELEASE
+from tests.support.monitoring import ALERTS, CRDS, open_api, scrape_jobs
 from tests.support.private_network import BASTION, DATABASES, PrivateDatabase, PrivateNetwork
+from tests.support.prometheus import Prometheus
 from tests.support.tunnels import Manifest, apply, example, find, try_at_once, wait_for_ready, wait_for_reason
 
 QUERY = "select id, item from orders order by id"
@@ -197,3 +206,60 @@ def test_a_generated_key_is_accepted_once_its_line_is_there(installed: Cluster, 
     assert tunnel["status"]["publicKeys"][0]["accepted"] is True
     printed = first_query(installed, shop, COMMANDS[Engine.POSTGRESQL](Endpoint.of(tunnel), QUERY))
     assert ROWS[0][1] in printed
+
+
+# --- what the chart has for Prometheus --------------------------------------------------------------------------------
+
+
+def monitors(shop: str) -> list[Manifest]:
+    """All that the chart has for Prometheus, of an installation that serves one namespace."""
+    metrics = {part: {"enabled": True} for part in ("serviceMonitor", "podMonitor", "prometheusRule")}
+    manifests = render({"metrics": metrics, "settings": {"namespaces": [shop]}}, release=RELEASE)
+    return [one for one in manifests if one["apiVersion"] == "monitoring.coreos.com/v1"]
+
+
+def test_prometheus_finds_operator_and_forwarders_by_the_monitors(
+    installed: Cluster, shop: str, tmp_path: Path
+) -> None:
+    start(installed, shop, "orders")
+    of = f'namespace="{shop}",tunnel="orders"'
+    rules = yaml.safe_load(ALERTS.read_text())
+    with (
+        open_api(installed, tmp_path) as api,
+        Prometheus(
+            tmp_path / "prometheus", rules=rules, jobs=scrape_jobs(installed, monitors(shop), api)
+        ) as prometheus,
+    ):
+        (layer,) = prometheus.wait_for(f'dbtunnel_forwarder_layer_ready{{{of},layer="database"}} == 1')
+        (ready,) = prometheus.wait_for(f'dbtunnel_operator_tunnel_ready{{{of},reason="Succeeded"}} == 1')
+        assert layer[0]["pod"].startswith("orders-tunnel-")
+        assert ready[0]["pod"].startswith("dbtunnel-dbtunnel-operator-")
+        assert {one["lastError"] for one in prometheus.targets()} <= {""}
+        assert {rule["health"] for rule in prometheus.rules()} <= {"ok", "unknown"}
+
+
+@pytest.fixture
+def prometheus_operator_kinds(installed: Cluster) -> Iterator[None]:
+    """The real definitions of ServiceMonitor, PodMonitor and PrometheusRule; those that are there stay."""
+    if "servicemonitors.monitoring.coreos.com" in installed.kubectl("get", "crd", "-o", "name"):
+        yield
+        return
+    files = [word for name in CRDS for word in ("-f", str(binary(name)))]
+    installed.kubectl("create", *files)
+    installed.kubectl("wait", "--for=condition=Established", *files, "--timeout=20s")
+    yield
+    installed.kubectl("delete", *files, "--wait=false")
+
+
+@pytest.mark.usefixtures("prometheus_operator_kinds")
+def test_the_prometheus_operators_kinds_take_what_the_chart_makes(installed: Cluster, shop: str) -> None:
+    def tried(documents: list[Manifest]) -> str:
+        text = yaml.safe_dump_all(documents)
+        return installed.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", input=text)
+
+    made = monitors(shop)
+    assert sorted(one["kind"] for one in made) == ["PodMonitor", "PrometheusRule", "ServiceMonitor"]
+    assert tried(made).count("created (server dry run)") == 3
+    misspelt = json.loads(json.dumps(made).replace("honorLabels", "honourLabels"))
+    with pytest.raises(ClusterError, match=r'unknown field "spec.endpoints\[0\].honourLabels"'):
+        tried(misspelt)

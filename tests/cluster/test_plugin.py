@@ -17,6 +17,7 @@ from tests.support.bastion import Bastion
 from tests.support.binaries import binary
 from tests.support.clients import Endpoint
 from tests.support.cluster import Cluster, ClusterError
+from tests.support.laptop import at_a_terminal
 from tests.support.private_network import secret
 from tests.support.processes import wait_until
 from tests.support.traffic import Traffic
@@ -37,12 +38,18 @@ class User:
         """What kubectl's completion offers in place of the last word."""
         return self._kubectl(*words, before="__complete", stderr=subprocess.DEVNULL).stdout.split()
 
+    def types(self, typed: str, until: str, *words: str) -> str:
+        """What is shown at a terminal, up to `until`, where this is typed at the question."""
+        command = [binary("kubectl"), "dbtunnel", *words, "-n", self.namespace]
+        return at_a_terminal([*map(str, command)], typed, until, "Type yes: ", self._environment())
+
+    def _environment(self) -> dict[str, str]:
+        path = f"{binary('kubectl').parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return {**self._cluster.environment(), "PATH": path, "KUBECONFIG": str(self._kubeconfig)}
+
     def _kubectl(self, *words: str, stderr: int, before: str = "") -> "subprocess.CompletedProcess[str]":
-        kubectl, installed = Path(binary("kubectl")), Path(sys.executable).parent
-        path = f"{kubectl.parent}:{installed}:{os.environ['PATH']}"
-        environment = {**self._cluster.environment(), "PATH": path, "KUBECONFIG": str(self._kubeconfig)}
-        command = [str(kubectl), *filter(None, [before]), "dbtunnel", *words]
-        return subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=stderr,
+        command = [str(binary("kubectl")), *filter(None, [before]), "dbtunnel", *words]
+        return subprocess.run(command, env=self._environment(), stdout=subprocess.PIPE, stderr=stderr,
                               stdin=subprocess.DEVNULL, text=True, timeout=60, check=False)  # fmt: skip
 
     def __call__(self, *words: str, code: int = 0) -> str:
@@ -116,7 +123,10 @@ def test_a_host_key_is_trusted(admin: User, installed: Cluster, bastion: Bastion
 
     (line,) = [one for one in admin("handout", "unpinned").splitlines() if one.startswith("restrict,")]
     bastion.authorize(*bastion.authorized(), line)
-    assert "Pinned." in admin("trust", "unpinned", "--yes")
+    admin.types("no", "Nothing was changed.", "trust", "unpinned")
+    unchanged = installed.get("databasetunnel", "unpinned", "-n", admin.namespace)["spec"]["tunnel"]["hostKey"]
+    assert unchanged == {"alias": "bastion"}
+    admin.types("yes", "Pinned.", "trust", "unpinned")
     spec = wait_for_ready(installed, admin.namespace, "unpinned")["spec"]
     assert spec["tunnel"]["hostKey"]["alias"] == "bastion"
     assert sorted(spec["tunnel"]["hostKey"]["fingerprints"]) == sorted(bastion.fingerprints.values())

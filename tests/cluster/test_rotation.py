@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
+from tests.support.bastion import USER as BASTION_USER
 from tests.support.bastion import Bastion
 from tests.support.clients import Endpoint, query
 from tests.support.cluster import Cluster, ClusterError
 from tests.support.databases import DATABASE, USER
+from tests.support.key_tools import certificate_of
+from tests.support.keys import key_pair
 from tests.support.pages import follow
-from tests.support.private_network import PrivateNetwork
+from tests.support.private_network import PrivateNetwork, secret
 from tests.support.processes import wait_until
 from tests.support.traffic import Traffic
 from tests.support.tunnels import Manifest, apply, condition, example, patch, wait_for_ready, wait_for_reason
@@ -106,6 +109,25 @@ def test_a_key_is_replaced_under_traffic(
     assert traffic.outcome.served > 10
     ready = condition(installed, shop, "Ready")
     assert (ready["status"], ready["lastTransitionTime"]) == ("True", since), "it was ready all the time"
+
+
+def test_a_certificate_beside_the_key_logs_in(installed: Cluster, shop: str, bastion: Bastion) -> None:
+    """The bastion knows no key; what it signed for is in the Secret, under the key's name with -cert.pub."""
+    authority, key = key_pair(), key_pair()
+    bastion.trust_authority(authority)
+    certificate = certificate_of(key.public, authority, "-I", "orders@shop", "-n", BASTION_USER, "-V", "-1h:+1h")
+    files = {"ssh-privatekey": key.private, "ssh-privatekey-cert.pub": certificate}
+    apply(installed, secret(shop, "certified", files))
+    way = {"host": bastion.host, "port": bastion.port, "keySecretRef": {"name": "certified"}}
+    pins = {"hostKey": {"fingerprints": list(bastion.fingerprints.values())}}
+    manifest = example(shop, "orders")
+    manifest["metadata"]["name"] = "certified"
+    manifest["spec"]["tunnel"] |= {**way, **pins}
+    apply(installed, manifest)
+    found = wait_for_ready(installed, shop, "certified")
+    (told,) = found["status"]["publicKeys"]
+    assert (told["fingerprint"], told["accepted"]) == (key.fingerprint, True)
+    assert "ID orders@shop" in bastion.log_text()
 
 
 def test_a_leaked_key_s_sessions_end(installed: Cluster, shop: str, bastion: Bastion, tmp_path: Path) -> None:

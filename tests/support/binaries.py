@@ -76,6 +76,11 @@ _KUSTOMIZE_SITE = f"https://github.com/kubernetes-sigs/kustomize/releases/downlo
 _COREDNS_SITE = f"https://github.com/coredns/coredns/releases/download/v{COREDNS}"
 
 
+def _monitoring(files: str) -> Source:
+    files = f"example/prometheus-operator-crd/monitoring.coreos.com_{files}"
+    return Source("monitoring", "github.com/prometheus-operator/prometheus-operator", "", "", files=files)
+
+
 def _kubernetes(name: str) -> Source:
     site = f"{_KUBERNETES_SITE}/{name}"
     return Source("kubernetes", f"k8s.io/kubernetes/cmd/{name}", site, f"{site}.sha256")
@@ -127,6 +132,8 @@ SOURCES: Mapping[str, Source] = {
         f"{_ARGOCD_SITE}/cli_checksums.txt",
     ),
     "argocd-crds.yaml": Source("argocd", "github.com/argoproj/argo-cd/v3", "", "", files="manifests/crds/*-crd.yaml"),
+    "monitor-crds.yaml": _monitoring("*monitors.yaml"),
+    "rule-crd.yaml": _monitoring("prometheusrules.yaml"),
     "kustomize": Source(
         "kustomize",
         "sigs.k8s.io/kustomize/kustomize/v5",

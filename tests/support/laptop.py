@@ -7,6 +7,7 @@ import pty
 import subprocess
 import sys
 import termios
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,13 @@ class Laptop:
         return (self.directory / "log").read_text()
 
 
-def at_a_terminal(arguments: list[str], typed: str, until: str) -> str:
+def at_a_terminal(
+    arguments: list[str],
+    typed: str,
+    until: str,
+    asks: str = "Passphrase of ",
+    environment: Mapping[str, str] | None = None,
+) -> str:
     """What a command shows at a terminal that is typed at once it asks; ends it when it has shown `until`."""
     ours, theirs = pty.openpty()
 
@@ -110,12 +117,13 @@ def at_a_terminal(arguments: list[str], typed: str, until: str) -> str:
         fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
 
     shown = ""
-    with subprocess.Popen(arguments, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=control) as process:
+    streams: Any = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    with subprocess.Popen(arguments, preexec_fn=control, env=environment, **streams) as process:
         os.close(theirs)
         asked = False
         while until not in shown:
             shown += os.read(ours, 4096).decode()
-            if not asked and "Passphrase of " in shown:
+            if not asked and asks in shown:
                 asked = True
                 os.write(ours, f"{typed}\n".encode())
         process.terminate()

@@ -18,6 +18,7 @@ from tests.support.dropbear import PACKAGES as DROPBEAR_PACKAGES
 from tests.support.images import CLIENT, OPERATOR, ImageError
 from tests.support.installation import image_reference
 from tests.support.key_tools import PACKAGES as KEY_PACKAGES
+from tests.support.monitoring import CRDS as MONITORING_CRDS
 from tests.support.prometheus import PACKAGES as PROMETHEUS_PACKAGES
 
 
@@ -40,6 +41,8 @@ def prepare_cluster() -> None:
     prepare_unit()
     prepare_forwarder()
     cluster_of("test").prepare()
+    for name in MONITORING_CRDS:
+        binary(name)
     for recipe in (OPERATOR, CLIENT):
         image_reference(recipe)
 

@@ -33,14 +33,20 @@ class Target:
 class Prometheus:
     """One server. Use it as a context manager."""
 
-    def __init__(self, directory: Path, targets: Sequence[Target], rules: object = None) -> None:
-        """`rules`: the document of a rule file."""
+    def __init__(
+        self,
+        directory: Path,
+        targets: Sequence[Target] = (),
+        rules: object = None,
+        jobs: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """`rules`: the document of a rule file; `jobs`: what is scraped beside `targets`, as in `scrape_configs`."""
         ensure_packages(PACKAGES)
         directory.mkdir(parents=True, exist_ok=True)
         found = [{"targets": [f"127.0.0.1:{one.port}"], "labels": dict(one.labels)} for one in targets]
         job = {"job_name": "dbtunnel", "honor_labels": True, "static_configs": found}
         every = {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"}
-        configuration: dict[str, Any] = {"global": every, "scrape_configs": [job]}
+        configuration: dict[str, Any] = {"global": every, "scrape_configs": [job, *jobs]}
         if rules is not None:
             (directory / "rules.yaml").write_text(yaml.safe_dump(rules))
             configuration["rule_files"] = [str(directory / "rules.yaml")]

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from dbtunnel.cli.advice import pin_lines
 from dbtunnel.cli.plugin import rotate_key, trust
 from dbtunnel.cli.plugin.cluster import ClusterError, denied_text, open_cluster
 from dbtunnel.cli.plugin.handout_text import known_hop
+from dbtunnel.cli.plugin.main import main
 from dbtunnel.cli.terminal import COLUMNS, Style
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.settings import Defaults
@@ -176,6 +178,17 @@ def test_only_yes_agrees(monkeypatch: pytest.MonkeyPatch, typed: str | None, *, 
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("builtins.input", answer)
     assert trust._agrees() is agrees
+
+
+def test_who_says_yes_at_once_is_not_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    tunnel = parsed(SERVERS, hops=HOPS)
+    patched: list[Any] = []
+    cluster = SimpleNamespace(tunnel=lambda _: tunnel, patch=lambda *what: patched.append(what))
+    monkeypatch.setattr(trust, "cluster_of", lambda _: cluster)
+    assert main(["trust", "orders", "--yes"]) == 1, "the jump host has shown none"
+    ((_, name, operations),) = patched
+    assert (name, len(operations)) == ("orders", 3)
+    assert "Pinned." in capsys.readouterr().out
 
 
 def test_a_fingerprint_is_text_and_nothing_else() -> None:
