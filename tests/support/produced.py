@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from dbtunnel.api.reasons import Reason
+from dbtunnel.api.reasons import REASONS, Reason
 from tests.support.processes import ROOT
 
 produces = pytest.mark.produces
@@ -106,7 +106,7 @@ Table = dict[Reason, Row]
 
 def table(*folders: str) -> Table:
     """Each reason's tests; they are collected and not run."""
-    found: Table = {reason: Row() for reason in Reason}
+    found: Table = {reason: Row() for reason in REASONS}
     for test, name, reason in _lines("--collect-only", *folders):
         row = found[Reason(reason)]
         (row.produced_by if name == "produces" else row.checked_by).append(test)
@@ -140,6 +140,9 @@ def written(found: Table) -> Iterator[str]:
         message = row.message.replace("|", "\\|")
         codes = ", ".join(map(str, sorted(row.exit_codes)))
         yield f"| `{reason}` | {_names(row.produced_by)} | {message} | {codes} | {_names(row.checked_by)} |"
+    yield ""
+    without = [f"`{reason}`" for reason, row in found.items() if not row.produced_by]
+    yield f"Reasons without a test that produces them: {', '.join(without) or 'none'}."
 
 
 def _names(tests: Sequence[str]) -> str:

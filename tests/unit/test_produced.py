@@ -75,5 +75,7 @@ def test_the_marks_alone_prove_nothing(tmp_path: Path) -> None:
 def test_the_table_has_messages_in_full_and_exit_codes() -> None:
     row = produced.Row(["t.py::a[x]", "t.py::a[y]", "t.py::b"], ["t.py::c"], "no | key", {1})
     assert list(produced.written({Reason.KEY_REJECTED: row}))[2:] == [
-        "| `KeyRejected` | `t.py::a`, `t.py::b` | no \\| key | 1 | `t.py::c` |"
+        "| `KeyRejected` | `t.py::a`, `t.py::b` | no \\| key | 1 | `t.py::c` |",
+        "",
+        "Reasons without a test that produces them: none.",
     ]
