@@ -145,3 +145,16 @@ def test_a_pod_that_answers_what_it_should_not(tmp_path: Path, answer: Answer, w
     assert words in replica.problem
     assert replica.status is None
     assert "/api/v1/namespaces/shop/secrets" not in asked
+
+
+@pytest.mark.parametrize(("fresh", "path"), [(True, "status?fresh=1"), (False, "status")])
+def test_a_fresh_look_is_asked_for(tmp_path: Path, path: str, *, fresh: bool) -> None:
+    asked = []
+
+    def by_path(path: str) -> Answer:
+        asked.append(path)
+        return document({"items": [POD]})
+
+    with answering(tmp_path, by_path) as kubeconfig:
+        read_replicas(opened(kubeconfig), "orders", fresh=fresh)
+    assert asked[1] == f"/api/v1/namespaces/shop/pods/p:8080/proxy/{path}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dbtunnel.api.forwarder import HopFact, LayerFact, LayerStatus, NextKeyFact, PublicKeyFact
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.cli import UnusableInputError
 from dbtunnel.cli.advice import pin_lines
@@ -17,7 +18,8 @@ from dbtunnel.cli.plugin.main import main
 from dbtunnel.cli.terminal import COLUMNS, Style
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.settings import Defaults
-from tests.support.values import manifest
+from dbtunnel.domain.status import decide
+from tests.support.values import INSTALLATION, NOW, manifest, observed, working
 
 PLAIN = Style(color=False, unicode=False)
 PINNED, SHOWN, OTHER = ("SHA256:" + letter * 43 for letter in "pso")
@@ -277,6 +279,19 @@ def test_what_is_known_of_the_key_of_other_servers() -> None:
     assert "Secret own now" in told
     assert "jump host jump:22, user dbtunnel" in told
     assert "bastion" not in told
+
+
+def test_what_forwarders_report_is_enough_to_finish() -> None:
+    """From their documents, by the operator's decision, to the key of the jump host."""
+    of = DatabaseTunnel.parse(manifest(OWN_KEYS))
+    current, following = (PublicKeyFact(key=f"ssh-ed25519 {text}", fingerprint=text, accepted=True) for text in "DE")
+    fact = NextKeyFact(fact=LayerFact(status=LayerStatus.TRUE, reason="Succeeded"), name="next", public_key=following)
+    own = HopFact(public_key=current, next_key=fact)
+    report = working(of, hops=(HopFact(), own, HopFact(), own))
+    status = decide(of, observed(of, report), INSTALLATION, NOW).status
+    chosen = rotate_key.chosen_key(of.model_copy(update={"status": status}), "jump:22")
+    old, new = rotate_key.accepted_keys(chosen)
+    assert (old.fingerprint, new.fingerprint) == ("D", "E")
 
 
 @pytest.mark.parametrize("hop", ["third:22", "203.0.113.7:22", "jump", "nobody:22"])
