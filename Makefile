@@ -39,7 +39,10 @@ test-forwarder: $(INSTALLED) ## The forwarder against a real sshd and real datab
 .PHONY: test-cluster
 test-cluster: $(INSTALLED) ## The whole way on a real Kubernetes (CLUSTER=kind, local or existing)
 	@$(IN)python -m tests.support.prepare cluster
+	@rm -rf build/rights
 	$(IN)pytest tests/cluster $(if $(filter existing,$(CLUSTER)),,-n 3 --dist loadfile --no-loadscope-reorder) $(ARGS)
+	@# of all tests together: some of them use few of the operator's rights
+	$(if $(ARGS)$(filter existing,$(CLUSTER)),,$(IN)python -m tests.support.rights)
 
 .PHONY: soak
 soak: $(INSTALLED) ## Ten GiB each way in pieces of random sizes, byte by byte (GIB=n); 5,000 random lives of a connection

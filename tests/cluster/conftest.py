@@ -9,19 +9,24 @@ import pytest
 from dbtunnel.api.crd import crd
 from tests.support.bastion import Bastion
 from tests.support.clients import start_client
-from tests.support.cluster import Cluster, start_cluster
+from tests.support.cluster import Cluster, ExistingCluster, start_cluster
 from tests.support.images import CLIENT, OPERATOR
 from tests.support.installation import image_reference, install_operator, provide_image
 from tests.support.operator import Operator, lone_operator
 from tests.support.private_network import PrivateNetwork
+from tests.support.rights import DIRECTORY, Uses
 from tests.support.tunnels import apply, make_namespace, tunnel_manifest, wait_for_children
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A running cluster, for the whole test run."""
+    """A running cluster, for the whole test run. What its operators did is written down for `tests.support.rights`."""
     cluster = start_cluster(f"test{os.environ.get('PYTEST_XDIST_WORKER', '')}")
     yield cluster
+    if not isinstance(cluster, ExistingCluster):
+        uses = Uses()
+        uses.take(cluster.audit_log())
+        uses.write(DIRECTORY / f"{cluster.name}.json")
     cluster.stop()
 
 

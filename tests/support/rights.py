@@ -1,0 +1,138 @@
+"""Which of its rights the operator used while the cluster tests ran, by the API servers' audit logs.
+
+Each run of tests writes down what its cluster's operators did, installed ones and processes; once the tests are over
+`python -m tests.support.rights` takes all of it together. A right that nobody used is one too many; a request for a
+right that nobody grants is one too few.
+"""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from dbtunnel.api.resource import GROUP
+from dbtunnel.controller.leader import NAME as LEASE
+from dbtunnel.controller.rbac import LEADER_RULES, PROXY_RULES, TUNNEL_RULES, Rule
+from tests.support.cluster.base import AuditLog
+from tests.support.processes import ROOT
+
+DIRECTORY = ROOT / "build" / "rights"
+
+Event = Mapping[str, Any]
+
+
+class Right(NamedTuple):
+    """A verb on a resource."""
+
+    group: str
+    resource: str
+    verb: str
+
+    @classmethod
+    def of(cls, event: Event) -> Self:
+        """The right that a request needs."""
+        about = event["objectRef"]
+        sub = f"/{about['subresource']}" if "subresource" in about else ""
+        return cls(about.get("apiGroup", ""), f"{about['resource']}{sub}", event["verb"])
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.resource}{f'.{self.group}' if self.group else ''}"
+
+
+FOR_EVERYBODY = {Right("authentication.k8s.io", "selfsubjectreviews", "create")}
+"""What Kubernetes lets everybody do who has logged in, and Kopf does at its start."""
+
+
+def granted(rules: Iterable[Rule] = (*TUNNEL_RULES, *LEADER_RULES, *PROXY_RULES)) -> set[Right]:
+    """The rights of operators, of those outside the cluster, too."""
+    return {
+        Right(group, resource, verb)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+class Uses:
+    """How often each right was used, and refused."""
+
+    def __init__(self) -> None:
+        self.used, self.refused = Counter[Right](), Counter[Right]()
+
+    def take(self, log: AuditLog) -> None:
+        """Adds what the operators of a cluster did."""
+        events = [one for one in (*log.reads, *log.writes) if "objectRef" in one and _is_service_account(one)]
+        operators = {one["user"]["username"] for one in events if _is_an_operators(one)}
+        for one in events:
+            if one["user"]["username"] in operators:
+                is_allowed = one.get("annotations", {}).get("authorization.k8s.io/decision") == "allow"
+                (self.used if is_allowed else self.refused)[Right.of(one)] += 1
+
+    def write(self, path: Path) -> None:
+        """Keeps it for `read`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = {"used": self.used, "refused": self.refused}
+        path.write_text(
+            json.dumps({name: [[*right, count] for right, count in of.items()] for name, of in found.items()})
+        )
+
+    def read(self, path: Path) -> None:
+        """Adds what was kept there."""
+        document = json.loads(path.read_text())
+        for name, counter in (("used", self.used), ("refused", self.refused)):
+            counter.update({Right(*right): count for *right, count in document[name]})
+
+    def faults(self) -> Iterator[str]:
+        """Rights of which there are too many, and too few."""
+        for right in sorted(granted() - self.used.keys()):
+            yield f"granted and never used: {right}"
+        for right in sorted(self.refused.keys() - granted()):
+            yield f"refused {self.refused[right]} times: {right}"
+        for right in sorted(self.used.keys() - granted() - FOR_EVERYBODY):
+            yield f"used though not granted by the operator's own rules: {right}"
+
+    def report(self) -> str:
+        """All of it, for people."""
+        rights = sorted(granted())
+        counted = [f"{self.used[right]:7} x {right}" for right in rights]
+        elsewhere = [f"{count:7} x {right}" for right, count in sorted(self.refused.items()) if right in granted()]
+        return "\n".join(
+            [
+                f"verbs granted: {len(rights)}; used: {sum(right in self.used for right in rights)}",
+                *counted,
+                *(
+                    ["refused where a namespace, and the rights in it, had been deleted:", *elsewhere]
+                    if elsewhere
+                    else []
+                ),
+            ]
+        )
+
+
+def _is_service_account(event: Event) -> bool:
+    name: str = event["user"]["username"]
+    return name.startswith("system:serviceaccount:") and not name.startswith("system:serviceaccount:kube-system:")
+
+
+def _is_an_operators(event: Event) -> bool:
+    """Nobody else asks for tunnels with a service account, or for the Lease."""
+    right = Right.of(event)
+    return right.group == GROUP or (right.resource == "leases" and event["objectRef"].get("name") == LEASE)
+
+
+def main() -> int:
+    """Says what was used; 1 where rights are too many or too few."""
+    uses = Uses()
+    for path in sorted(DIRECTORY.glob("*.json")):
+        uses.read(path)
+    print(uses.report())
+    faults = list(uses.faults())
+    print("\n".join(faults), file=sys.stderr)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
