@@ -42,6 +42,16 @@ _FOR_TUNNELS = {
     "workers": None,
 }
 
+_POLICIES = {
+    "tunnels": {
+        "enabled": True,
+        "actions": ["Warn", "Audit"],
+        "sshServers": [{"hosts": ["*.ssh.example.com", "203.0.113.0/24"], "ports": [22]}],
+        "databases": [{"hosts": ["orders.internal"], "namespaces": [WATCHED[0]]}],
+    },
+    "operator": {"enabled": True},
+}
+
 FACTORS: Mapping[str, Sequence[Values]] = {
     "replicas": [{}, {"replicaCount": 2}, {"replicaCount": 0}],
     "image": [
@@ -63,6 +73,7 @@ FACTORS: Mapping[str, Sequence[Values]] = {
         {"rbac": {"writers": "admin"}},
         {"rbac": {"create": False, "readers": "nobody", "writers": "nobody"}},
     ],
+    "admission": [{}, {"admissionPolicies": _POLICIES}],
     "definition": [{}, {"crds": {"keep": False}}, {"crds": {"enabled": False}}],
     "metrics": [
         {"metrics": {"annotations": {"prometheus.io/scrape": "true"}}},
@@ -80,7 +91,7 @@ FACTORS: Mapping[str, Sequence[Values]] = {
             }
         },
     ],
-    "drain": [{}, {"podDisruptionBudget": {"enabled": False}}, {"podDisruptionBudget": {"maxUnavailable": 2}}],
+    "drain": [{"podDisruptionBudget": {"maxUnavailable": 2}}, {"podDisruptionBudget": {"enabled": False}}],
     "pod": [{}, _POD],
     "container": [{}, _CONTAINER],
     "tunnels": [{}, {"settings": _FOR_TUNNELS}, {"settings": {"logFormat": "text", "forwarderLogFormat": "text"}}],
@@ -100,9 +111,9 @@ def matrix() -> Iterator[Values]:
     }
     while open_pairs:
         row = dict(min(open_pairs))
-        for factor in FACTORS:
-            if factor not in row:
-                row[factor] = max(_choices(factor), key=lambda one: (_met(open_pairs, row, one), -one[1]))[1]
+        while len(row) < len(FACTORS):
+            left = [choice for factor in FACTORS if factor not in row for choice in _choices(factor)]
+            row.update([max(left, key=lambda one: (_met(open_pairs, row, one), -one[1]))])
         open_pairs -= {pair for pair in open_pairs if all(row[factor] == number for factor, number in pair)}
         yield _merged([FACTORS[factor][number] for factor, number in row.items()])
 

@@ -204,6 +204,26 @@ _PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 _LEVELS, _FORMATS = _one_of("DEBUG", "INFO", "WARNING", "ERROR"), _one_of("json", "text")
 _INTERVAL = {"pattern": "^([0-9]+(ms|[smh]))*$"}
 
+_WILD_NAME, _NETWORK = "^([*][.])?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?$", "^[0-9a-fA-F.:]+(/[0-9]{1,3})?$"
+_TARGETS = {
+    **_list_of(
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "hosts": {
+                    "type": "array",
+                    "maxItems": 64,
+                    "items": {"type": "string", "pattern": f"{_WILD_NAME}|{_NETWORK}"},
+                },
+                "ports": {"type": "array", "maxItems": 64, "items": {"type": "integer", **_between(1, 65535)}},
+                "namespaces": {"type": "array", "maxItems": 256, **_NAMESPACES},
+            },
+        }
+    ),
+    "maxItems": 64,
+}
+
 SHAPES: Mapping[str, Schema] = {
     "nameOverride": _OBJECT_NAME,
     "fullnameOverride": _OBJECT_NAME,
@@ -252,6 +272,13 @@ SHAPES: Mapping[str, Schema] = {
     "serviceAccount.name": _OBJECT_NAME,
     "rbac.readers": _one_of("view", "nobody"),
     "rbac.writers": _one_of("edit", "admin", "nobody"),
+    "admissionPolicies.tunnels.actions": {
+        **_list_of(_one_of("Deny", "Warn", "Audit")),
+        "minItems": 1,
+        "uniqueItems": True,
+    },
+    "admissionPolicies.tunnels.sshServers": _TARGETS,
+    "admissionPolicies.tunnels.databases": _TARGETS,
     "metrics.serviceMonitor.interval": _INTERVAL,
     "metrics.podMonitor.interval": _INTERVAL,
     "podSecurityContext": {"allOf": [_model("V1PodSecurityContext")]},

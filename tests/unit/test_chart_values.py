@@ -148,6 +148,21 @@ BAD: list[tuple[Manifest, str, str]] = [
     ({"networkPolicy": {"from": [{"podSelecter": {}}]}}, "/networkPolicy/from/0", "podSelecter"),
     ({"networkPolicy": {"egress": [{"port": 443}]}}, "/networkPolicy/egress/0", "port"),
     ({"terminationGracePeriodSeconds": 3601}, "/terminationGracePeriodSeconds", "maximum"),
+    (
+        {"admissionPolicies": {"tunnels": {"actions": ["Refuse"]}}},
+        "/admissionPolicies/tunnels/actions/0",
+        "'Deny', 'Warn', 'Audit'",
+    ),
+    (
+        {"admissionPolicies": {"tunnels": {"sshServers": ["bastion.example.com"]}}},
+        "/admissionPolicies/tunnels/sshServers/0",
+        "want object",
+    ),
+    (
+        {"admissionPolicies": {"tunnels": {"databases": [{"ports": [0]}]}}},
+        "/admissionPolicies/tunnels/databases/0/ports/0",
+        "minimum",
+    ),
     ({"metrics": {"podMonitor": {"interval": "soon"}}}, "/metrics/podMonitor/interval", "pattern"),
 ]
 """Values that no installation can have, with their place and a word of what is said."""
