@@ -120,6 +120,10 @@ EDITS: dict[str, tuple[str, list[dict[str, Any]]]] = {
         "service/{}",
         [{"op": "remove", "path": "/metadata/labels/dbtunnel.dev~1tunnel"}],
     ),
+    "a disruption budget that lets all go": (
+        "poddisruptionbudget/{}-tunnel",
+        [{"op": "replace", "path": "/spec/maxUnavailable", "value": "100%"}],
+    ),
     "an open policy": (
         "networkpolicy/{}-tunnel",
         [{"op": "add", "path": "/spec/ingress/-", "value": {}}],
@@ -133,7 +137,8 @@ def test_every_edit_of_a_child_is_repaired(operator: Operator, namespace: str, w
     """Each on a tunnel of its own."""
     cluster = operator.cluster
     names = {edit: f"edited-{number}" for number, edit in enumerate(EDITS)}
-    apply(cluster, *(tunnel_manifest(namespace, name) for name in names.values()))
+    counts = {edit: 2 if child.startswith("poddisruptionbudget") else 1 for edit, (child, _) in EDITS.items()}
+    apply(cluster, *(tunnel_manifest(namespace, name, replicas=counts[edit]) for edit, name in names.items()))
     for edit, name in names.items():
         child = EDITS[edit][0].format(name)
         wait_until(lambda child=child: find(cluster, namespace, child), child)  # type: ignore[misc]

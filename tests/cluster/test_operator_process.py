@@ -9,13 +9,15 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from dbtunnel.api.reasons import Reason
 from tests.support.cluster import Cluster
 from tests.support.gate import Gate
-from tests.support.installation import helm
+from tests.support.images import OPERATOR
+from tests.support.installation import helm, provide_image
 from tests.support.operator import Operator, installed_operators_rest, lone_operator
 from tests.support.processes import wait_until
 from tests.support.relay import Relay
-from tests.support.tunnels import apply, condition, find, tunnel_manifest
+from tests.support.tunnels import apply, condition, find, tunnel_manifest, wait_for_reason
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +104,21 @@ def test_it_ends_in_time_while_its_metrics_are_being_read(quiet: Cluster, tmp_pa
 
             assert operator.process.wait(10) == 0
             assert b"dbtunnel_operator_queue_depth" in response.read()
+
+
+# --- outside the cluster ----------------------------------------------------------------------------------------
+
+
+def test_it_reads_forwarders_through_the_api_server(quiet: Cluster, namespace: str, tmp_path: Path) -> None:
+    image = {"forwarder_image": provide_image(quiet, OPERATOR), "forwarder_image_pull_policy": "IfNotPresent"}
+    with lone_operator(quiet, tmp_path, **image):
+        key = {"keySecretRef": {"name": "none"}}
+        apply(quiet, tunnel_manifest(namespace, tunnel={"host": "127.0.0.9", **key}))
+
+        found = wait_for_reason(quiet, namespace, "orders", Reason.SECRET_NOT_FOUND)
+
+    ready = next(one for one in found["status"]["conditions"] if one["type"] == "Ready")
+    assert "none" in ready["message"]
 
 
 # --- some namespaces --------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The rights that the chart grants: to the operator what it uses, to people what the installer chose."""
 
+import re
 from collections.abc import Iterable, Mapping
 from itertools import product
 
@@ -7,6 +8,7 @@ import pytest
 
 from dbtunnel.controller.rbac import LEADER_RULES, TUNNEL_RULES
 from tests.support.chart import NAMESPACE, Manifest, render, the_one
+from tests.support.processes import ROOT
 
 Triple = tuple[str, ...]
 
@@ -78,6 +80,14 @@ def test_rights_that_somebody_else_grants_are_left_to_them() -> None:
     kinds = {one["kind"] for one in render({"replicaCount": 2, "rbac": {"create": False, **NOBODY}})}
 
     assert not {kind for kind in kinds if "Role" in kind}
+
+
+def test_the_page_for_the_installer_tells_exactly_these_rights() -> None:
+    text = (ROOT / "docs" / "installation.md").read_text()
+    rows = re.findall(r"^\| `([a-z/]+)((?:\.[a-z0-9.]+)?)` \| ([a-z, ]+) \|", text, re.MULTILINE)
+    told = {(group[1:], resource, verb) for resource, group, verbs in rows for verb in verbs.split(", ")}
+
+    assert told == _flat((*TUNNEL_RULES, *LEADER_RULES))
 
 
 # --- people's ---------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ TUNNEL_RULES: tuple[Rule, ...] = (
     _rule(GROUP, [PLURAL], "list", "watch"),
     _rule(GROUP, [f"{PLURAL}/status"], "patch"),
     _rule("", ["services"], *_CHILD_VERBS),
+    # never deleted, but who takes up an orphan must be allowed to under OwnerReferencesPermissionEnforcement
     _rule("apps", ["deployments"], *_CHILD_VERBS),
     _rule("networking.k8s.io", ["networkpolicies"], *_CHILD_VERBS),
     _rule("policy", ["poddisruptionbudgets"], *_CHILD_VERBS),
