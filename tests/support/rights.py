@@ -46,8 +46,8 @@ FOR_EVERYBODY = {Right("authentication.k8s.io", "selfsubjectreviews", "create")}
 
 
 ASKED_BY_ADMISSION = {Right("apps", "deployments", "delete")}
-"""Rights that show in no request. OwnerReferencesPermissionEnforcement lets nobody change the owner of an object that they
-may not delete; the tests in which orphans are taken up fail without them."""
+"""Rights that show in no request. Under OwnerReferencesPermissionEnforcement nobody changes the owner of an object that
+they may not delete; the tests in which orphans are taken up fail without them."""
 
 
 def granted(rules: Iterable[Rule] = (*TUNNEL_RULES, *LEADER_RULES, *PROXY_RULES)) -> set[Right]:
@@ -62,7 +62,7 @@ def granted(rules: Iterable[Rule] = (*TUNNEL_RULES, *LEADER_RULES, *PROXY_RULES)
 
 
 class Uses:
-    """How often each right was used, and refused."""
+    """How often each right was used, and refused while the namespace was there."""
 
     def __init__(self) -> None:
         self.used, self.refused = Counter[Right](), Counter[Right]()
@@ -71,10 +71,18 @@ class Uses:
         """Adds what the operators of a cluster did."""
         events = [one for one in (*log.reads, *log.writes) if "objectRef" in one and _is_service_account(one)]
         operators = {one["user"]["username"] for one in events if _is_an_operators(one)}
+        ends = {
+            one["objectRef"]["name"]: _time(one)
+            for one in log.writes
+            if one["verb"] == "delete" and one.get("objectRef", {}).get("resource") == "namespaces"
+        }
         for one in events:
             if one["user"]["username"] in operators:
-                is_allowed = one.get("annotations", {}).get("authorization.k8s.io/decision") == "allow"
-                (self.used if is_allowed else self.refused)[Right.of(one)] += 1
+                if one.get("annotations", {}).get("authorization.k8s.io/decision") == "allow":
+                    self.used[Right.of(one)] += 1
+                # a namespace that goes takes the rights in it along
+                elif _time(one) < ends.get(one["objectRef"].get("namespace", ""), "9"):
+                    self.refused[Right.of(one)] += 1
 
     def write(self, path: Path) -> None:
         """Keeps it for `read`."""
@@ -94,30 +102,21 @@ class Uses:
         """Rights of which there are too many, and too few."""
         for right in sorted(granted() - self.used.keys() - ASKED_BY_ADMISSION):
             yield f"granted and never used: {right}"
-        for right in sorted(self.refused.keys() - granted()):
-            yield f"refused {self.refused[right]} times: {right}"
+        for right, count in sorted(self.refused.items()):
+            yield f"refused {count} times: {right}"
         for right in sorted(self.used.keys() - granted() - FOR_EVERYBODY):
             yield f"used though not granted by the operator's own rules: {right}"
 
     def report(self) -> str:
         """All of it, for people."""
         rights = sorted(granted())
-        counted = [
-            f"{self.used[right]:7} x {right}{', asked by admission' if right in ASKED_BY_ADMISSION else ''}"
-            for right in rights
-        ]
-        elsewhere = [f"{count:7} x {right}" for right, count in sorted(self.refused.items()) if right in granted()]
-        return "\n".join(
-            [
-                f"verbs granted: {len(rights)}; used: {sum(right in self.used for right in rights)}",
-                *counted,
-                *(
-                    ["refused where a namespace, and the rights in it, had been deleted:", *elsewhere]
-                    if elsewhere
-                    else []
-                ),
-            ]
-        )
+        sums = f"verbs granted: {len(rights)}; used: {sum(right in self.used for right in rights)}"
+        asked = f"; asked by admission alone: {', '.join(map(str, sorted(ASKED_BY_ADMISSION)))}"
+        return "\n".join([*(f"{self.used[right]:7} x {right}" for right in rights), f"{sums}{asked}"])
+
+
+def _time(event: Event) -> str:
+    return str(event["requestReceivedTimestamp"])
 
 
 def _is_service_account(event: Event) -> bool:

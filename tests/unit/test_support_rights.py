@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dbtunnel.api.resource import GROUP
 from tests.support.cluster.base import AuditLog
 from tests.support.rights import Right, Uses, granted
@@ -18,6 +20,7 @@ def event(
         "user": {"username": user},
         "objectRef": {"resource": resource, **({"apiGroup": group} if group else {}), **about},
         "annotations": {"authorization.k8s.io/decision": decision},
+        "requestReceivedTimestamp": "2026-11-26T02:00:00.000000Z",
     }
 
 
@@ -58,6 +61,17 @@ def test_a_right_that_nobody_grants_is_a_fault_where_it_is_asked_for() -> None:
     uses.used.update(granted())
 
     assert list(uses.faults()) == ["refused 1 times: get secrets"]
+
+
+@pytest.mark.parametrize(("second", "refusals"), [("01", 1), ("00", 0)])
+def test_refusals_are_none_where_the_namespace_had_been_deleted(second: str, refusals: int) -> None:
+    log, uses = AuditLog(), Uses()
+    log.reads = [event("list", "databasetunnels", GROUP), event("list", "pods", decision="forbid", namespace="shop")]
+    deletion = event("delete", "namespaces", user="kubernetes-admin", name="shop")
+    log.writes = [{**deletion, "requestReceivedTimestamp": f"2026-11-26T02:00:{second}.000000Z"}]
+    uses.take(log)
+
+    assert uses.refused[Right("", "pods", "list")] == refusals
 
 
 def test_a_right_from_elsewhere_is_a_fault() -> None:
