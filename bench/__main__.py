@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     where = commands.add_parser("profile", help="say where the time and the memory of rows go, and write it")
     where.add_argument("--rows", type=_words, default=(), help="as those of run")
     where.add_argument("--output", type=Path, default=OUTPUT / "profile.md", help="default %(default)s")
+    where.add_argument("--into", type=Path, metavar="DOCUMENT", help="put it between the marker comments, too")
     put = commands.add_parser("insert", help="put the tables between the two marker comments of a document")
     put.add_argument("document", type=Path)
     put.add_argument("--result", type=Path, default=OUTPUT / "bench.json", help="default %(default)s")
@@ -94,6 +95,8 @@ def _profile(arguments: argparse.Namespace) -> None:
         told = profile(directory, loads_of(arguments.rows), LONG, say_with_time())
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(told)
+    if arguments.into:
+        arguments.into.write_text(insert(arguments.into.read_text(), told))
     print(f"\n{told}\nwritten: {arguments.output}")
 
 

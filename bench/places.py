@@ -12,8 +12,14 @@ from bench.report import table
 Line = tuple[str, str, int, float, float]
 """File, function, number; seconds in the process and in the kernel."""
 
-_MOST_LINES = 12
+_MOST_LINES = 6
 _LONGEST_CODE = 60
+_KINDS = {
+    "lines with a system call": re.compile(r"\.(send(msg)?|recv\w*|poll|setsockopt)\("),
+    "lines with AES-GCM": re.compile(r"\.(en|de)crypt\w*\("),
+    "Python alone": re.compile(""),
+}
+"""What a line is counted as: the first that fits."""
 _IMPORT = re.compile(r"import time: +(\d+) \| +\d+ \| +([\w.]+)")
 _MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(.*)$")
 _PACKAGE = re.compile(r"/(?:site|dist)-packages/(\w+)")
@@ -21,24 +27,34 @@ _MOST_FILES = 6
 
 
 def lines_table(lines: Iterable[Line]) -> list[str]:
-    """The lines that took most, as shares of all, and how much of that was in the kernel."""
+    """Shares of all, and the kernel's part of them: by what lines do, and of the lines that took most."""
     ordered = sorted(lines, key=lambda line: -line[3] - line[4])
     whole = sum(line[3] + line[4] for line in ordered)
     if not whole:
         return ["It took no processor time."]
-    shown = [["share", "kernel's", "function", "line"]]
+    shown = [["", "share", "kernel's"]]
+    for kind, sums in _by_kind(ordered).items():
+        shown.append([kind, *(_percent(part, whole) for part in sums)])
     for file, function, number, user, kernel in ordered[:_MOST_LINES]:
-        code = linecache.getline(file, number).strip()[:_LONGEST_CODE].replace("|", "\\|")
-        shown.append([_percent(user + kernel, whole), _percent(kernel, whole), _place(file, function), f"`{code}`"])
-    rest = ordered[_MOST_LINES:]
-    kernels = sum(line[4] for line in rest)
-    used = kernels + sum(line[3] for line in rest)
-    shown.append([_percent(used, whole), _percent(kernels, whole), f"{len(rest)} other lines", ""])
+        code = _code(file, number)[:_LONGEST_CODE].replace("|", "\\|")
+        shares = _percent(user + kernel, whole), _percent(kernel, whole)
+        shown.append([f"{Path(file).name}, {function}: `{code}`", *shares])
     return table(shown)
 
 
-def _place(file: str, function: str) -> str:
-    return f"{Path(file).name} {function}"
+def _by_kind(lines: Iterable[Line]) -> Mapping[str, Sequence[float]]:
+    """Seconds in all, and in the kernel."""
+    sums = {kind: [0.0, 0.0] for kind in _KINDS}
+    for file, _, number, user, kernel in lines:
+        code = _code(file, number)
+        kind = next(kind for kind, pattern in _KINDS.items() if pattern.search(code))
+        sums[kind][0] += user + kernel
+        sums[kind][1] += kernel
+    return sums
+
+
+def _code(file: str, number: int) -> str:
+    return linecache.getline(file, number).strip()
 
 
 def _percent(part: float, whole: float) -> str:

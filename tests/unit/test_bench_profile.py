@@ -1,7 +1,6 @@
 """The benchmark's profile: its tables."""
 
 import json
-import linecache
 import os
 import subprocess
 import sys
@@ -11,16 +10,21 @@ from bench.inside.sitecustomize import FILE_VARIABLE
 from bench.places import imports_table, lines_table, memory_table, milestones
 from bench.spent import Spent
 
-HERE = __file__
-FIRST = linecache.getline(HERE, 1).strip()[:60]
 
-
-def test_the_lines_that_took_most_come_first_and_the_rest_is_one() -> None:
-    lines = [(HERE, "few", 10 + number, 0.001, 0.0) for number in range(20)]
-    table = lines_table([*lines, (HERE, "Most.of_it", 1, 0.08, 0.9)])
-    assert table[2] == f"| 98 % | 90 % | test_bench_profile.py Most.of_it | `{FIRST}` |"
-    assert len(table) == 2 + 12 + 1
-    assert table[-1] == "| 1 % | 0 % | 9 other lines |  |"
+def test_the_lines_that_took_most_come_first_after_what_lines_do(tmp_path: Path) -> None:
+    source = tmp_path / "client.py"
+    source.write_text("sent = self._socket.send(pieces[0])\nbox.aead.decrypt_into(sealed)\nx | y\n")
+    lines = [(str(source), "few", 3, 0.001, 0.0)] * 10
+    table = lines_table([*lines, (str(source), "C.write", 1, 0.09, 0.5), (str(source), "C.open", 2, 0.4, 0.0)])
+    assert table[2:7] == [
+        "| lines with a system call | 59 % | 50 % |",
+        "| lines with AES-GCM | 40 % | 0 % |",
+        "| Python alone | 1 % | 0 % |",
+        "| client.py, C.write: `sent = self._socket.send(pieces[0])` | 59 % | 50 % |",
+        "| client.py, C.open: `box.aead.decrypt_into(sealed)` | 40 % | 0 % |",
+    ]
+    assert table[7] == "| client.py, few: `x \\| y` | 0 % | 0 % |"
+    assert len(table) == 2 + 3 + 6
     assert lines_table([]) == ["It took no processor time."]
 
 
