@@ -45,11 +45,12 @@ test-cluster: $(INSTALLED) ## The whole way on a real Kubernetes (CLUSTER=kind, 
 	$(if $(ARGS)$(filter existing,$(CLUSTER)),,$(IN)python -m tests.support.rights)
 
 .PHONY: soak
-soak: $(INSTALLED) ## Ten GiB each way in pieces of random sizes, byte by byte (GIB=n); 5,000 random lives of a connection
+soak: $(INSTALLED) ## Ten GiB each way, byte by byte (GIB=n); 5,000 random lives of a connection; a day that passes fast (HOURS=n)
 	DBTUNNEL_EXAMPLES=5000 $(IN)pytest tests/unit/test_connection_machine.py --timeout 3600
 	@$(IN)python -m tests.support.prepare forwarder
 	DBTUNNEL_IDENTITY_MEBIBYTES=$$(( $(or $(GIB),10) * 1024 )) \
 	  $(IN)pytest tests/forwarder/test_packets.py -k arrive_as_they_were_sent -s --timeout 3600 $(ARGS)
+	DBTUNNEL_SOAK_HOURS=$(or $(HOURS),24) $(IN)pytest tests/forwarder/test_soak.py -s --timeout 36000 $(ARGS)
 
 .PHONY: bench
 bench: $(INSTALLED) ## Speed and memory beside `ssh -N -L` (ROUNDS=n, ROWS=name,name, QUICK=1)
