@@ -238,9 +238,8 @@ def test_the_bastions_port_is_not_ssh(installed: Cluster, shop: str, bastion: Ba
     with says(HTTP_ANSWER, after_bytes=1, host=bastion.host) as web:
         apply(installed, tunnel(shop, "web", through(bastion, port=web.port)))
         found = wait_for_reason(installed, shop, "web", "NotAnSshServer")
-
-    words = ["not an SSH server", "HTTP/1.1 400", "spec.tunnel.port"]
-    check_told(installed, found, Reason.NOT_AN_SSH_SERVER, words)
+        words = ["not an SSH server", "HTTP/1.1 400", "spec.tunnel.port"]
+        check_told(installed, found, Reason.NOT_AN_SSH_SERVER, words)
     patch(installed, shop, "databasetunnel/web", {"spec": {"tunnel": {"port": bastion.port}}})
     mended(installed, found)
 

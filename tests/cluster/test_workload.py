@@ -9,7 +9,7 @@ from tests.support.cluster import Cluster
 from tests.support.operator import Operator
 from tests.support.processes import wait_until
 from tests.support.produced import produces
-from tests.support.told_in_cluster import check_counted, check_told, events, events_about
+from tests.support.told_in_cluster import check_counted, check_plugin, check_told, events, events_about
 from tests.support.tunnels import (
     Manifest,
     apply,
@@ -93,6 +93,7 @@ def test_a_tunnel_that_is_suspended(operator: Operator, namespace: str) -> None:
     (event,) = events_about(cluster, found)
     assert (event["type"], event["reason"], event["note"]) == ("Normal", "Suspended", ready["message"])
     check_counted(cluster, found, Reason.SUSPENDED, operator.metrics)
+    check_plugin(cluster, found, Reason.SUSPENDED)
     produced.note(Reason.SUSPENDED, ready["message"])
 
 
@@ -127,6 +128,7 @@ def test_a_child_that_goes_is_waited_for(operator: Operator, namespace: str) -> 
     assert condition(cluster, namespace, "Reconciling")["status"] == "True"
     wait_until(lambda: "Progressing" in events(cluster, found), "an Event", 10)
     check_counted(cluster, found, Reason.PROGRESSING, operator.metrics)
+    check_plugin(cluster, found, Reason.PROGRESSING)
     old = (find(cluster, namespace, "service/orders") or {})["metadata"]["uid"]
     patch(cluster, namespace, "service/orders", {"metadata": {"finalizers": None}})
     wait_until(

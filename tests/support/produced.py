@@ -18,7 +18,8 @@ from dbtunnel.api.reasons import REASONS, Reason
 from tests.support.processes import ROOT
 
 produces = pytest.mark.produces
-"""`@produces(Reason.X)`: the test brings the reason about and checks condition, message, Event and metric."""
+"""`@produces(Reason.X)`: the test brings the reason about and checks condition, message, Event and metric; in a cluster
+also how `kubectl dbtunnel check` ends."""
 
 checks = pytest.mark.checks
 """`@checks(Reason.X)`: the test has `dbtunnel check` meet the reason, and looks at its exit code."""

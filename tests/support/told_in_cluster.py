@@ -1,10 +1,15 @@
 """What a tunnel's status and Events tell in a cluster."""
 
+import contextlib
+import io
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest.mock import patch
 
-from dbtunnel.api.conditions import CAUSAL_ORDER
+from dbtunnel.api.conditions import CAUSAL_ORDER, LAYERS
 from dbtunnel.api.reasons import REASONS, Reason
+from dbtunnel.cli.plugin import main as plugin
 from tests.support import produced
 from tests.support.cluster import Cluster
 from tests.support.installation import METRICS_SERVICE, NAMESPACE
@@ -46,6 +51,7 @@ def check_told(
     assert found["status"]["lastFailure"]["time"] == ready["lastTransitionTime"]
     wait_until(lambda: reason in events(cluster, found), f"an Event {reason}", 10)
     check_counted(cluster, found, reason, metrics)
+    check_plugin(cluster, found, reason)
     produced.note(reason, message)
     return message
 
@@ -55,6 +61,15 @@ def check_counted(cluster: Cluster, found: Manifest, reason: Reason, metrics: Re
     of = f'namespace="{found["metadata"]["namespace"]}",tunnel="{found["metadata"]["name"]}",reason="{reason}"'
     line = f"dbtunnel_operator_tunnel_ready{{{of}}} 0"
     wait_until(lambda: line in metrics(cluster).splitlines(), line, 10)
+
+
+def check_plugin(cluster: Cluster, found: Manifest, reason: Reason) -> None:
+    """`kubectl dbtunnel check` ends with 1, and tells the reason where forwarders know of it."""
+    words = ["check", found["metadata"]["name"], "-n", found["metadata"]["namespace"]]
+    shown = io.StringIO()
+    with patch.dict(os.environ, cluster.environment(), clear=True), contextlib.redirect_stdout(shown):
+        assert plugin.main([*words, "--kubeconfig", str(cluster.kubeconfig)]) == 1
+    assert REASONS[reason].type not in LAYERS or f"NOT READY: {reason}\n" in shown.getvalue()
 
 
 def events(cluster: Cluster, found: Manifest) -> list[str]:
