@@ -49,6 +49,26 @@ def test_the_default_installation_is_complete() -> None:
     ]
 
 
+def test_what_is_installed_is_small() -> None:
+    """Helm keeps each revision of a release in a Secret, and kubectl all of a definition in an annotation."""
+    everything = {
+        "replicaCount": 2,
+        "metrics": {
+            part: {"enabled": True} for part in ("serviceMonitor", "podMonitor", "prometheusRule", "dashboard")
+        },
+        "networkPolicy": {"enabled": True},
+        "admissionPolicies": {"tunnels": {"enabled": True}, "operator": {"enabled": True}},
+    }
+    definition, chart, most = (
+        len(text)
+        for text in ((CHART / "files" / "crd.yaml").read_text(), template().stdout, template(everything).stdout)
+    )
+
+    print(f"\nbytes: CRD {definition}; chart as rendered by default {chart}, with all that it has {most}")
+    assert definition < 150_000
+    assert most < 500_000
+
+
 @pytest.mark.parametrize("release", ["dbtunnel-operator", "x", "a" * 53])
 def test_names_fit_for_every_release_name(release: str) -> None:
     names = [manifest["metadata"]["name"] for manifest in render(release=release)]
