@@ -27,8 +27,18 @@ from tests.support.values import INSTALLATION, tunnel
 # --- what is installed ------------------------------------------------------------------------------------------
 
 
-def test_helm_lint_has_no_complaint() -> None:
-    done = helm("lint", "--strict", str(CHART))
+EVERYTHING: Manifest = {
+    "replicaCount": 2,
+    "metrics": {part: {"enabled": True} for part in ("serviceMonitor", "podMonitor", "prometheusRule", "dashboard")},
+    "networkPolicy": {"enabled": True},
+    "admissionPolicies": {"tunnels": {"enabled": True}, "operator": {"enabled": True}},
+}
+"""All that the chart has."""
+
+
+@pytest.mark.parametrize("values", [{}, EVERYTHING], ids=["default", "everything"])
+def test_helm_lint_has_no_complaint(values: Manifest) -> None:
+    done = helm("lint", "--strict", str(CHART), values=values)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[WARNING]" not in done.stdout
@@ -51,17 +61,9 @@ def test_the_default_installation_is_complete() -> None:
 
 def test_what_is_installed_is_small() -> None:
     """Helm keeps each revision of a release in a Secret, and kubectl all of a definition in an annotation."""
-    everything = {
-        "replicaCount": 2,
-        "metrics": {
-            part: {"enabled": True} for part in ("serviceMonitor", "podMonitor", "prometheusRule", "dashboard")
-        },
-        "networkPolicy": {"enabled": True},
-        "admissionPolicies": {"tunnels": {"enabled": True}, "operator": {"enabled": True}},
-    }
     definition, chart, most = (
         len(text)
-        for text in ((CHART / "files" / "crd.yaml").read_text(), template().stdout, template(everything).stdout)
+        for text in ((CHART / "files" / "crd.yaml").read_text(), template().stdout, template(EVERYTHING).stdout)
     )
 
     print(f"\nbytes: CRD {definition}; chart as rendered by default {chart}, with all that it has {most}")
@@ -185,7 +187,7 @@ def test_what_is_said_of_the_pod_is_there() -> None:
     values: Manifest = {
         "podSecurityContext": {"runAsUser": 10001},
         "securityContext": {"runAsGroup": 10001},
-        "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy.example:3128"}],
+        "extraEnv": [{"name": "TZ", "value": "Europe/Berlin"}],
         "topologySpreadConstraints": [spread],
         "terminationGracePeriodSeconds": 10,
         "priorityClassName": "system-cluster-critical",
