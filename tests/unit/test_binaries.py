@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import binaries
-from tests.support.binaries import SOURCES, BinaryError, binary
+from tests.support import binaries, sources
+from tests.support.binaries import BinaryError, binary
 from tests.support.processes import free_port
+from tests.support.sources import SOURCES
 
 GO = """\
 #!/bin/sh
@@ -119,7 +120,7 @@ def _cached(tmp_path: Path) -> set[str]:
 # --- the official release ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name, source in SOURCES.items() if not source.files])
+@pytest.mark.parametrize("name", [name for name, source in SOURCES.items() if source.url])
 def test_a_release_with_the_published_checksum_is_used(name: str, site: ReleaseSite) -> None:
     site.publish(name, b"the official " + name.encode())
 
@@ -268,6 +269,25 @@ def test_one_build_yields_every_program_of_its_module(tmp_path: Path, monkeypatc
     assert {path.name for path in store.iterdir() if path.suffix != ".sha256"} == {".lock", "coredns", "helm", "kind"}
 
 
+def test_a_module_with_a_program_of_its_own_is_built_from_its_own_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And anew where that changes; nothing is downloaded."""
+    modules = tmp_path / "modules"
+    (modules / "netpol").mkdir(parents=True)
+    monkeypatch.setattr(binaries, "MODULES", modules)
+    _install_go(monkeypatch, tmp_path, f"cat main.go >> {tmp_path}/read; {BUILDS}")
+    stores = set()
+    for text in ("first\n", "second\n"):
+        for name in ("go.mod", "go.sum", "main.go"):
+            (modules / "netpol" / name).write_text(text)
+        stores.add(binary("netpol").parent)
+        binary.cache_clear()
+
+    assert len(stores) == 2
+    assert (tmp_path / "read").read_text() == "first\nsecond\n"
+
+
 def test_a_build_is_static_and_knows_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DBTUNNEL_DOWNLOAD_BASE", f"http://127.0.0.1:{free_port()}")
     told = tmp_path / "told"
@@ -346,10 +366,11 @@ def test_the_release_and_the_module_are_of_one_version() -> None:
         assert match, f"{package} is not in {module}"
         return match[1]
 
-    assert version("kubernetes", "k8s.io/kubernetes") == binaries.KUBERNETES
-    assert version("kubernetes", "go.etcd.io/etcd/server/v3") == binaries.ETCD
-    assert version("tools", "helm.sh/helm/v4") == binaries.HELM
-    assert version("tools", "sigs.k8s.io/kind") == binaries.KIND
-    assert version("tools", "github.com/coredns/coredns") == binaries.COREDNS
-    assert version("argocd", "github.com/argoproj/argo-cd/v3") == binaries.ARGOCD
-    assert version("kustomize", "sigs.k8s.io/kustomize/kustomize/v5") == binaries.KUSTOMIZE
+    assert version("kubernetes", "k8s.io/kubernetes") == sources.KUBERNETES
+    assert version("kubernetes", "go.etcd.io/etcd/server/v3") == sources.ETCD
+    assert version("tools", "helm.sh/helm/v4") == sources.HELM
+    assert version("tools", "sigs.k8s.io/kind") == sources.KIND
+    assert version("tools", "github.com/coredns/coredns") == sources.COREDNS
+    assert version("argocd", "github.com/argoproj/argo-cd/v3") == sources.ARGOCD
+    assert version("kustomize", "sigs.k8s.io/kustomize/kustomize/v5") == sources.KUSTOMIZE
+    assert version("actionlint", "github.com/rhysd/actionlint") == sources.ACTIONLINT
