@@ -76,6 +76,18 @@ generate: $(INSTALLED) ## Write the CRD and the reference pages from the code
 lock: $(INSTALLED) ## Resolve the dependencies anew and pin them with their hashes
 	$(IN)python -m tests.support.lock
 
+.PHONY: manifests
+manifests: $(INSTALLED) ## Render the chart as build/install.yaml for kubectl alone (REPOSITORY=the image's)
+	@$(IN)python -m tests.support.release manifests $(if $(REPOSITORY),--repository '$(REPOSITORY)')
+
+.PHONY: release-check
+release-check: $(INSTALLED) ## Whether a tag, the package, the chart and the changelog are of one version (TAG=v0.1.0)
+	@$(IN)python -m tests.support.release check '$(TAG)'
+
+.PHONY: release-files
+release-files: $(INSTALLED) ## The chart, install.yaml, a bill of materials and checksums in build/release (REPOSITORY=the image's)
+	@$(IN)python -m tests.support.release files --repository '$(REPOSITORY)'
+
 .PHONY: image
 image: $(INSTALLED) ## Build the container image with docker, or with buildah where there is no Docker engine
 	$(IN)python -m tests.support.images build

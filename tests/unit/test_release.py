@@ -1,0 +1,199 @@
+"""What a release has beside its image: made here by the commands that the workflow runs, pushed to a real registry."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dbtunnel import __version__
+from tests.support.binaries import binary
+from tests.support.chart import helm, render
+from tests.support.processes import ROOT, free_port, run
+from tests.support.registry import registry
+from tests.support.release import NAMESPACE, RELEASE, ReleaseError, check, files, main, manifests, push
+
+REPOSITORY = "registry.example.com/team/dbtunnel"
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yaml"))
+WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/release.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a release."""
+    directory = tmp_path_factory.mktemp("release") / "files"
+    files(directory, REPOSITORY)
+    return directory
+
+
+def archive(made: Path) -> Path:
+    return made / f"dbtunnel-operator-{__version__}.tgz"
+
+
+def images(documents: list[Any]) -> set[str]:
+    """Those that the documents name, in containers and settings."""
+    return set(re.findall(r'"(?:image|value)": "([^"]+/dbtunnel:[^"]+)"', json.dumps(documents)))
+
+
+# --- the files --------------------------------------------------------------------------------------------------
+
+
+def test_a_release_has_these_files(made: Path) -> None:
+    assert {path.name for path in made.iterdir()} == {
+        archive(made).name,
+        "install.yaml",
+        "sbom.cdx.json",
+        "SHA256SUMS",
+    }
+    assert run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=made).count(": OK\n") == 3
+
+
+def test_the_packaged_chart_is_the_chart_with_the_image_of_the_release(made: Path) -> None:
+    packaged = helm("template", RELEASE, str(archive(made)), "--namespace", NAMESPACE).stdout
+    documents = [one for one in yaml.safe_load_all(packaged) if one]
+
+    assert images(documents) == {f"{REPOSITORY}:{__version__}"}
+    assert documents == render({"image": {"repository": REPOSITORY}}, release=RELEASE)
+    assert helm("lint", "--strict", str(archive(made))).returncode == 0
+
+
+def test_the_manifests_are_what_the_chart_renders_and_its_namespace_first(made: Path) -> None:
+    first, *rest = [one for one in yaml.safe_load_all((made / "install.yaml").read_text()) if one]
+
+    assert (first["kind"], first["metadata"]["name"]) == ("Namespace", NAMESPACE)
+    assert rest == render({"image": {"repository": REPOSITORY}}, release=RELEASE)
+    assert {"CustomResourceDefinition", "Deployment"} <= {one["kind"] for one in rest}
+
+
+def test_the_manifests_are_the_same_each_time() -> None:
+    assert manifests() == manifests()
+
+
+def test_the_bill_of_materials_names_every_pinned_package(made: Path) -> None:
+    bill = json.loads((made / "sbom.cdx.json").read_text())
+    pinned = set(re.findall(r"^(\S+)==(\S+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+
+    assert (bill["bomFormat"], bill["metadata"]["component"]["version"]) == ("CycloneDX", __version__)
+    assert {(one["name"], one["version"]) for one in bill["components"]} == pinned
+    assert all(one["purl"] == f"pkg:pypi/{one['name']}@{one['version']}" for one in bill["components"])
+
+
+# --- the registry -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`HOST:PORT` of a registry."""
+    with registry(tmp_path_factory.mktemp("registry")) as address:
+        yield address
+
+
+def test_the_chart_comes_from_a_registry_as_it_was_pushed(made: Path, address: str, tmp_path: Path) -> None:
+    digest = push(archive(made), f"oci://{address}/charts", "--plain-http")
+
+    chart = f"oci://{address}/charts/dbtunnel-operator"
+    pulled = helm("pull", f"{chart}@{digest}", "--plain-http", "--destination", str(tmp_path))
+    assert pulled.returncode == 0, pulled.stderr
+    (got,) = tmp_path.glob("*.tgz")
+    assert got.read_bytes() == archive(made).read_bytes()
+    shown = helm("show", "chart", chart, "--version", "0.1.x", "--plain-http").stdout
+    assert yaml.safe_load(shown)["version"] == __version__, "a range of versions finds it, as Flux asks for it"
+
+
+def test_a_registry_that_is_away_is_told(made: Path) -> None:
+    with pytest.raises(ReleaseError, match="helm push"):
+        push(archive(made), f"oci://127.0.0.1:{free_port()}/charts", "--plain-http")
+
+
+# --- the check --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """The files that say a version, as at a release."""
+    (tmp_path / "charts").mkdir()
+    shutil.copytree(ROOT / "charts/dbtunnel-operator", tmp_path / "charts/dbtunnel-operator")
+    (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n## {__version__} - 2027-01-01\n")
+    return tmp_path
+
+
+def test_a_tag_that_fits_everything_is_released(tree: Path) -> None:
+    check(f"v{__version__}", tree)
+
+
+@pytest.mark.parametrize("tag", ["v9.9.9", __version__, f"v{__version__}-1"])
+def test_a_tag_of_another_version_is_not_released(tree: Path, tag: str) -> None:
+    with pytest.raises(ReleaseError, match="change one of them"):
+        check(tag, tree)
+
+
+def test_a_chart_of_another_version_is_not_released(tree: Path) -> None:
+    chart = tree / "charts/dbtunnel-operator/Chart.yaml"
+    chart.write_text(chart.read_text().replace(f"appVersion: {__version__}", "appVersion: 0.0.9"))
+    with pytest.raises(ReleaseError, match=r"the chart's appVersion has version 0\.0\.9"):
+        check(f"v{__version__}", tree)
+
+
+def test_a_version_that_the_changelog_does_not_tell_of_is_not_released(tree: Path) -> None:
+    (tree / "CHANGELOG.md").write_text("# Changelog\n\n## Unreleased\n")
+    with pytest.raises(ReleaseError, match="no section"):
+        check(f"v{__version__}", tree)
+
+
+def test_the_command_says_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "v9.9.9"]) == 1
+    assert "the tag is v9.9.9, the package has version" in capsys.readouterr().err
+
+
+# --- the workflow -----------------------------------------------------------------------------------------------
+
+
+def lint(path: Path) -> subprocess.CompletedProcess[str]:
+    """What actionlint says of a workflow; without the programs that it may call where they are there."""
+    command = [str(binary("actionlint")), "-shellcheck=", "-pyflakes=", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_the_workflows_are_valid(path: Path) -> None:
+    done = lint(path)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_an_error_in_a_workflow_would_be_found(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text((ROOT / ".github/workflows/release.yaml").read_text().replace("outputs.digest }}", "output.x }}"))
+    assert 'property "output" is not defined' in lint(wrong).stdout
+
+
+def commands(job: str) -> list[str]:
+    return [step["run"] for step in WORKFLOW["jobs"][job]["steps"] if "run" in step]
+
+
+def test_the_workflow_runs_what_is_tested_here() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    made = [command.split()[1] for job in WORKFLOW["jobs"] for command in commands(job) if command.startswith("make ")]
+
+    assert made == ["release-check", "release-files"]
+    assert set(made) <= targets
+    assert any("tests.support.release push" in command for command in commands("chart"))
+
+
+def test_every_artifact_is_signed_by_digest_and_has_its_provenance() -> None:
+    text = json.dumps(WORKFLOW)
+    build = next(one["with"] for one in WORKFLOW["jobs"]["image"]["steps"] if one.get("id") == "build")
+
+    assert build["platforms"] == "linux/amd64,linux/arm64"
+    assert (build["sbom"], build["provenance"]) == (True, "mode=max")
+    assert re.findall(r'cosign sign --yes \\"\$(\S+)@\$DIGEST', text) == ["IMAGE", "CHARTS/dbtunnel-operator"]
+    assert text.count("actions/attest-build-provenance@") == 2
+
+
+def test_only_jobs_that_write_may_write() -> None:
+    assert WORKFLOW["permissions"] == {"contents": "read"}
+    assert WORKFLOW["jobs"]["image"]["permissions"]["contents"] == "read"
