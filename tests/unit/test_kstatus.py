@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dbtunnel.api.conditions import LAYERS, ConditionType
+from dbtunnel.api.crd import resource_schema
 from dbtunnel.api.forwarder import ForwarderStatus, LayerFact
 from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.api.status import DatabaseTunnelStatus
@@ -78,9 +79,14 @@ def test_a_spec_that_cannot_be_read_is_failed_at_once() -> None:
     assert judged(rejected(3, DatabaseTunnelStatus(), "spec: no", NOW)) is Verdict.FAILED
 
 
-def test_a_tunnel_without_a_status_is_what_must_not_be_seen() -> None:
-    """kstatus takes an object without conditions for done: so Ready is written before anything else."""
+def test_a_tunnel_that_no_operator_has_seen_is_in_progress() -> None:
+    """kstatus takes an object without a status for done: so the definition gives each one a status."""
     assert verdict(manifest()) is Verdict.CURRENT
+    default = resource_schema()["properties"]["status"]["default"]
+    assert verdict(manifest(None, default)) is Verdict.IN_PROGRESS
+
+
+def test_the_first_status_has_every_condition() -> None:
     assert {one.type for one in after(None, 0).conditions or ()} == set(ConditionType)
 
 

@@ -17,6 +17,10 @@ _NOT_STRUCTURAL = frozenset({"title", "propertyNames"})
 
 _READY = '.status.conditions[?(@.type=="Ready")]'
 
+_NOT_SEEN_YET = {"observedGeneration": -1}
+"""The status of a tunnel before the operator's first write: what waits by kstatus takes an object without a status for
+done, and one whose generation was not observed for one in progress."""
+
 
 def crd() -> Schema:
     """The CustomResourceDefinition of DatabaseTunnel."""
@@ -54,7 +58,7 @@ def resource_schema() -> Schema:
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
             "spec": model_schema(DatabaseTunnelSpec),
-            "status": model_schema(DatabaseTunnelStatus),
+            "status": {**model_schema(DatabaseTunnelStatus), "default": _NOT_SEEN_YET},
         },
         **cast(Schema, DatabaseTunnel.model_config["json_schema_extra"]),
     }

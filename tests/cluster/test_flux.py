@@ -1,0 +1,159 @@
+"""Tunnels under Flux, and under Helm's --wait: both wait by kstatus, whose verdict on every version is looked at."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.bastion import Bastion
+from tests.support.binaries import binary
+from tests.support.cluster import Cluster, ClusterError
+from tests.support.installation import helm
+from tests.support.kstatus import ExpressionError, Verdict, verdict
+from tests.support.processes import ROOT
+from tests.support.tunnels import Manifest, condition, example, patch, wait_for_ready, wait_for_reason
+from tests.support.watched import Watch
+
+EXAMPLES = ROOT / "examples" / "flux"
+NAME = "kept"
+
+IN_PROGRESS, CURRENT, FAILED, TERMINATING = (
+    Verdict.IN_PROGRESS,
+    Verdict.CURRENT,
+    Verdict.FAILED,
+    Verdict.TERMINATING,
+)
+
+
+def documents() -> list[Manifest]:
+    """Those of the examples."""
+    return [one for path in sorted(EXAMPLES.glob("*.yaml")) for one in yaml.safe_load_all(path.read_text())]
+
+
+def expressions() -> Mapping[str, str]:
+    """How the example judges tunnels."""
+    (found,) = (one for all in documents() for one in all["spec"].get("healthCheckExprs", ()))
+    return dict(found)
+
+
+def by_expressions(version: Manifest) -> Verdict:
+    """Flux goes on waiting where an expression does not fit yet."""
+    try:
+        return verdict(version, expressions())
+    except ExpressionError:
+        return IN_PROGRESS
+
+
+def steps(verdicts: list[Verdict]) -> list[Verdict]:
+    """Without repetitions."""
+    return [one for number, one in enumerate(verdicts) if number == 0 or verdicts[number - 1] != one]
+
+
+# --- a tunnel's life ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chart(tmp_path: Path, shop: str, bastion: Bastion) -> Path:
+    """A team's chart that has a tunnel."""
+    manifest = example(shop, "orders")
+    manifest["metadata"]["name"] = NAME
+    pins = {"fingerprints": list(bastion.fingerprints.values())}
+    manifest["spec"]["tunnel"] |= {"host": bastion.host, "port": bastion.port, "hostKey": pins}
+    (tmp_path / "chart/templates").mkdir(parents=True)
+    (tmp_path / "chart/Chart.yaml").write_text("apiVersion: v2\nname: team\nversion: 0.1.0\n")
+    (tmp_path / "chart/templates/tunnel.yaml").write_text(yaml.safe_dump(manifest))
+    return tmp_path / "chart"
+
+
+def test_what_waits_by_kstatus_waits_as_long_as_it_should(
+    installed: Cluster, shop: str, bastion: Bastion, chart: Path, tmp_path: Path
+) -> None:
+    release, resource = (NAME, "--namespace", shop), f"databasetunnel/{NAME}"
+    seen: dict[str, list[Manifest]] = {}
+    with Watch(installed, shop, NAME, tmp_path / "watch.log") as watch:
+
+        def phase(name: str, act: Callable[[], object]) -> None:
+            before = len(watch.versions)
+            act()
+            seen[name] = watch.versions[before:]
+
+        def fail() -> None:
+            bastion.replace_host_keys()
+            bastion.kill_sessions()
+            wait_for_reason(installed, shop, NAME, "HostKeyMismatch")
+
+        def mend() -> None:
+            pins = {"fingerprints": list(bastion.fingerprints.values())}
+            patch(installed, shop, resource, {"spec": {"tunnel": {"hostKey": pins}}})
+            wait_for_ready(installed, shop, NAME)
+
+        def suspend(value: bool) -> None:
+            patch(installed, shop, resource, {"spec": {"suspend": value}})
+            (wait_for_reason(installed, shop, NAME, "Suspended") if value else wait_for_ready(installed, shop, NAME))
+
+        phase("created", lambda: helm(installed, "install", *release, str(chart), "--wait", "--timeout", "60s"))
+        assert condition(installed, shop, "Ready", NAME)["status"] == "True", "helm has waited for it"
+        phase("failed", fail)
+        phase("mended", mend)
+        phase("suspended", lambda: suspend(True))
+        phase("resumed", lambda: suspend(False))
+        phase("deleted", lambda: helm(installed, "uninstall", *release, "--cascade", "foreground", "--wait"))
+
+    judged = {name: steps([verdict(one) for one in versions]) for name, versions in seen.items()}
+    assert judged["created"] == [IN_PROGRESS, CURRENT]
+    assert judged["failed"][-1] is FAILED
+    assert judged["mended"][-2:] == [IN_PROGRESS, CURRENT]
+    assert judged["suspended"] == [IN_PROGRESS], "kstatus knows no rest: it waits until the timeout"
+    assert judged["resumed"] == [IN_PROGRESS, CURRENT]
+    assert judged["deleted"][-1] is TERMINATING
+
+    told = {name: steps([by_expressions(one) for one in versions]) for name, versions in seen.items()}
+    assert told["suspended"][-1] is CURRENT, "the example's expressions do"
+    assert {**told, "suspended": [], "deleted": []} == {**judged, "suspended": [], "deleted": []}
+    assert "conditions" not in seen["created"][0]["status"], (
+        "the definition's default, before the operator's first write"
+    )
+
+
+def test_helm_fails_where_a_tunnel_does(installed: Cluster, shop: str, bastion: Bastion, chart: Path) -> None:
+    bastion.replace_host_keys()
+
+    with pytest.raises(ClusterError, match=f"DatabaseTunnel/{shop}/{NAME}"):
+        helm(installed, "install", "failing", "--namespace", shop, str(chart), "--wait", "--timeout", "5s")
+
+    helm(installed, "uninstall", "failing", "--namespace", shop)
+
+
+# --- the examples -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def flux(cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster with Flux's definitions and no Flux."""
+    given = [str(binary(f"{name}-crds.yaml")) for name in ("kustomize-controller", "source-controller")]
+    files = [word for path in given for word in ("-f", path)]
+    cluster.kubectl("create", *files)
+    cluster.kubectl("wait", "--for=condition=Established", *files, "--timeout=20s")
+    cluster.kubectl("create", "namespace", "flux-system")
+    yield cluster
+    cluster.kubectl("delete", "namespace", "flux-system", "--wait=false")
+    cluster.kubectl("delete", *files, "--wait=false")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [one for one in documents() if one["kind"] != "HelmRelease"],
+    ids=lambda one: f"{one['kind']}-{one['metadata']['name']}",
+)
+def test_flux_s_definitions_admit_the_example(flux: Cluster, document: Manifest) -> None:
+    """The definition of a HelmRelease is not to be had; tests/unit/test_flux.py reads it by its controller's types."""
+    said = flux.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", input=yaml.safe_dump(document))
+    assert said.endswith("created (server dry run)\n")
+
+
+def test_flux_s_definitions_would_refuse_a_typing_error(flux: Cluster) -> None:
+    (document, *_) = (one for one in documents() if one["kind"] == "Kustomization")
+    wrong = {**document, "spec": {**document["spec"], "healthCheckExpr": []}}
+    with pytest.raises(ClusterError, match=r'unknown field "spec\.healthCheckExpr"'):
+        flux.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", input=yaml.safe_dump(wrong))
