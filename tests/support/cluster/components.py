@@ -7,6 +7,9 @@ from tests.support.cluster.images import BUSYBOX_IMAGE
 
 Layout = Mapping[str, str]
 
+_QUEUE = 100
+"""Number of the queue in which packets wait for a verdict on them."""
+
 
 def commands(layout: Layout, programs: Mapping[str, str]) -> dict[str, list[str]]:
     """Each component's command line, in the order in which they start."""
@@ -46,8 +49,25 @@ def commands(layout: Layout, programs: Mapping[str, str]) -> dict[str, list[str]
             f"--node-ip={layout['node']}",
         ],
         "kube-proxy": [programs["kube-proxy"], f"--config={directory}/kube-proxy.yaml"],
+        "netpol": [programs["netpol"], f"--kubeconfig={pki}/netpol.kubeconfig", "--node=node", f"--queue={_QUEUE}"],
         "coredns": [programs["coredns"], "-conf", f"{directory}/Corefile"],
     }
+
+
+def diversions(layout: Layout) -> list[list[str]]:
+    """Rules of iptables' chain mangle/POSTROUTING: which packets need a verdict by the NetworkPolicies.
+
+    There a packet to a Service has the address of its pod already, and its sender's own. A connection that a policy no
+    longer admits is cut: every packet to a pod is asked about, but for answers. One that leaves the cluster's pods is
+    asked about once. The node's own programs reach every pod, as the kubelet's probes must.
+    """
+    verdict = ["-j", "NFQUEUE", "--queue-num", str(_QUEUE), "--queue-bypass"]
+    pods = layout["pods"]
+    return [
+        ["-m", "owner", "--uid-owner", "0", "-j", "ACCEPT"],
+        ["-d", pods, "-m", "conntrack", "--ctdir", "ORIGINAL", *verdict],
+        ["-s", pods, "!", "-d", pods, "-m", "conntrack", "--ctstate", "NEW", *verdict],
+    ]
 
 
 def _api_server(layout: Layout, pki: str) -> list[str]:

@@ -5,7 +5,8 @@ whatever reason, the kernel ends all others and removes the network with its fir
 another cluster on the machine can be touched, and nothing that runs inside can reach anything but this machine.
 What it leaves are empty control groups and its directory; the next start of any, and its own `stop`, remove them.
 
-Pods get veth pairs that are routed, not bridged. Nothing here enforces a NetworkPolicy; kind's own network does.
+Pods get veth pairs that are routed, not bridged. NetworkPolicies are enforced by the engine that kind's own network
+has.
 """
 
 import contextlib
@@ -43,13 +44,14 @@ PROGRAMS = (
     "kube-proxy",
     "kubectl",
     "coredns",
+    "netpol",
 )
 
 PACKAGES = {
     "containerd": "runs the local cluster's containers",
     "runc": "runs the local cluster's containers",
     "containernetworking-plugins": "gives the local cluster's pods their network",
-    "iptables": "the local cluster's Services",
+    "iptables": "the local cluster's Services and NetworkPolicies",
     "conntrack": "the local cluster's Services",
     "iproute2": "the local cluster's network",
 }
@@ -167,6 +169,7 @@ class LocalCluster(Cluster):
             "kube-scheduler": ("system:kube-scheduler", []),
             "kube-proxy": ("system:kube-proxy", []),
             "kubelet": ("system:node:node", ["system:nodes"]),
+            "netpol": ("netpol", ["system:masters"]),
         }
         for name, (user, groups) in users.items():
             authority.kubeconfig(name, server, user, groups)

@@ -19,6 +19,7 @@ from tests.support.cluster.components import (
     commands,
     containerd_config,
     coredns_config,
+    diversions,
     kubelet_config,
     proxy_config,
 )
@@ -79,6 +80,8 @@ class Node:
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
         # what is sent to a Service that kube-proxy does not know (yet) is refused here and goes nowhere
         _run("ip", "route", "add", "unreachable", self.layout["services"])
+        for rule in diversions(self.layout):
+            _run("iptables", "--wait", "--table", "mangle", "--append", "POSTROUTING", *rule)
 
     def _api_is_ready(self) -> bool:
         return _succeeds(

@@ -1,0 +1,143 @@
+"""`spec.access` on a network that enforces NetworkPolicies: who reaches a tunnel, and what becomes of it unheard."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from dbtunnel.api.forwarder import ADMIN_PORT
+from dbtunnel.api.reasons import Reason
+from tests.support.clients import POD, Endpoint, first_query, query, start_client
+from tests.support.cluster import Cluster, ClusterError
+from tests.support.installation import NAMESPACE
+from tests.support.private_network import AUTHORITY, config_map
+from tests.support.processes import wait_until
+from tests.support.traffic import Traffic, target_of
+from tests.support.tunnels import (
+    Manifest,
+    apply,
+    condition,
+    make_namespace,
+    patch,
+    pods,
+    start_tunnel,
+    wait_for_ready,
+)
+
+TUNNEL = "databasetunnel/orders"
+SELECT = ["-Atc", "select 'served'"]
+
+
+@pytest.fixture(scope="module")
+def elsewhere(installed: Cluster, client_image: str) -> Iterator[str]:
+    """Another namespace, with a pod of clients."""
+    name = make_namespace(installed, "elsewhere")
+    apply(installed, config_map(name, AUTHORITY, {}))
+    start_client(installed, name, client_image)
+    yield name
+    installed.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def tunnel(installed: Cluster, shop: str) -> Manifest:
+    """A tunnel that works: so the operator reaches the port that every policy keeps for it."""
+    return start_tunnel(installed, shop, "orders")
+
+
+def served(cluster: Cluster, namespace: str, endpoint: Endpoint) -> bool:
+    """Whether the namespace's pod of clients is; a refused one waits for nothing."""
+    try:
+        return query(cluster, namespace, ["psql", f"{target_of(endpoint)} connect_timeout=2", *SELECT]) == "served\n"
+    except ClusterError as error:
+        if "timeout expired" in str(error):
+            return False
+        raise
+
+
+def wait_for_served(cluster: Cluster, endpoint: Endpoint, wanted: dict[str, bool]) -> None:
+    """Networks follow a policy in their own time."""
+
+    def found() -> dict[str, bool]:
+        return {namespace: served(cluster, namespace, endpoint) for namespace in wanted}
+
+    wait_until(lambda: found() == wanted, f"who is served: {wanted}", 30, describe=found)
+
+
+def set_access(cluster: Cluster, namespace: str, policy: str, *peers: dict[str, Any]) -> None:
+    patch(cluster, namespace, TUNNEL, {"spec": {"access": {"policy": policy, "from": list(peers) or None}}})
+
+
+def test_pods_of_the_tunnels_namespace_alone_are_served(
+    installed: Cluster, shop: str, elsewhere: str, tunnel: Manifest
+) -> None:
+    endpoint = Endpoint.of(tunnel)
+    first_query(installed, shop, ["psql", target_of(endpoint), *SELECT])
+
+    wait_for_served(installed, endpoint, {shop: True, elsewhere: False})
+
+
+def test_no_application_reaches_the_admin_port(installed: Cluster, shop: str, elsewhere: str, tunnel: Manifest) -> None:
+    (pod,) = pods(installed, shop, "orders")
+    address = installed.get("pod", pod, "-n", shop)["status"]["podIP"]
+    program = f"import socket; socket.create_connection(('{address}', {ADMIN_PORT}), 2)"
+
+    for namespace in (shop, elsewhere):
+        with pytest.raises(ClusterError, match="TimeoutError"):
+            query(installed, namespace, ["python", "-c", program])
+
+
+def test_selected_pods_alone_are_served(installed: Cluster, shop: str, elsewhere: str, tunnel: Manifest) -> None:
+    there = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": elsewhere}}}
+    chosen = {"podSelector": {"matchLabels": {"uses": "orders"}}}
+    set_access(installed, shop, "Selected", {**there, **chosen})
+    wait_for_served(installed, Endpoint.of(tunnel), {shop: False, elsewhere: False})
+
+    installed.kubectl("label", "pod", POD, "uses=orders", "-n", elsewhere)
+    wait_for_served(installed, Endpoint.of(tunnel), {shop: False, elsewhere: True})
+    installed.kubectl("label", "pod", POD, "uses-", "-n", elsewhere)
+
+
+def test_every_pod_is_served_where_access_is_unrestricted(
+    installed: Cluster, shop: str, elsewhere: str, tunnel: Manifest
+) -> None:
+    set_access(installed, shop, "Unrestricted")
+    wait_for_served(installed, Endpoint.of(tunnel), {shop: True, elsewhere: True})
+    set_access(installed, shop, "SameNamespace")
+    wait_for_served(installed, Endpoint.of(tunnel), {shop: True, elsewhere: False})
+
+
+def cut_off(cluster: Cluster) -> Manifest:
+    """A policy of the operator's own namespace: it reaches the API server and nothing else."""
+    slices = cluster.get("endpointslices", "-n", "default", "-l", "kubernetes.io/service-name=kubernetes")["items"]
+    addresses = [one for slice in slices for endpoint in slice["endpoints"] for one in endpoint["addresses"]]
+    peers = [{"ipBlock": {"cidr": f"{address}/32"}} for address in addresses]
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "cut-off", "namespace": NAMESPACE},
+        "spec": {"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"to": peers}]},
+    }
+
+
+def test_an_operator_that_is_cut_off_says_so_and_sessions_go_on(
+    installed: Cluster, shop: str, tunnel: Manifest
+) -> None:
+    with Traffic(installed, shop, Endpoint.of(tunnel)) as traffic:
+        apply(installed, cut_off(installed))
+        try:
+            # a poll that is under way may still be answered: a new operator has none
+            installed.kubectl("delete", "pod", "-n", NAMESPACE, "--all", "--wait=false")
+            wait_until(
+                lambda: condition(installed, shop, "WorkloadReady").get("reason") == Reason.FORWARDER_UNREACHABLE,
+                "the reason",
+                90,
+                interval_seconds=0.5,
+                describe=lambda: condition(installed, shop, "WorkloadReady"),
+            )
+            assert "NetworkPolicy" in condition(installed, shop, "WorkloadReady")["message"]
+        finally:
+            installed.kubectl("delete", "networkpolicy", "cut-off", "-n", NAMESPACE)
+        wait_for_ready(installed, shop, "orders")
+
+    assert traffic.outcome.errors == []
+    assert traffic.outcome.served > 100
