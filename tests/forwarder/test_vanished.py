@@ -156,8 +156,12 @@ def check_fallback_serves(far: FarBastion, lost: list[Session], served: int) -> 
     assert forwarder.metric("dbtunnel_forwarder_ssh_connects_total") == 2
     assert forwarder.metric('dbtunnel_forwarder_ssh_reconnects_total{reason="KeepaliveUnanswered"}') == 1
     assert forwarder.metric('dbtunnel_forwarder_clients_refused_total{reason="Parking"}') == 0
-    ends = Counter(one["how"] for one in forwarder.events() if one["event"] == "session ended")
-    assert (ends["SSH connection lost"], ends.total()) == (len(lost), len(lost) + served)
+
+    def ends() -> Counter[str]:
+        return Counter(one["how"] for one in forwarder.events() if one["event"] == "session ended")
+
+    wait_until(lambda: ends().total() == len(lost) + served, "the end of each session to be told")
+    assert ends()["SSH connection lost"] == len(lost)
 
 
 # --- the forwarder's node ---------------------------------------------------------------------------------------------
