@@ -155,7 +155,7 @@ def test_a_login_gets_no_further_than_the_reserve(
     connect_postgres(forwarder.port).close()
 
 
-def test_who_comes_to_kill_a_statement_of_mysql_does_not_stay(
+def test_who_comes_to_kill_a_statement_of_mysql_does_not_stay_and_others_are_told_the_limit(
     start_forwarder: StartForwarder, mariadb: MariaDBServer
 ) -> None:
     """What is said in a session of MySQL is not looked into: a guest has some seconds for whatever it does."""
@@ -163,8 +163,10 @@ def test_who_comes_to_kill_a_statement_of_mysql_does_not_stay(
     forwarder.wait_for("database", "NotProbed")
     with connect_mysql(forwarder.port) as session:
         guests = [connect_mysql(forwarder.port) for _ in range(2)]
-        with pytest.raises(pymysql.err.OperationalError):
-            connect_mysql(forwarder.port)
+        for _ in range(20):
+            with pytest.raises(pymysql.err.OperationalError, match=r"1040, .Too many connections: the limit"):
+                connect_mysql(forwarder.port)
+        assert forwarder.metric(REFUSED) == 20
         began = time.monotonic()
         with pytest.raises(pymysql.err.OperationalError), guests[0].cursor() as slow:
             slow.execute("select sleep(20)")

@@ -157,10 +157,10 @@ class KnownClient(Client):
         visitors = sum(client.visitor is not None for client in others)
         return Crowd(listener._metrics.get(CLIENTS_PARKED), len(others) - visitors, visitors)
 
-    def refuse(self, how: str = "refused") -> None:
+    def refuse(self, how: str = "refused", *, is_told: bool = False) -> None:
         if not self.is_gone:
             self.refused_at, self.around = now(), self._look_around()
-        super().refuse(how)
+        super().refuse(how, is_told=is_told)
 
     def open_channel(self, link: Any, *arguments: Any) -> None:
         connector = cast(Listener, self._host)._connector

@@ -36,8 +36,7 @@ _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER: closing sends a reset."""
 
 _CLIENT_CLOSED, _CLIENT_RESET = "client closed", "client reset"
-_DATABASE_CLOSED, _CHANNEL_BROKEN = "database closed", "channel broken"
-_CONNECTION_LOST = "SSH connection lost"
+_DATABASE_CLOSED, _CHANNEL_BROKEN, _CONNECTION_LOST = "database closed", "channel broken", "SSH connection lost"
 """How a session ends, as the log tells it."""
 
 
@@ -373,11 +372,12 @@ class Client:
         if self._client_ended and self._database_ended and not self._waiting:
             self._leave()
 
-    def refuse(self, how: str = "refused") -> None:
-        """Ends the connection with a reset, which no client takes for a clean end."""
+    def refuse(self, how: str = "refused", *, is_told: bool = False) -> None:
+        """Ends the connection with a reset, which no client takes for a clean end, unless it has been told."""
         if not self.is_gone:
             self.was_refused = True
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            if not is_told:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._leave(how)
 
     def _note(self, how: str) -> None:

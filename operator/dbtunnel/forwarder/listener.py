@@ -30,7 +30,7 @@ from dbtunnel.forwarder.metrics import (
     Metrics,
 )
 from dbtunnel.forwarder.probes import Prober
-from dbtunnel.forwarder.reserve import VISIT_SECONDS, Visitor, reserve_of
+from dbtunnel.forwarder.reserve import LAST_WORDS, VISIT_SECONDS, Visitor, reserve_of
 from dbtunnel.forwarder.watch import READ, watcher
 
 _LOG = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ class Listener:
             return
         self.empty.clear()
         if self._config.max_clients is not None and not self._admits(client, self._config.max_clients):
-            self._refuse_at_limit(client)
+            self._refuse_at_limit(client, is_told=_says(connected, LAST_WORDS[self._protocol]))
         elif self._speaks_first:
             client.ask()
 
@@ -197,10 +197,10 @@ class Listener:
         if client in self._visitors:
             self._refuse_at_limit(client)
 
-    def _refuse_at_limit(self, client: Client) -> None:
+    def _refuse_at_limit(self, client: Client, *, is_told: bool = False) -> None:
         if self._full_is_told.allows(self._loop.time()):
             event(_LOG, "connection limit reached", level=logging.WARNING, limit=self._config.max_clients)
-        self._refuse(client, _LIMIT)
+        self._refuse(client, _LIMIT, is_told=is_told)
 
     def intrudes(self, client: Client) -> None:
         """As Host."""
@@ -326,10 +326,10 @@ class Listener:
             client.park(parked=False)
             self.wants_channel(client)
 
-    def _refuse(self, client: Client, reason: str) -> None:
+    def _refuse(self, client: Client, reason: str, *, is_told: bool = False) -> None:
         self._metrics.add(CLIENTS_REFUSED, label=reason)
         self._trace("client refused", client, reason=reason)  # a flood of them is counted, not logged
-        client.refuse(reason)
+        client.refuse(reason, is_told=is_told)
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -344,6 +344,14 @@ def listening_socket(host: str, port: int) -> socket.socket:
     for option, value in _KEEPALIVE:
         bound.setsockopt(socket.IPPROTO_TCP, option, value)
     return bound
+
+
+def _says(connected: socket.socket, words: bytes) -> bool:
+    """Tells a client on a fresh connection; False where there is nothing to say, or nobody."""
+    try:
+        return bool(words) and connected.send(words) == len(words)
+    except OSError:
+        return False
 
 
 def _address(host: str, port: int) -> Address:

@@ -10,6 +10,15 @@ from dbtunnel.api.engines import WireProtocol
 VISIT_SECONDS = {WireProtocol.POSTGRESQL: 3, WireProtocol.MYSQL: 10}
 """How long a client is served beyond the limit: a cancel says all at once, MySQL's KILL is a statement of a session."""
 
+_ERROR = b"\xff" + (1040).to_bytes(2, "little") + b"Too many connections: the limit of the tunnel is reached"
+
+LAST_WORDS = {
+    WireProtocol.POSTGRESQL: b"",
+    WireProtocol.MYSQL: len(_ERROR).to_bytes(3, "little") + b"\0" + _ERROR,
+}
+"""What a client hears for which there is no room, instead of a reset: MySQL's error in place of its greeting. Those of
+PostgreSQL ask for TLS first, and show no error that comes before it (libpq since version 17)."""
+
 FIRST_BYTES = 8
 """Bytes of PostgreSQL's first packet that tell what it is: its length, and a code."""
 
