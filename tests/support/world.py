@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from dbtunnel.api.forwarder import ForwarderStatus
 from dbtunnel.api.resource import DatabaseTunnel
+from dbtunnel.api.status import DatabaseTunnelStatus
 from dbtunnel.controller.cluster import Cluster, NamespaceEndingError
 from dbtunnel.controller.forwarders import Forwarders, Target
 from dbtunnel.controller.queue import TunnelKey
@@ -70,7 +71,7 @@ class FakeCluster:
         return self.secret_problem
 
     async def write_status(self, read: Manifest, status: Mapping[str, Any]) -> Manifest:
-        assert merge_patch(read.get("status") or {}, status), "a write that changes nothing"
+        assert merge_patch(DatabaseTunnelStatus.known(read.get("status")).document(), status), "it changes nothing"
         self.done.append("status")
         return self.put("DatabaseTunnel", {**read, "status": dict(status)})
 

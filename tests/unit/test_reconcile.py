@@ -284,6 +284,21 @@ async def test_a_spec_that_cannot_be_read_is_told_and_the_children_stay() -> Non
     assert world.cluster.done == []
 
 
+async def test_what_a_newer_version_wrote_beside_the_status_is_no_difference() -> None:
+    world = await settled()
+    newer = {"status.future": {"binding": "kept"}, "status.endpoint.zone": "a"}
+    world.cluster.put("DatabaseTunnel", changed(world.store.tunnel(KEY) or {}, newer))
+    await world.reconcile(10)
+    assert world.cluster.done == []
+
+
+async def test_a_status_that_cannot_be_read_keeps_no_tunnel_from_being_served() -> None:
+    world = World({"status": {"replicas": "two", "conditions": [{"type": "Ready"}]}})
+    await world.reconcile()
+    assert "ensure" in world.cluster.done
+    assert world.condition("Ready") == ("Unknown", "Progressing")
+
+
 async def test_neither_a_spec_nor_a_status_that_can_be_read() -> None:
     world = World({"spec.engine": "Oracle", "status": {"hops": [{"port": "twenty-two"}]}})
     await world.reconcile()

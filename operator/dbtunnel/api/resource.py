@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from dbtunnel.api.base import ApiModel, cel_rules
 from dbtunnel.api.rules import RESOURCE_NAME_RULE
@@ -41,6 +41,12 @@ class DatabaseTunnel(ApiModel):
     """What the tunnel should be."""
     status: DatabaseTunnelStatus = DatabaseTunnelStatus()
     """What is the case; written by the operator."""
+
+    @field_validator("status", mode="before")
+    @classmethod
+    def _known(cls, status: Any) -> Any:
+        """A status of another version is no reason not to serve its tunnel."""
+        return DatabaseTunnelStatus.known(status) if isinstance(status, Mapping) else status
 
     @model_validator(mode="after")
     def _name(self) -> Self:

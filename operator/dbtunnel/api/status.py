@@ -4,9 +4,10 @@ No field is required and no value is an enumeration, except in a Condition, so t
 never rejects a status.
 """
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
 
 from dbtunnel.api.base import ApiModel
 
@@ -158,3 +159,13 @@ class DatabaseTunnelStatus(ApiModel):
     """The last transition of Ready to False."""
     binding: Binding | None = None
     """Where `spec.serviceBinding` is Enabled: what workloads bind to."""
+
+    @classmethod
+    def known(cls, document: Mapping[str, Any] | None) -> Self:
+        """What this version knows of a status. Of one that another version wrote, fields that are not known here are
+        left out, and one that breaks this version's rules counts as none.
+        """
+        try:
+            return cls.model_validate(document or {})
+        except ValidationError:
+            return cls()

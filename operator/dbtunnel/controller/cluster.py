@@ -7,6 +7,7 @@ from typing import Any
 
 from dbtunnel.api.reasons import Reason
 from dbtunnel.api.resource import DatabaseTunnel
+from dbtunnel.api.status import DatabaseTunnelStatus
 from dbtunnel.controller.client import (
     CHILD_KINDS,
     DEPLOYMENT,
@@ -180,11 +181,14 @@ class Cluster:
     # --- status and pods ------------------------------------------------------------------------------------------
 
     async def write_status(self, manifest: Manifest, status: Mapping[str, Any]) -> Manifest:
-        """Writes what differs, onto the version that was read and no other. Returns the tunnel with it."""
-        metadata = manifest["metadata"]
+        """Writes what differs, onto the version that was read and no other. Returns the tunnel with it.
+
+        What a newer version wrote beside it, in fields that this one does not know, stays.
+        """
+        metadata, known = manifest["metadata"], DatabaseTunnelStatus.known(manifest.get("status"))
         change = {
             "metadata": {"resourceVersion": metadata["resourceVersion"]},
-            "status": merge_patch(manifest.get("status") or {}, status),
+            "status": merge_patch(known.document(), status),
         }
         answer = await self._client.patch(TUNNEL, metadata["namespace"], metadata["name"], change, "status")
         self._store.put(TUNNEL.name, answer)

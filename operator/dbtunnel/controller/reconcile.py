@@ -133,11 +133,7 @@ class Reconciler:
         return installation if desired_hash(deployment) == written else wanted
 
     async def _reject(self, key: TunnelKey, manifest: Manifest, error: ValidationError, now: datetime) -> None:
-        metadata = manifest["metadata"]
-        try:
-            previous = DatabaseTunnelStatus.model_validate(manifest.get("status") or {})
-        except ValidationError:
-            previous = DatabaseTunnelStatus()
+        metadata, previous = manifest["metadata"], DatabaseTunnelStatus.known(manifest.get("status"))
         problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         await self._publish(key, manifest, rejected(metadata.get("generation", 0), previous, problems, now), now)
 
@@ -206,7 +202,7 @@ class Reconciler:
         if current is None or version(current) != version(manifest):
             # whatever changed it has asked for another reconcile
             return None
-        before, after = manifest.get("status") or {}, status.document()
+        before, after = DatabaseTunnelStatus.known(manifest.get("status")).document(), status.document()
         if not merge_patch(before, after):
             self._unsettled.pop(key, None)
             return None

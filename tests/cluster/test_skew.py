@@ -1,0 +1,129 @@
+"""An operator beside a definition of another version: no status is lost, and nothing is written again and again."""
+
+import json
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import yaml
+
+from dbtunnel.api.crd import crd
+from tests.support.cluster import Cluster, ClusterError
+from tests.support.operator import Operator, lone_operator
+from tests.support.processes import wait_until
+from tests.support.tunnels import (
+    Manifest,
+    apply,
+    condition,
+    failure,
+    find,
+    patch,
+    tunnel_manifest,
+    wait_for_children,
+)
+
+EGRESS = "203.0.113.7"
+OTHER_ENGINE = "Oracle"
+
+
+@pytest.fixture(scope="module")
+def own(crd_installed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    """An operator whose statuses have an optional field."""
+    with lone_operator(crd_installed, tmp_path_factory.mktemp("own"), egress_addresses=EGRESS) as operator:
+        yield operator
+        define(crd_installed, lambda _: None)
+        assert operator.faults() == []
+
+
+def define(cluster: Cluster, change: Callable[[dict[str, Any]], object]) -> None:
+    """Replaces the definition's schema by a changed one."""
+    definition = deepcopy(crd())
+    change(definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"])
+    text = json.dumps(definition["spec"])
+    cluster.kubectl("patch", "crd", definition["metadata"]["name"], "--type=merge", "-p", f'{{"spec": {text}}}')
+
+
+def older(schema: dict[str, Any]) -> None:
+    """One field of the status, one of the spec and one engine are not there yet."""
+    del schema["status"]["properties"]["egressAddresses"]
+    del schema["spec"]["properties"]["probe"]
+    schema["spec"]["properties"]["engine"]["enum"].remove("AlloyDB")
+
+
+def newer(schema: dict[str, Any]) -> None:
+    """Some fields of the status and one engine are there that this version knows nothing of."""
+    schema["status"]["properties"]["future"] = {"type": "object", "properties": {"name": {"type": "string"}}}
+    schema["status"]["properties"]["endpoint"]["properties"]["zone"] = {"type": "string"}
+    schema["spec"]["properties"]["engine"]["enum"].append(OTHER_ENGINE)
+
+
+def is_refused(cluster: Cluster, engine: str) -> bool:
+    try:
+        manifest = tunnel_manifest("default", "probe", engine=engine)
+        cluster.kubectl("create", "--dry-run=server", "-f", "-", input=yaml.safe_dump(manifest))
+    except ClusterError:
+        return True
+    return False
+
+
+def status(cluster: Cluster, namespace: str) -> Manifest:
+    found: Manifest = (find(cluster, namespace, "databasetunnel/orders") or {}).get("status", {})
+    return found
+
+
+def test_a_newer_operator_beside_an_older_definition(own: Operator, namespace: str) -> None:
+    cluster = own.cluster
+    define(cluster, older)
+    wait_until(lambda: is_refused(cluster, "AlloyDB"), "the older definition")
+    apply(cluster, tunnel_manifest(namespace))
+    wait_until(lambda: failure(cluster, namespace, "ImagePullFailed"), "its failure, told", 40)
+    writes = own.wait_until_quiet(namespace, seconds=4)
+    before = status(cluster, namespace)
+
+    assert "egressAddresses" not in before
+    assert {"conditions", "endpoint", "hops", "observedGeneration", "lastFailure"} <= set(before)
+    told = [one for one in writes if "status" in one]
+    print(f"\nbeside an older definition: {len(told)} writes of the status until it rests")
+    assert len(told) <= 6, "what is pruned is not written again and again"
+    define(cluster, lambda _: None)
+    wait_until(lambda: not is_refused(cluster, "AlloyDB"), "the definition of this version")
+    cluster.kubectl("annotate", "databasetunnel", "orders", "-n", namespace, "example.com/look=again")
+    after = wait_until(lambda: _with_egress(cluster, namespace), "the field that could not be kept")
+    assert {key: after[key] for key in before} == before
+
+
+def _with_egress(cluster: Cluster, namespace: str) -> Manifest:
+    found = status(cluster, namespace)
+    return found if found.get("egressAddresses") == [EGRESS] else {}
+
+
+def test_an_older_operator_beside_a_newer_definition(own: Operator, namespace: str) -> None:
+    cluster = own.cluster
+    define(cluster, newer)
+    wait_until(lambda: not is_refused(cluster, OTHER_ENGINE), "the newer definition")
+    apply(cluster, tunnel_manifest(namespace))
+    wait_for_children(cluster, namespace)
+    wait_until(lambda: failure(cluster, namespace, "ImagePullFailed"), "its failure, told", 40)
+    own.wait_until_quiet(namespace)
+    written = {"future": {"name": "kept"}, "endpoint": {"zone": "a"}}
+    change = json.dumps({"status": written})
+    options = ("--subresource=status", "--type=merge", "-p", change)
+    cluster.kubectl("patch", "databasetunnel", "orders", "-n", namespace, *options)
+    deployment = find(cluster, namespace, "deployment/orders-tunnel") or {}
+
+    patch(cluster, namespace, "databasetunnel/orders", {"spec": {"engine": OTHER_ENGINE}})
+    wait_until(lambda: failure(cluster, namespace, "Rejected"), "Rejected")
+    refused = status(cluster, namespace)
+    assert "spec.engine: Input should be 'PostgreSQL'" in condition(cluster, namespace, "Ready")["message"]
+    assert refused["future"] == written["future"]
+    assert refused["endpoint"]["zone"] == "a"
+    assert refused["endpoint"]["host"] == f"orders.{namespace}.svc"
+    own.wait_until_quiet(namespace)
+    now = find(cluster, namespace, "deployment/orders-tunnel") or {}
+    assert now["metadata"]["generation"] == deployment["metadata"]["generation"], "what runs goes on"
+
+    patch(cluster, namespace, "databasetunnel/orders", {"spec": {"engine": "PostgreSQL", "suspend": True}})
+    wait_until(lambda: failure(cluster, namespace, "Suspended"), "Suspended")
+    assert status(cluster, namespace)["future"] == written["future"]
+    assert status(cluster, namespace)["endpoint"]["zone"] == "a"
