@@ -88,16 +88,6 @@ class Client:
         self._metrics = metrics
         self._may_write = may_write
 
-    async def served(self) -> bool:
-        """Whether the API server has DatabaseTunnels."""
-        try:
-            resources = await self._request("GET", f"/apis/{TUNNEL.group_version}")
-        except ApiError as error:
-            if error.status == 404:
-                return False
-            raise
-        return any(resource["name"] == TUNNEL.plural for resource in resources["resources"])
-
     async def get(self, kind: Kind, namespace: str, name: str) -> Manifest | None:
         """An object; None where it does not exist."""
         try:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import NoReturn
 
 import aiohttp
 import kopf
@@ -219,8 +220,8 @@ class Operator:
                     **outcome.fields,
                 )
 
-    async def watch(self) -> None:
-        """Runs Kopf until it is told to end. Raises where a watch ends for good."""
+    async def watch(self) -> NoReturn:
+        """Runs Kopf for ever. Raises NotServedError where a watch ends for good."""
         namespaces = self._settings.namespaces
         port = self._settings.liveness_port
         await kopf.operator(
@@ -232,6 +233,8 @@ class Operator:
             # its own way of finding one fails under a random user id
             identity="operator",  # type: ignore[arg-type]
         )
+        # a watch ends for good where its kind is not served any more, and nowhere else
+        raise NotServedError
 
     def health(self) -> dict[str, float]:
         """For the liveness endpoint. Raises StuckError."""

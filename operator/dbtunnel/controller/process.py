@@ -75,6 +75,8 @@ async def _told_to_end(begun: asyncio.Event) -> None:
                 wait.cancel()
         if told.is_set():
             return
+    # where Kopf ends by itself it cancels tasks that have begun since it did, and the wait above is one
+    await told.wait()
 
 
 def _metrics(metrics: Metrics) -> web.Response:
