@@ -11,6 +11,7 @@ import pytest
 
 from dbtunnel.domain.children import build_deployment, build_network_policy, build_service
 from dbtunnel.domain.names import REFRESH_ANNOTATION
+from dbtunnel.domain.secrets import build_binding, build_key_secret
 from dbtunnel.domain.settings import Installation
 from tests.support.admission import DATABASES, SSH_SERVERS, policies, refusals
 from tests.support.cluster import Cluster, ClusterError
@@ -175,12 +176,8 @@ def deployment(changes: Mapping[str, Any] | None = None, installation: Installat
     return in_default(build_deployment(parsed(changes), installation))
 
 
-def secret() -> Manifest:
-    """As the operator makes it."""
-    labels = {"app.kubernetes.io/managed-by": "dbtunnel-operator", "dbtunnel.dev/tunnel": "orders"}
-    metadata = {"name": "orders-ssh", "namespace": "default", "labels": labels}
-    data = {"ssh-privatekey": "private", "ssh-publickey": "public"}
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "stringData": data}
+KEY = in_default(build_key_secret(parsed(), {"ssh-privatekey": "private", "ssh-publickey": "public"}))
+BINDING = in_default(build_binding(parsed({"serviceBinding": "Enabled"})) or {})
 
 
 def altered(manifest: Manifest, path: str, value: Any) -> Manifest:
@@ -264,26 +261,26 @@ BAD_OTHERS: tuple[tuple[Manifest, str, Any, str], ...] = (
     (SERVICE, "spec/selector", {"app": "bank"}, "selects a tunnel's pods"),
     (SERVICE, "metadata/ownerReferences", [], "a DatabaseTunnel for their controller"),
     (in_default(build_network_policy(parsed(), INSTALLATION)), "metadata/labels", {}, "that have its label"),
-    (secret(), "type", "kubernetes.io/ssh-auth", "type: the operator makes Secrets of type Opaque alone"),
-    (secret(), "metadata/annotations", {"kubernetes.io/service-account.name": "default"}, "without annotations"),
-    (secret(), "metadata/labels", {}, "with its label"),
-    (secret(), "stringData", {"ssh-privatekey": "x", "config.json": "{}"}, "that have a tunnel's key"),
+    (KEY, "type", "kubernetes.io/ssh-auth", "type: the operator makes Secrets of type Opaque or servicebinding.io/"),
+    (KEY, "metadata/annotations", {"kubernetes.io/service-account.name": "default"}, "without annotations"),
+    (KEY, "metadata/labels", {}, "that have its label"),
+    (KEY, "stringData", {"ssh-privatekey": "x", "config.json": "{}"}, "a tunnel's key"),
+    (BINDING, "stringData/password", "x", "or binding"),
 )
 
 
 def test_the_operator_makes_forwarders_and_keys_alone(operator: Operator) -> None:
     with_log = Installation(forwarder_image=FORWARDER_IMAGE, forwarder_log_level="DEBUG")
     policy = in_default(build_network_policy(parsed(), INSTALLATION))
-    good = [deployment(), deployment(FULL), deployment(installation=with_log), SERVICE, policy, secret()]
-    token = altered(secret(), "type", "kubernetes.io/service-account-token")
+    good = [deployment(), deployment(FULL), deployment(installation=with_log), SERVICE, policy, KEY, BINDING]
+    token = altered(KEY, "type", "kubernetes.io/service-account-token")
     token["metadata"]["annotations"] = {"kubernetes.io/service-account.name": "default"}
     bad = [(altered(deployment(), path, value), words) for path, value, words in BAD_DEPLOYMENTS]
     bad += [(altered(one, path, value), words) for one, path, value, words in BAD_OTHERS]
-    bad += [(token, "of type Opaque alone"), (_named(secret(), "orders"), "a name ending in -ssh")]
-    named = [_named(one, f"good-{number}-ssh") for number, one in enumerate(good)]
-    named += [
-        _named(one, f"bad-{number}{'' if 'ending' in words else '-ssh'}") for number, (one, words) in enumerate(bad)
-    ]
+    bad += [(token, "of type Opaque or"), (_named(KEY, "orders"), "name ending in -ssh")]
+    named = [_named(one, f"good-binding-{number}-ssh") for number, one in enumerate(good)]
+    for number, (one, words) in enumerate(bad):
+        named.append(_named(one, f"bad-{number}" if "ending" in words else f"bad-binding-{number}-ssh"))
 
     said = refusals(operator.cluster, named, f"--as={operator.user}")
 
@@ -323,7 +320,7 @@ def test_the_operator_touches_nothing_of_others(operator: Operator, namespace: s
 def test_the_real_operator_works_under_them(operator: Operator, namespace: str) -> None:
     """Makes, repairs, removes, adopts; the policies refuse nothing of it."""
     cluster, way = operator.cluster, {"host": "203.0.113.1"}
-    apply(cluster, tunnel_manifest(namespace, tunnel=way, replicas=2))
+    apply(cluster, tunnel_manifest(namespace, tunnel=way, replicas=2, serviceBinding="Enabled"))
     budget = "poddisruptionbudget/orders-tunnel"
     for child in (*CHILDREN, budget, "secret/orders-ssh"):
         wait_until(lambda child=child: find(cluster, namespace, child), child)  # type: ignore[misc]
