@@ -2,11 +2,13 @@
 
 import os
 import subprocess
+import tempfile
+from pathlib import Path
 
 from dbtunnel.api.resource import GROUP, PLURAL
 from tests.support.binaries import binary
 from tests.support.cluster import Cluster, ClusterError
-from tests.support.images import CLIENT, OPERATOR, Recipe, build
+from tests.support.images import CLIENT, OPERATOR, Recipe, build, retagged
 from tests.support.processes import ROOT
 
 RELEASE, NAMESPACE = "dbtunnel", "dbtunnel-system"
@@ -36,6 +38,16 @@ def provide_image(cluster: Cluster, recipe: Recipe) -> str:
     return image.reference
 
 
+def provide_next_image(cluster: Cluster) -> str:
+    """Makes the operator's image known to the nodes under another tag, as that of another version. Returns it."""
+    if os.environ.get(_VARIABLES[OPERATOR]):
+        return os.environ["NEXT_IMAGE"]
+    with tempfile.TemporaryDirectory() as directory:
+        image = retagged(build(OPERATOR), "next", Path(directory))
+        cluster.load_image(image.archive, image.reference)
+    return image.reference
+
+
 def helm_command(image: str, *options: str) -> list[str]:
     """The command line that installs the operator, or upgrades it."""
     repository, _, tag = image.rpartition(":")
@@ -51,6 +63,11 @@ def helm_command(image: str, *options: str) -> list[str]:
 def install_operator(cluster: Cluster, image: str, *options: str) -> str:
     """Installs the operator and waits until it runs. Returns what helm says. Raises ClusterError."""
     return helm(cluster, *helm_command(image, *options)[1:])
+
+
+def roll_back_operator(cluster: Cluster) -> str:
+    """Back to the revision before, and waits until that runs. Returns what helm says. Raises ClusterError."""
+    return helm(cluster, "rollback", RELEASE, "--namespace", NAMESPACE, "--wait", "--timeout", f"{_INSTALL_SECONDS}s")
 
 
 def uninstall_operator(cluster: Cluster) -> None:

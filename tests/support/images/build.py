@@ -2,9 +2,11 @@
 
 import ast
 import hashlib
+import io
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,6 +85,19 @@ def build(recipe: Recipe, reference: str | None = None) -> BuiltImage:
             archive = _build(recipe, reference, store, name)
             say(f"built it in {time.monotonic() - start:.0f} s, {archive.stat().st_size / 1e6:.0f} MB")
             _forget_old(store, recipe)
+    return BuiltImage(archive, reference)
+
+
+def retagged(image: BuiltImage, tag: str, directory: Path) -> BuiltImage:
+    """The same image under another tag, in an archive in `directory`. What names it stands in two of its files."""
+    reference, archive = f"{image.reference.rpartition(':')[0]}:{tag}", directory / f"{tag}.tar"
+    with tarfile.open(image.archive) as old, tarfile.open(archive, "w") as new:
+        for member in old:
+            content = old.extractfile(member) if member.isfile() else None
+            if content and member.name in ("manifest.json", "index.json"):
+                text = content.read().replace(image.reference.encode(), reference.encode())
+                content, member.size = io.BytesIO(text), len(text)
+            new.addfile(member, content)
     return BuiltImage(archive, reference)
 
 
