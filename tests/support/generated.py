@@ -26,6 +26,7 @@ from dbtunnel.domain.settings import Defaults
 from dbtunnel.forwarder import metrics as forwarders
 from tests.support import chart_values
 from tests.support.events import MEANINGS, Event, events_of
+from tests.support.health_cases import HEALTH_FILES
 
 ROOT = Path(__file__).parents[2]
 
@@ -218,6 +219,7 @@ GENERATED: Mapping[str, Callable[[], str]] = {
     "docs/logs.md": logs_page,
     "docs/metrics.md": metrics_page,
     "docs/resource.md": resource_page,
+    **HEALTH_FILES,
 }
 """Each generated file, and what makes its text."""
 

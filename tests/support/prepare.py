@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from bench.programs import PACKAGES as BENCH_PACKAGES
 from tests.support import newer_sshd
+from tests.support.argocd import PACKAGES as ARGOCD_PACKAGES
 from tests.support.bastion import PACKAGES as BASTION_PACKAGES
 from tests.support.binaries import BinaryError, binary
 from tests.support.cable import PACKAGES as CABLE_PACKAGES
@@ -40,11 +41,12 @@ def prepare_forwarder() -> None:
 
 
 def prepare_cluster() -> None:
-    """A Kubernetes, helm, the images, and what lies behind a bastion."""
+    """A Kubernetes, helm, Argo CD, the images, and what lies behind a bastion."""
     prepare_unit()
     prepare_forwarder()
+    ensure_packages(ARGOCD_PACKAGES)
     cluster_of("test").prepare()
-    for name in MONITORING_CRDS:
+    for name in (*MONITORING_CRDS, "kustomize", "argocd", "argocd-crds.yaml"):
         binary(name)
     for recipe in (OPERATOR, CLIENT):
         image_reference(recipe)

@@ -23,6 +23,7 @@ _ROOTS = {
     "networkpolicy": "/apis/networking.k8s.io/v1",
     "poddisruptionbudget": "/apis/policy/v1",
     "databasetunnel": "/apis/dbtunnel.dev/v1alpha1",
+    "application": "/apis/argoproj.io/v1alpha1",
 }
 """Where the API has what tests look for."""
 
@@ -110,9 +111,9 @@ class Cluster(ABC):
         headers = {"Accept": "application/json"}
         request = self._api.param_serialize("GET", path, header_params=headers, auth_settings=["BearerToken"])
         answer = self._api.call_api(*request)
-        document: dict[str, Any] = json.loads(answer.read())  # type: ignore[no-untyped-call]
         if answer.status == 404:
             return None
+        document: dict[str, Any] = json.loads(answer.read())  # type: ignore[no-untyped-call]
         if answer.status != 200:
             raise ClusterError(f"{resource}: {document.get('message')}")
         return document
