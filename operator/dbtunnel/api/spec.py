@@ -251,9 +251,10 @@ class ConnectionLimits(ApiModel):
 
     max: Annotated[int, Field(ge=1, le=100000)] | None = None
     """Clients at the same time, per replica, those that wait counted too; at the limit others are refused at once, with
-    a reset. Beyond it a few are let in to cancel a query, one for each 100 of max, at least 2 and at most 10. With
-    PostgreSQL, Redshift and AlloyDB such a one may say CancelRequest, in the clear or under TLS, and nothing else, and
-    has 3 seconds for it; with MySQL, where KILL is a statement of a session, it has 10 seconds for whatever it does."""
+    a reset, and with MySQL by its error 1040. Beyond it a few are let in to cancel a query, one for each 100 of max, at
+    least 2 and at most 10. With PostgreSQL, Redshift and AlloyDB such a one may say CancelRequest, in the clear or
+    under TLS, and nothing else, and has 3 seconds for it; with MySQL, where KILL is a statement of a session, it has 10
+    seconds for whatever it does."""
     idle_timeout_seconds: Annotated[int, Field(ge=1, le=604800)] | None = None
     """Seconds without a byte either way after which a session is ended by a reset, a tenth later at most."""
 
