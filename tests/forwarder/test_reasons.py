@@ -13,6 +13,7 @@ import pytest
 
 from dbtunnel.api.forwarder import ForwarderHop, HostKeyRule
 from dbtunnel.api.reasons import Reason
+from dbtunnel.domain.status import decide
 from tests.support import faults
 from tests.support.bastion import HARDENED, USER, Bastion
 from tests.support.databases import PostgresServer
@@ -23,7 +24,8 @@ from tests.support.keys import KeyPair, key_pair
 from tests.support.odd_ssh import OddSshServer, break_at, close, say_goodbye
 from tests.support.processes import free_port
 from tests.support.produced import produces
-from tests.support.told import check_told, decided
+from tests.support.told import check_told, decided, tunnel_of
+from tests.support.values import INSTALLATION, NOW, observed
 
 StartForwarder = Callable[..., Forwarder]
 
@@ -60,6 +62,23 @@ def test_a_key_of_a_kind_that_sshd_does_not_take(start_forwarder: StartForwarder
     forwarder = start_forwarder(1, {KEY: rsa.private})
     forwarder.wait_for("authentication", "KeyRejected")
     check_told(forwarder, Reason.KEY_REJECTED, "(and allow rsa-sha2-512 or rsa-sha2-256 where PubkeyAcceptedAlgorithms")
+
+
+# --- several forwarders -----------------------------------------------------------------------------------------------
+
+
+def test_of_forwarders_that_disagree_the_worse_is_told(
+    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer
+) -> None:
+    """As where a pod still has the key of before."""
+    well, other = start_forwarder(postgres.port), start_forwarder(postgres.port, {KEY: key_pair().private})
+    other.wait_for("authentication", "KeyRejected")
+    well.wait_for("database", "Succeeded")
+    of = tunnel_of(well.config)
+    status = decide(of, observed(of, well.status(), other.status()), INSTALLATION, NOW).status
+    ready = next(one for one in status.conditions or () if one.type == "Ready")
+    assert (ready.status, ready.reason) == ("False", "KeyRejected")
+    assert ready.message.startswith(f"1 of 2 pods: bastion {bastion.host}:{bastion.port}: user {USER}: ")
 
 
 # --- a connection that breaks -----------------------------------------------------------------------------------------
