@@ -133,7 +133,7 @@ def test_a_tunnel_of_before_can_be_switched_off_but_not_led_elsewhere(operator: 
     assert len(said) == sum("is a l" in words for _, words in REFUSED)
     apply(cluster, elsewhere)
     apply(cluster, *policies(SSH_SERVERS, DATABASES))
-    wait_until(lambda: refusals(cluster, [elsewhere]), "policies with entries", 30)
+    wait_until(lambda: refusals(cluster, [_named(elsewhere, "another")]), "policies with entries", 30)
 
     cluster.kubectl("label", "databasetunnel", "orders", "-n", "default", "team=data")
     patch(cluster, "default", "databasetunnel/orders", {"spec": {"suspend": True}})
