@@ -326,14 +326,14 @@ def test_a_long_build_tells_that_it_goes_on(
 def test_files_of_a_module_become_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "module" / "manifests" / "crds"
     folder.mkdir(parents=True)
-    for name in ("b-crd.yaml", "a-crd.yaml", "kustomization.yaml"):
+    for name in ("appproject-crd.yaml", "application-crd.yaml", "applicationset-crd.yaml", "kustomization.yaml"):
         (folder / name).write_text(f"name: {name}\n")
     answer = json.dumps({"Dir": str(tmp_path / "module")})
     _install_go(
         monkeypatch, tmp_path, f'[ "$*" = "mod download -json github.com/argoproj/argo-cd/v3" ] && echo \'{answer}\''
     )
 
-    assert binary("argocd-crds.yaml").read_text() == "---\nname: a-crd.yaml\n---\nname: b-crd.yaml\n"
+    assert binary("argocd-crds.yaml").read_text() == "---\nname: application-crd.yaml\n---\nname: appproject-crd.yaml\n"
 
 
 def test_a_build_that_fails_says_why_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
