@@ -63,7 +63,8 @@ AROUND: dict[Reason, ReasonInfo] = {
         0,
         "An object of a name that the tunnel needs exists and is not the tunnel's. It is left alone.",
         "{seen} exists and does not belong to this tunnel; it is left as it is. Delete or rename it,"
-        " or choose another spec.service.name or tunnel name.",
+        " choose another spec.service.name or tunnel name, or hand it over by the labels"
+        " app.kubernetes.io/managed-by=dbtunnel-operator and dbtunnel.dev/tunnel={tunnel}.",
         retry_seconds=5,
         cause="Somebody made a Service, Deployment or the like of that name before.",
         example="Service orders",
