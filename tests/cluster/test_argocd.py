@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from dbtunnel.api.resource import KIND
+from dbtunnel.domain.names import MANAGER
 from tests.support.argocd import NAMESPACE as ARGOCD
 from tests.support.argocd import ArgoCD, Repository
 from tests.support.cluster import Cluster, ExistingCluster, cluster_of, start_cluster
@@ -16,7 +17,7 @@ from tests.support.images import OPERATOR
 from tests.support.installation import CRD, provide_image
 from tests.support.installation import NAMESPACE as OPERATOR_NAMESPACE
 from tests.support.processes import ROOT, wait_until
-from tests.support.teams_repository import FORMS, SHOP, Shop, application, documented
+from tests.support.teams_repository import FORMS, HELM_ANNOTATIONS, SHOP, Shop, application, documented
 from tests.support.tunnels import CHILDREN, Manifest, apply, condition, find, patch
 
 pytestmark = pytest.mark.skipif(
@@ -26,7 +27,10 @@ pytestmark = pytest.mark.skipif(
 TRACKING = dict(zip(FORMS, ("annotation", "label", "annotation+label"), strict=True))
 """How Argo CD tracks what each Application brought."""
 
-_MARKS = ("app.kubernetes.io/instance", "argocd.argoproj.io/tracking-id", "helm.sh/chart")
+_MARKS = {"label": "app.kubernetes.io/instance", "annotation": "argocd.argoproj.io/tracking-id"}
+"""By which Argo CD knows what is an Application's."""
+
+_OTHERS = ("helm.sh/chart", *HELM_ANNOTATIONS)
 
 
 @dataclass(frozen=True)
@@ -128,18 +132,16 @@ def test_children_are_the_tunnels_and_not_the_applications(brought: Brought) -> 
     cluster = brought.team.argocd.cluster
     tunnel = find(cluster, SHOP, "databasetunnel/orders")
     assert tunnel
-    marks = {**tunnel["metadata"].get("labels", {}), **tunnel["metadata"]["annotations"]}
-    assert [mark for mark in _MARKS if mark in marks] == _marks_of(TRACKING[brought.form])
+    marks = {_MARKS[word] for word in TRACKING[brought.form].split("+")}
+    assert {*tunnel["metadata"]["labels"], *tunnel["metadata"]["annotations"]} >= {*marks, *_OTHERS}
     for child in (find(cluster, SHOP, name) for name in CHILDREN):
         assert child
+        labels, annotations = child["metadata"]["labels"], child["metadata"]["annotations"]
         assert [one["uid"] for one in child["metadata"]["ownerReferences"]] == [tunnel["metadata"]["uid"]]
-        assert not {*child["metadata"]["labels"], *child["metadata"]["annotations"]}.intersection(_MARKS)
+        assert not {*labels, *annotations}.intersection({*_MARKS.values(), *_OTHERS})
+        assert labels["app.kubernetes.io/managed-by"] == MANAGER
     tracked = brought.team.argocd.application(brought.form)["status"]["resources"]
     assert {one["kind"] for one in tracked if one.get("namespace") == SHOP} == {"Secret", "DatabaseTunnel", "ConfigMap"}
-
-
-def _marks_of(tracking: str) -> list[str]:
-    return [mark for mark, word in zip(_MARKS, ("label", "annotation"), strict=False) if word in tracking]
 
 
 def _does_not_drift(argocd: ArgoCD, name: str) -> None:
@@ -204,23 +206,62 @@ def test_an_edited_tunnel_is_taken_back_to_what_git_has(brought: Brought, outage
     wait_until(restored, "self-heal", 40, describe=argocd.told(brought.form))
 
 
-@one_form
-def test_no_example_drifts(brought: Brought, outage: None) -> None:
-    """As they stand, on a cluster that has nothing of what they lead to: their status tells so."""
-    team, argocd = brought.team, brought.team.argocd
-    texts = {path.name: path.read_text() for path in (ROOT / "examples").glob("*.yaml")}
+@pytest.fixture(scope="module")
+def examples(brought: Brought) -> Iterator[list[str]]:
+    """Names of the tunnels of `examples/`, in an Application of their own, on a cluster without what they lead to."""
+    team, argocd, documents = brought.team, brought.team.argocd, _examples()
     found = application(FORMS[0], team.repository.url, team.image)
     found["metadata"]["name"], found["spec"]["source"]["path"] = "examples", "examples"
-    team.repository.commit(team.shop.files(brought.form, team.image) | {f"examples/{k}": v for k, v in texts.items()})
+    team.repository.commit(team.shop.files(brought.form, team.image) | documents)
     apply(argocd.cluster, found)
-    tunnels = [one["metadata"]["name"] for one in map(yaml.safe_load, texts.values()) if one["kind"] == KIND]
+    tunnels = [one["metadata"]["name"] for one in map(yaml.safe_load, documents.values()) if one["kind"] == KIND]
     for name in tunnels:
         wait_until(partial(_has_failed, argocd.cluster, "demo", name), f"the status of {name}", 60)
     argocd.wait_for("examples", "Progressing")
-    _does_not_drift(argocd, "examples")
-    for name in tunnels:
-        _kubectl_sees_no_difference(argocd.cluster, "demo", name)
-    argocd.cluster.kubectl("delete", "applications.argoproj.io", "examples", "-n", ARGOCD, timeout_seconds=90)
+    yield tunnels
+    argocd.cluster.kubectl("delete", "applications.argoproj.io", "examples", "-n", ARGOCD, "--wait=false")
+
+
+def _examples() -> dict[str, str]:
+    return {f"examples/{path.name}": path.read_text() for path in (ROOT / "examples").glob("*.yaml")}
+
+
+@one_form
+def test_no_example_drifts(brought: Brought, outage: None, examples: list[str]) -> None:
+    _does_not_drift(brought.team.argocd, "examples")
+    for name in examples:
+        _kubectl_sees_no_difference(brought.team.argocd.cluster, "demo", name)
+
+
+@one_form
+def test_a_tunnel_that_leaves_git_goes_and_its_generated_key_stays(
+    brought: Brought, outage: None, examples: list[str]
+) -> None:
+    team, cluster = brought.team, brought.team.argocd.cluster
+    assert find(cluster, "demo", "secret/reports-ssh")
+    documents = _examples()
+    del documents["examples/reports.yaml"]
+    team.repository.commit(team.shop.files(brought.form, team.image) | documents)
+    team.argocd.refresh("examples")
+
+    for resource in ("databasetunnel/reports", "service/reports", "deployment/reports-tunnel"):
+        wait_until(lambda resource=resource: not find(cluster, "demo", resource), f"{resource} to go", 40)  # type: ignore[misc]
+    assert find(cluster, "demo", "secret/reports-ssh")
+
+
+@one_form
+def test_a_definition_that_leaves_git_stays(brought: Brought, outage: None) -> None:
+    team, files = brought.team, brought.team.shop.files(brought.form, brought.team.image)
+    operator = [one for one in yaml.safe_load_all(files["manifests/operator.yaml"]) if one]
+    without = [one for one in operator if one["kind"] != "CustomResourceDefinition"]
+    assert len(without) == len(operator) - 1
+    team.repository.commit(files | _examples() | {"manifests/operator.yaml": yaml.safe_dump_all(without)})
+    team.argocd.refresh(brought.form)
+
+    tracked = team.argocd.application(brought.form)["status"]["resources"]
+    assert {one["kind"] for one in tracked if one["status"] == "Synced"} >= {"Deployment", KIND}
+    assert "CustomResourceDefinition" not in {one["kind"] for one in tracked}
+    team.argocd.cluster.get("crd", CRD)
 
 
 def _has_failed(cluster: Cluster, namespace: str, name: str) -> bool:
@@ -240,28 +281,6 @@ def test_after_its_grace_an_outage_is_degraded_until_the_bastion_is_back(brought
     brought.team.argocd.wait_for(brought.form, "Degraded")
     brought.team.shop.spare.start()
     brought.team.argocd.wait_for(brought.form, "Healthy")
-
-
-@one_form
-def test_what_leaves_git_goes_but_generated_keys_and_the_definition(brought: Brought) -> None:
-    team, argocd, files = brought.team, brought.team.argocd, brought.team.shop.files(brought.form, brought.team.image)
-    archive = team.shop.tunnel("archive", team.shop.bastion, 3, suspend=True)
-    del archive["spec"]["tunnel"]["keySecretRef"]
-    team.repository.commit(files | {"manifests/archive.yaml": yaml.safe_dump(archive)})
-    argocd.refresh(brought.form)
-    argocd.wait_for(brought.form, "Suspended")
-    wait_until(lambda: _is_there(team, "secret/archive-ssh") and _is_there(team, "service/archive"), "its children")
-
-    operator = [one for one in yaml.safe_load_all(files["manifests/operator.yaml"]) if one]
-    without = [one for one in operator if one["kind"] != "CustomResourceDefinition"]
-    assert len(without) == len(operator) - 1
-    team.repository.commit(files | {"manifests/operator.yaml": yaml.safe_dump_all(without)})
-    argocd.refresh(brought.form)
-    wait_until(lambda: not _is_there(team, "service/archive"), "the prune", 40, describe=argocd.told(brought.form))
-    argocd.wait_for(brought.form, "Healthy")
-    assert not _is_there(team, "databasetunnel/archive")
-    assert _is_there(team, "secret/archive-ssh")
-    argocd.cluster.get("crd", CRD)
 
 
 @every_form

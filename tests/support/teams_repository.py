@@ -24,6 +24,10 @@ DOCUMENT = ROOT / "docs" / "argocd.md"
 
 WAVE = "argocd.argoproj.io/sync-wave"
 
+HELM_LABELS = {"app.kubernetes.io/managed-by": "Helm", "helm.sh/chart": "shop-1.0.0"}
+HELM_ANNOTATIONS = {"meta.helm.sh/release-name": "shop"}
+"""As on what Helm installs."""
+
 FORMS = ("manifests", "chart", "kustomize")
 """The names of the documented Applications."""
 
@@ -73,7 +77,12 @@ class Shop:
         return {
             "apiVersion": "dbtunnel.dev/v1alpha1",
             "kind": "DatabaseTunnel",
-            "metadata": {"name": name, "namespace": SHOP, "annotations": {WAVE: str(wave)}},
+            "metadata": {
+                "name": name,
+                "namespace": SHOP,
+                "labels": HELM_LABELS,
+                "annotations": {WAVE: str(wave), **HELM_ANNOTATIONS},
+            },
             "spec": {"engine": "PostgreSQL", "database": database, "tunnel": {**way, **spec.pop("tunnel", {})}, **spec},
         }
 
