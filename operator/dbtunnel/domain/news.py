@@ -22,9 +22,9 @@ News = tuple[str, str, str]
 
 def all_news(manifest: Manifest, after: DatabaseTunnelStatus) -> Iterable[News]:
     """What is new with a status, beside that of the tunnel as it was read."""
-    before = manifest.get("status") or {}
+    before = DatabaseTunnelStatus.known(manifest.get("status")).document()
     told = [tell(before, after) for tell in (transition, detour, key_news, client_news)]
-    return filter(None, [*told, host_key_news(manifest, after)])
+    return filter(None, [*told, host_key_news({**manifest, "status": before}, after)])
 
 
 def transition(before: Mapping[str, Any], after: DatabaseTunnelStatus) -> News | None:
