@@ -130,6 +130,14 @@ def test_admission_policies_know_the_engines_ports() -> None:
     assert json.loads(found[0]) == {engine: str(info.default_port) for engine, info in ENGINES.items()}
 
 
+@pytest.mark.parametrize("host", ["10.0.0.0/33", "10.0.0/8", "999.1.1.1", "1.2.3", "2001:db8::/129", "a:b"])
+def test_an_address_that_the_api_server_could_not_read_is_no_value(host: str) -> None:
+    done = template({"admissionPolicies": {"tunnels": {"enabled": True, "databases": [{"hosts": ["x", host]}]}}})
+
+    assert done.returncode != 0
+    assert host in done.stderr
+
+
 def test_admission_policies_bind_the_service_account_and_image_of_the_release() -> None:
     account, image = {"create": False, "name": "given"}, {"repository": "r", "tag": "2"}
     bound = {"admissionPolicies": {"operator": {"enabled": True}}, "serviceAccount": account, "image": image}

@@ -90,6 +90,15 @@ annotations: {{- toYaml . | nindent 2 }}
 {{- range . -}}
 {{- $names := list -}}{{- $suffixes := list -}}{{- $networks := list -}}{{- $ports := list -}}
 {{- range .hosts -}}
+{{- /* one that the API server cannot read would have it refuse every tunnel */ -}}
+{{- if or (regexMatch "[/:]" .) (regexMatch "^[0-9.]+$" .) -}}
+{{- $octet := "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])" -}}
+{{- $four := printf "^(%s[.]){3}%s(/([0-9]|[12][0-9]|3[0-2]))?$" $octet $octet -}}
+{{- $six := "^[0-9a-fA-F]{0,4}(:[0-9a-fA-F]{0,4}){2,7}(/([0-9]|[1-9][0-9]|1[01][0-9]|12[0-8]))?$" -}}
+{{- if not (or (regexMatch $four .) (regexMatch $six .)) -}}
+{{- fail (printf "admissionPolicies.tunnels: %q is no address and no network; write one such as 203.0.113.0/24 or 2001:db8::/32" .) -}}
+{{- end -}}
+{{- end -}}
 {{- if contains "/" . -}}
 {{- $networks = append $networks . -}}
 {{- else if contains ":" . -}}
