@@ -125,8 +125,6 @@ def test_an_operator_that_is_cut_off_says_so_and_sessions_go_on(
     with Traffic(installed, shop, Endpoint.of(tunnel)) as traffic:
         apply(installed, cut_off(installed))
         try:
-            # a poll that is under way may still be answered: a new operator has none
-            installed.kubectl("delete", "pod", "-n", NAMESPACE, "--all", "--wait=false")
             wait_until(
                 lambda: condition(installed, shop, "WorkloadReady").get("reason") == Reason.FORWARDER_UNREACHABLE,
                 "the reason",

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ from dbtunnel.controller.forwarders import (
     UnbelievableError,
     describe,
     direct_reader,
+    open_session,
     proxy_reader,
 )
 from dbtunnel.controller.queue import TunnelKey
@@ -296,6 +298,25 @@ class Session:
 
 async def answer(session: Session, target: Target = TARGET) -> bytes:
     return await direct_reader(cast(aiohttp.ClientSession, session))(target, "status?after=1", 40)
+
+
+async def test_a_connection_through_which_nothing_comes_any_more_ends() -> None:
+    """While an answer is awaited, too: what that does on a network is in tests/cluster/test_access.py."""
+
+    async def half_an_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{")
+
+    server = await asyncio.start_server(half_an_answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    async with open_session() as session, session.get(url) as response:
+        assert response.connection
+        assert response.connection.transport
+        used = response.connection.transport.get_extra_info("socket")
+        assert used.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_USER_TIMEOUT)
+        assert [used.getsockopt(socket.IPPROTO_TCP, name) for name in names] == [10, 5, 10_000]
+    server.close()
 
 
 async def test_a_pod_is_read_at_its_own_address() -> None:

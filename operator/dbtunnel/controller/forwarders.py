@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -27,6 +28,10 @@ _ANSWER_SECONDS = 10
 
 _PAUSE_SECONDS = 0.1
 """Between two requests, so that a forwarder that always answers at once keeps nobody busy."""
+
+_LOST_SECONDS = 10
+"""After how long a quiet connection is asked for a sign of life, and how long that may take. On a network that has
+begun to drop it, a poll would otherwise wait for its time limit, and the next one too."""
 
 _RETRY_FIRST_SECONDS, _RETRY_FACTOR, _RETRY_LIMIT_SECONDS = 0.1, 1.3, 5.0
 
@@ -165,10 +170,23 @@ def direct_reader(session: aiohttp.ClientSession) -> Read:
 
 def open_session() -> aiohttp.ClientSession:
     """A session that no proxy variable, cookie or compressed body can turn."""
-    connector = aiohttp.TCPConnector(limit=0, force_close=False)
+    connector = aiohttp.TCPConnector(limit=0, force_close=False, socket_factory=_watched_socket)
     return aiohttp.ClientSession(
         connector=connector, trust_env=False, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
     )
+
+
+def _watched_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """One whose connection ends once the peer acknowledges nothing any more (tcp(7))."""
+    made = socket.socket(*address[:3])
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, _LOST_SECONDS),
+        (socket.TCP_KEEPINTVL, _LOST_SECONDS // 2),
+        (socket.TCP_USER_TIMEOUT, _LOST_SECONDS * 1000),
+    ):
+        made.setsockopt(socket.IPPROTO_TCP, option, value)
+    return made
 
 
 def proxy_reader(client: Client) -> Read:
