@@ -87,9 +87,9 @@ class ArgoCD:
         return self
 
     def stop(self) -> None:
-        """Ends it."""
+        """Ends it, in the midst of whatever it does: nothing of it is kept."""
         for process in reversed(self._processes):
-            process.stop()
+            process.kill()
 
     def change(self, **settings: str) -> None:
         """Changes settings of argocd-cm, underscores for dots; read while it runs."""
@@ -110,8 +110,10 @@ class ArgoCD:
         """The Application, once it has both and no operation is under way."""
 
         def found() -> Manifest | None:
-            status = self.application(name).get("status", {})
-            is_done = status.get("operationState", {}).get("phase") == "Succeeded"
+            application = self.application(name)
+            status = application.get("status", {})
+            phase = status.get("operationState", {}).get("phase")
+            is_done = phase == "Succeeded" and "operation" not in application
             is_so = [status.get(part, {}).get("status") for part in ("sync", "health")] == [sync, health]
             return status if is_done and is_so else None
 

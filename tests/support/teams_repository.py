@@ -94,7 +94,8 @@ class Shop:
         """Of the second wave, and the application of the third, for which a settings object stands."""
         return [
             self.tunnel("orders", self.bastion, 1),
-            self.tunnel("reports", self.spare, 1),
+            # a bastion that is back is found at once, however long it was away
+            self.tunnel("reports", self.spare, 1, parking={"maxSeconds": 300}),
             _in_wave(config_map(SHOP, "application", {"DATABASE_HOST": f"orders.{SHOP}.svc"}), 2),
         ]
 
