@@ -20,6 +20,8 @@ IDLE_LOOKS = 10
 SOONEST_SECONDS = FIRST_BACKOFF_SECONDS / 2
 EAGER_DOUBLINGS = 2
 """Of the pause, while somebody may be parked since the begin of an outage."""
+_LATEST = 40
+"""Attempts that may go on: more do not begin while a silent server is waited for."""
 SOON = 0.01
 _ENDS = (
     *("client closed", "client reset", "database closed", "SSH connection lost"),
@@ -46,7 +48,12 @@ def is_needless(world: World, attempt: Attempt) -> bool:
     """Of an attempt that begins: whether what stands is the best there is, and all there is to be."""
     current = world.current()
     hop = attempt.hop if attempt.hop in world.ends else 0
-    if current is None or current.hop > hop or len(world.taking()) < world.connections:
+    if (
+        attempt.round_began < attempt.began
+        or current is None
+        or current.hop > hop
+        or len(world.taking()) < world.connections
+    ):
         return False
     return attempt.files == world.made[current] and world.is_as_wanted(current)
 
@@ -62,6 +69,10 @@ def _check_connections(world: World, current: Connection | None) -> None:
     assert (current in taking) == bool(taking), "where the first is lost another takes its part"
     assert world.metrics.get(SSH_UP) == world.state.status.connections == len(taking) <= world.connections
     assert all(one.link.fingerprints() == taking[0].link.fingerprints() for one in taking), "they are alike"
+    outages = sum(loss.was_last for loss in connector.losses)
+    if current:
+        assert current.hop <= world.best.setdefault(outages, current.hop), "none takes the place of a better one"
+        world.best[outages] = current.hop
     active = [number for number, hop in enumerate(world.state.status.hops) if hop.active]
     assert active == ([current.hop, *world.jumps] if current else []), "it is told what clients go through"
 
@@ -82,7 +93,7 @@ def _check_replaced(world: World) -> None:
 
 def _check_jump_hosts(world: World) -> None:
     """A connection to a jump host is there for one that goes over it, and while that is made."""
-    is_trying = any(attempt.ended in (None, now()) for attempt in world.attempts[-len(world.servers) :])
+    is_trying = any(attempt.ended in (None, now()) for attempt in world.attempts[-_LATEST:])
     for attempt in world.attempts:
         one = attempt.made
         if one and one.hop in world.jumps and one.stands:
@@ -98,7 +109,8 @@ def _check_files(world: World, current: Connection | None) -> None:
     if is_tried or not world.wanted() or (current and world.is_as_wanted(current)):
         world.untried_since = None
     if world.untried_since is not None:
-        idle_since = now() if latest.ended is None else latest.ended
+        ends = [now() if attempt.ended is None else attempt.ended for attempt in world.attempts[-_LATEST:]]
+        idle_since = max(ends)
         assert now() - max(world.untried_since, idle_since) <= 2 * LOOK_SECONDS + SOON, "news is tried at once"
 
 
@@ -222,11 +234,13 @@ def _check_pace(world: World, number: int, attempts: Sequence[Attempt]) -> None:
         if before.files != before.seen or is_beside:
             doublings = 0  # in the next round it is tried anew, with the other servers
             continue
-        between = [loss for loss in world.connector.losses if before.began <= loss.at < after.began]
-        soonest = [loss.at + SOONEST_SECONDS * loss.was_last for loss in between if loss.hop == number]
+        between = [loss for loss in world.connector.losses if before.began <= loss.at < after.round_began]
+        through = [loss for loss in between if number in (loss.hop, *world.jumps)]
+        soonest = [loss.at + SOONEST_SECONDS * (loss.was_last and loss.hop == number) for loss in through]
         if before.failure and before.ended is not None:
             began = began if doublings else before.ended
-            usual = min(SOONEST_SECONDS * 2**doublings, LONGEST_BACKOFF_SECONDS / 2)
+            # with several one that stands may make them begin anew
+            usual = min(SOONEST_SECONDS * (2**doublings if world.connections == 1 else 1), LONGEST_BACKOFF_SECONDS / 2)
             least = REASONS[before.failure.reason].retry_seconds or usual
             soonest.append(before.ended + least)
             doublings += doublings < EAGER_DOUBLINGS or before.ended >= began + PARKING_SECONDS

@@ -193,6 +193,8 @@ class World:
         self.metrics, self.state = Metrics(), State(config, "pod-1")
         self.is_needless: Callable[[World, Attempt], bool] = lambda *_: False
         self.needless: list[Attempt] = []
+        self.best: dict[int, int] = {}
+        """The end of the current connection, since so many outages."""
         with mock.patch.object(route, "Login", side_effect=self._login):
             sources = [Sources(self.secret)] * len(config.hops)
             self.connector = WatchedConnector(config, sources, self.state, self.metrics)
@@ -213,10 +215,11 @@ class World:
         return server
 
     def _note(self, attempt: Attempt) -> None:
-        before = self.attempts[-1] if self.attempts else attempt
-        order = [*self.jumps, *self.ends]
-        if order.index(attempt.hop) > order.index(before.hop) and attempt.began == before.ended:
-            attempt.files = before.files  # all servers are tried, and then news is taken up
+        order = [*self.jumps, *self.ends].index
+        for before in self.attempts[-3:]:
+            if order(attempt.hop) > order(before.hop) and attempt.began == before.ended:
+                # all servers are tried, and then news is taken up
+                attempt.files, attempt.round_began = before.files, before.round_began
         self.attempts.append(attempt)
         if self.is_needless(self, attempt):
             self.needless.append(attempt)

@@ -159,6 +159,8 @@ class Attempt:
     files: int
     """Number of that which it tries: the same, but for a server whose turn comes in the middle of a round."""
     began: float
+    round_began: float
+    """When the first server of the same way was tried."""
     ended: float | None = None
     failure: Failure | None = None
     made: Connection | None = None
@@ -179,7 +181,7 @@ class Server:
 
     async def connect(self, _: object, carrier: Link | None = None) -> Link:
         """As Login's."""
-        attempt = Attempt(self.number, self.files(), self.files(), now())
+        attempt = Attempt(self.number, self.files(), self.files(), now(), now())
         self.on_attempt(attempt)
         try:
             attempt.made = await self._made(carrier)

@@ -69,6 +69,8 @@ class Connector:
         self._added_at = 0.0
         """When the last of them was made, by the loop's time."""
         self._retiring: set[Link] = set()
+        self._last_lost: Link | None = None
+        """With which the last connection was lost, the last time that there was none."""
 
     async def run(self) -> None:
         """Connects, again and again, until cancelled."""
@@ -162,7 +164,9 @@ class Connector:
             obstacle = await self.obstacle(link)
         if obstacle:
             self._route.refuses(link, obstacle)
-        if self._rival() is None or not (obstacle or self._is_alike(link)):
+        if self.link and link.end.hop > self.link.end.hop:
+            link.close()  # another has come to a server before it meanwhile
+        elif self._rival() is None or not (obstacle or self._is_alike(link)):
             self._use(link, known_hosts)
         elif obstacle or self._count_missing() <= 0 or known_hosts != self._made_with:
             link.close()
@@ -196,22 +200,24 @@ class Connector:
         return not is_as_now or (self._has_news and link.end.hop > 0)
 
     async def _hold(self, link: Link) -> None:
-        """Waits until the connection is lost, or until another takes its place or is to do so."""
+        """Waits until the connection is lost, or until another has taken its place or is to do so."""
         known_hosts = self._known_hosts
         better = asyncio.ensure_future(self._route.better(link, known_hosts))
         try:
-            while not (link.lost.is_set() or better.done() or self._is_outdated(link)):
+            while self.link is link and not (better.done() or self._is_outdated(link)):
                 await wait_for(link.lost, _LOOK_SECONDS)
                 self._look()
         finally:
             better.cancel()
         if _now() - self._since >= STABLE_SECONDS:
             self._route.stood(link)
-        if better.done():
+        if better.done() and (self.link is None or self.link.end.hop > better.result().end.hop):
             self._use(better.result(), known_hosts)
-        elif link.lost.is_set() and self.link is None:
+        elif better.done():
+            better.result().close()  # one of those beside it has come to the same server
+        elif self.link is None:
             self._has_news = False  # which another connection was not needed for
-            await self._pause(self._route.lost(link))
+            await self._pause(self._route.lost(self._last_lost or link))
 
     def _use(self, link: Link, known_hosts: KnownHosts) -> None:
         """New channels go over `link`; those of earlier connections stay where they are."""
@@ -283,7 +289,7 @@ class Connector:
 
     def _have_lost_all(self, last: Link) -> None:
         self.up.clear()
-        self.down_since = _now()
+        self.down_since, self._last_lost = _now(), last
         self._state.uses(None)
         if self._state.works(ConditionType.AUTHENTICATED):  # else a newer attempt has more to tell
             self._state.failed(lost(last))

@@ -51,8 +51,12 @@ class Pace:
         if self.attempts < _EAGER_DOUBLINGS or now >= self._eager_until:
             self.attempts += 1
 
+    def stood(self) -> None:
+        """A connection was stable: pauses begin anew. The one that goes on is for what another attempt met since."""
+        self.attempts = 0
+
     def reset(self) -> None:
-        """A connection was stable, or something has changed: no reason to wait any more."""
+        """Something has changed: no reason to wait any more."""
         self.attempts, self.not_before = 0, 0.0
 
 

@@ -175,8 +175,8 @@ class Route:
 
     def stood(self, link: Link) -> None:
         """A connection was stable."""
-        self._ends[link.end.hop].pace.reset()
-        self._jumps_pace.reset()
+        self._ends[link.end.hop].pace.stood()
+        self._jumps_pace.stood()
 
     def reset(self) -> None:
         """Something has changed: all may be tried at once."""
