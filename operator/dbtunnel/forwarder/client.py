@@ -3,14 +3,12 @@
 import asyncio
 import socket
 import struct
-from collections import deque
-from itertools import islice
 from typing import Protocol
 
 from dbtunnel.forwarder.channel import Address, Channel, Opening
 from dbtunnel.forwarder.link import Link
 from dbtunnel.forwarder.packets import LARGEST_DATA, SLOTS
-from dbtunnel.forwarder.pieces import after, unacknowledged
+from dbtunnel.forwarder.pieces import PIECES_AT_ONCE, Waiting, after, unacknowledged
 from dbtunnel.forwarder.reserve import Visitor
 from dbtunnel.forwarder.talk import Talk
 from dbtunnel.forwarder.watch import READ, WRITE, watcher
@@ -20,12 +18,6 @@ EARLY_LIMIT = 16 * 1024
 
 SNIFFED_BYTES = 512
 """How much of a server's first answers is looked at."""
-
-_PIECES_AT_ONCE = 16
-"""Pieces that are sent at once; the system takes 1024 (IOV_MAX), but more are put together at less cost."""
-
-_SHORT_PIECE = 32 * 1024
-"""What waits for a slow client is in pieces of which no two neighbours are shorter: each costs memory of its own."""
 
 _SLOT_VIEWS = [slot.data for slot in SLOTS]
 
@@ -77,8 +69,8 @@ class Client:
         self._channel: Channel | None = None
         self._opening: Opening | None = None
         self._early, self.talk = bytearray(), Talk()
-        self._waiting: deque[memoryview] = deque()
-        self.sent = self.received_bytes = 0
+        self._waiting = Waiting()
+        self.sent = self.received_bytes = self._written = 0
         self.visitor: Visitor | None = None
         """Where it is served beyond the limit."""
         self.how = ""
@@ -282,18 +274,13 @@ class Client:
         if self.received_bytes <= SNIFFED_BYTES:
             self._host.saw(self, bytes(pieces[0][:SNIFFED_BYTES]))
         self.received_bytes += size
-        if len(pieces) > _PIECES_AT_ONCE:
+        if len(pieces) > PIECES_AT_ONCE:
             pieces = [memoryview(b"".join(pieces))]
         sent = 0 if self._waiting else self._write_now(pieces)
         if sent == size or self.is_gone:
             return
-        self._keep(b"".join(after(pieces, sent)))
+        self._waiting.add(b"".join(after(pieces, sent)))
         self._watch()
-
-    def _keep(self, rest: bytes) -> None:
-        if self._waiting and len(self._waiting[-1]) + len(rest) <= _SHORT_PIECE:
-            rest = bytes(self._waiting.pop()) + rest
-        self._waiting.append(memoryview(rest))
 
     def _write_now(self, pieces: list[memoryview]) -> int:
         try:
@@ -303,18 +290,16 @@ class Client:
         except OSError:
             self._leave(_CLIENT_RESET)
             return 0
+        self._written += sent
         if self._channel:
             self._channel.taken(sent)
         return sent
 
     def _write(self) -> None:
-        pieces = list(islice(self._waiting, _PIECES_AT_ONCE))
-        sent = self._write_now(pieces)
+        sent = self._write_now(self._waiting.first())
         if self.is_gone:
             return
-        for _ in pieces:
-            self._waiting.popleft()
-        self._waiting.extendleft(reversed(list(after(pieces, sent))))
+        self._waiting.drop(sent)
         if not self._waiting:
             self._all_is_written()
             if not self.is_gone:
@@ -363,6 +348,10 @@ class Client:
             self._events = events
             # for nothing: its failure is heard of all the same
             self._watcher.change(self._fd, events or _FAILURE)
+
+    def moved(self) -> int:
+        """How many bytes it has said and taken: what only waits for it, here or in the system, has not moved."""
+        return self.sent + self._written - unacknowledged(self._fd)
 
     def has_all(self) -> bool:
         """Whether it has taken all that the database said: a reset drops nothing."""

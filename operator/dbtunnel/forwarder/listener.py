@@ -136,7 +136,7 @@ class Listener:
     def _look(self) -> list[tuple[Client, float]]:
         """Each session, and the seconds for which nothing has passed in it, as far as was seen."""
         now, before = self._loop.time(), self._quiet
-        moved = {client: client.sent + client.received_bytes for client in self._clients if client.was_joined}
+        moved = {client: client.moved() for client in self._clients if client.was_joined}
         known = {client: before.get(client, (-1, now)) for client in moved}
         self._quiet = {
             client: known[client] if known[client][0] == count else (count, now) for client, count in moved.items()

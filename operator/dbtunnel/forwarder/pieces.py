@@ -3,7 +3,15 @@
 import fcntl
 import mmap
 import sys
+from collections import deque
 from collections.abc import Iterator
+from itertools import islice
+
+PIECES_AT_ONCE = 16
+"""Pieces that are sent at once; the system takes 1024 (IOV_MAX), but more are put together at less cost."""
+
+_SHORT_PIECE = 32 * 1024
+"""What waits for a slow client is in pieces of which no two neighbours are shorter: each costs memory of its own."""
 
 
 def room_for(size: int) -> memoryview:
@@ -17,6 +25,38 @@ def after(pieces: list[memoryview], sent: int) -> Iterator[memoryview]:
         if sent < len(piece):
             yield piece[sent:]
         sent = max(sent - len(piece), 0)
+
+
+class Waiting:
+    """What waits for a client that takes it slowly."""
+
+    def __init__(self) -> None:
+        self._pieces: deque[memoryview] = deque()
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def add(self, rest: bytes) -> None:
+        """One more piece."""
+        if self._pieces and len(self._pieces[-1]) + len(rest) <= _SHORT_PIECE:
+            rest = bytes(self._pieces.pop()) + rest
+        self._pieces.append(memoryview(rest))
+
+    def first(self) -> list[memoryview]:
+        """As many of them as are sent at once."""
+        return list(islice(self._pieces, PIECES_AT_ONCE))
+
+    def drop(self, sent: int) -> None:
+        """So many bytes do not wait any more."""
+        while sent:
+            piece = self._pieces.popleft()
+            if sent < len(piece):
+                self._pieces.appendleft(piece[sent:])
+            sent = max(sent - len(piece), 0)
+
+    def clear(self) -> None:
+        """Nobody takes it any more."""
+        self._pieces.clear()
 
 
 _SIOCOUTQ = 0x5411
