@@ -1,4 +1,4 @@
-"""Who is quiet, and what becomes of them: the idle timeout, on a clock that skips every wait."""
+"""Who is quiet, and what becomes of them: idle sessions, and clients that say nothing. The clock skips every wait."""
 
 import asyncio
 import contextlib
@@ -7,8 +7,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import cast
 from unittest import mock
 
+import pytest
+
 from dbtunnel.forwarder import keyring, listener
-from dbtunnel.forwarder.metrics import SESSIONS_IDLE
+from dbtunnel.forwarder.metrics import CLIENTS_REFUSED, SESSIONS_IDLE
+from dbtunnel.forwarder.quiet import SILENT_SECONDS
 from tests.support.connection_world import KnownClient, Shape, World
 from tests.support.fake_ssh import Connection
 from tests.support.virtual_time import at_once, now, run
@@ -91,3 +94,52 @@ def test_who_has_stopped_to_read_is_idle() -> None:
         assert world.metrics.get(SESSIONS_IDLE) == 1
 
     live(story, Shape(idle=IDLE))
+
+
+# --- clients that say nothing -----------------------------------------------------------------------------------------
+
+
+def says_nothing(world: World) -> KnownClient:
+    ours, peer = socket.socketpair()
+    ours.setblocking(False)
+    world.listener._take(ours, ("127.0.0.1", 1))
+    world.clients[KnownClient.latest] = ours.dup(), peer
+    return KnownClient.latest
+
+
+@pytest.mark.parametrize(("idle", "patience"), [(None, SILENT_SECONDS), (IDLE, IDLE), (3600, SILENT_SECONDS)])
+def test_who_says_nothing_gives_up_its_place(idle: int | None, patience: float) -> None:
+    """And nobody else does, however long it is quiet."""
+
+    async def story(world: World) -> None:
+        world.client_comes()
+        served, silent = KnownClient.latest, says_nothing(world)
+        await asyncio.sleep(patience - 1)
+        assert not silent.is_gone
+        await asyncio.sleep(patience * 0.2 + 1)
+        assert silent.how == "Silent"
+        assert world.metrics.get(CLIENTS_REFUSED, "Silent") == 1
+        assert world.listener.clients == (idle != IDLE)
+        assert served.how in ("", "idle")
+
+    live(story, Shape(idle=idle, max_clients=2))
+
+
+@pytest.mark.parametrize("idle", [None, IDLE])
+def test_who_says_nothing_holds_up_no_drain(idle: int | None) -> None:
+    """Who speaks as soon as the last clients are taken is served."""
+
+    async def story(world: World) -> None:
+        says_nothing(world)
+        late = says_nothing(world)
+        world.is_told_to_end()
+        await asyncio.sleep(0.2)
+        world.clients[late][1].send(b"\0\0\0\x08\x04\xd2\x16\x2f")
+        await asyncio.sleep(1)
+        assert world.present() == [late]
+        world.clients[late][1].close()
+        await asyncio.sleep(1)
+        assert world.draining
+        assert world.draining.done()
+
+    live(story, Shape(idle=idle, drain=(0, 300)))

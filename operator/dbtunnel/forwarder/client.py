@@ -92,6 +92,11 @@ class Client:
         """What it has said before its channel is open."""
         return bytes(self._early)
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether it has not said a byte of those without which nobody asks for its channel."""
+        return self.asked_at is None
+
     # --- before the channel ---------------------------------------------------------------------------------------
 
     def open_channel(self, link: Link, target: Address, limit_seconds: float) -> None:

@@ -26,10 +26,10 @@ from dbtunnel.forwarder.metrics import (
     CLIENTS_PARKED,
     CLIENTS_REFUSED,
     CLIENTS_TOTAL,
-    SESSIONS_IDLE,
     Metrics,
 )
 from dbtunnel.forwarder.probes import Prober
+from dbtunnel.forwarder.quiet import Quiet
 from dbtunnel.forwarder.reserve import LAST_WORDS, VISIT_SECONDS, Visitor, reserve_of
 from dbtunnel.forwarder.watch import READ, watcher
 
@@ -47,12 +47,6 @@ _LEFT_SECONDS = 60
 
 _SPARE_DESCRIPTORS = 64
 """Kept for the SSH connections, the admin port and files: without them a flood of clients would end the probes."""
-
-_LOOK_SECONDS = 0.5
-"""How often sessions are looked at while the process drains."""
-
-_LOOKS = 10
-"""How often sessions are looked at within the idle timeout: they end that part of it later at most."""
 
 _LIMIT = "ConnectionLimit"
 
@@ -78,8 +72,7 @@ class Listener:
         self._left_budget = Budget(1, _LEFT_SECONDS)
         self._visitors: dict[Client, Visitor] = {}
         """Those beyond `connectionLimits.max`, in the order of their arrival."""
-        self._quiet: dict[Client, tuple[int, float]] = {}
-        """How many bytes each session had moved when it was looked at, and since when it is that many."""
+        self._quiet = Quiet(self._clients, self._protocol, config.seconds.idle, metrics, self._refuse)
         self._full_is_told = Budget(1, 60)
         self.empty = asyncio.Event()
         self.empty.set()
@@ -109,39 +102,12 @@ class Listener:
             client.refuse("forwarder ended")
 
     async def run(self) -> None:
-        """Ends sessions on which nothing happens, until cancelled."""
-        limit = self._config.seconds.idle
-        if limit is None:
-            await self._loop.create_future()  # for ever
-            return
-        while True:
-            await asyncio.sleep(limit / _LOOKS)
-            for client, seconds in self._look():
-                if seconds >= limit:
-                    self._metrics.add(SESSIONS_IDLE)
-                    client.refuse("idle")
+        """Ends idle sessions, and clients that say nothing, until cancelled."""
+        await self._quiet.run()
 
     async def end_quiet(self, left: float) -> None:
-        """Ends sessions that are at rest and have been quiet for as long as is left of so many seconds: those of pools,
-        which would not end by themselves, go first, and what runs goes last.
-        """
-        end = self._loop.time() + left
-        while left > 0:
-            for client, seconds in self._look():
-                if seconds >= left and client.has_all() and client.talk.is_over(self._protocol, client.sent):
-                    client.refuse("forwarder ended")
-            await asyncio.sleep(min(_LOOK_SECONDS, left))
-            left = end - self._loop.time()
-
-    def _look(self) -> list[tuple[Client, float]]:
-        """Each session, and the seconds for which nothing has passed in it, as far as was seen."""
-        now, before = self._loop.time(), self._quiet
-        moved = {client: client.moved() for client in self._clients if client.was_joined}
-        known = {client: before.get(client, (-1, now)) for client in moved}
-        self._quiet = {
-            client: known[client] if known[client][0] == count else (count, now) for client, count in moved.items()
-        }
-        return [(client, now - since) for client, (_, since) in self._quiet.items()]
+        """As Quiet.end."""
+        await self._quiet.end(left)
 
     # --- clients come and go --------------------------------------------------------------------------------------
 
@@ -209,6 +175,7 @@ class Listener:
     def gone(self, client: Client) -> None:
         """As Host."""
         self._clients.discard(client)
+        self._quiet.forget(client)
         self._unpark(client)
         self._visitors.pop(client, None)
         if self._visitors and len(self._clients) - len(self._visitors) < (self._config.max_clients or 0):

@@ -6,7 +6,7 @@ from dbtunnel.forwarder.failures import Loss
 
 _REASONS = "a reason of [conditions.md](conditions.md)"
 _REASON = Label("reason", _REASONS, len(Reason))
-_REFUSAL = Label("reason", f"{_REASONS}, `ConnectionLimit`, `Parking` or `TooManyClients`", len(Reason) + 3)
+_REFUSAL = Label("reason", f"{_REASONS}, `ConnectionLimit`, `Parking`, `Silent` or `TooManyClients`", len(Reason) + 4)
 _LOSS = Label("reason", ", ".join(f"`{loss}`" for loss in Loss), len(Loss), known=tuple(Loss))
 _RESULT = Label("result", f"`Succeeded` or {_REASONS}", len(Reason), known=(Reason.SUCCEEDED,))
 _DIRECTION = Label("direction", "`sent` to the database, `received` from it", 2, known=("sent", "received"))
