@@ -125,6 +125,13 @@ def test_parking_is_bounded_in_number_and_time(
             client.recv(1)
         client.close()
     assert forwarder.metric('dbtunnel_forwarder_clients_refused_total{reason="Parking"}') == 3
+    assert refusals(forwarder) == [("warning", "Parking", 1, "127.0.0.1")]
+
+
+def refusals(forwarder: Forwarder) -> list[tuple[Any, ...]]:
+    """What is logged of them: the first, however many follow within a minute."""
+    names = ("level", "reason", "count", "client")
+    return [tuple(map(one.get, names)) for one in forwarder.events() if one["event"] == "clients refused"]
 
 
 def test_a_client_that_gives_up_while_it_is_parked_is_forgotten(
@@ -157,6 +164,7 @@ def test_more_clients_than_descriptors_are_refused_and_the_admin_port_answers(
         lambda: forwarder.metric('dbtunnel_forwarder_clients_refused_total{reason="TooManyClients"}') == 80, "refusals"
     )
     assert sum(_is_served(client) for client in clients) == 20
+    assert refusals(forwarder) == [("warning", "TooManyClients", 1, "127.0.0.1")]
     for client in clients:
         client.close()
     forwarder.stop()

@@ -31,6 +31,8 @@ FORWARDER = {
     "client refused": "Its connection is reset; the reason is that of `dbtunnel_forwarder_clients_refused_total`.",
     "client gone": "It had no session. Each client's last event is this or `session ended`.",
     "session ended": "Bytes that the client sent and received, seconds, and how it ended.",
+    "clients refused": "For `Parking`, `Silent` or `TooManyClients`: how many since this was last told for the reason,"
+    " and the latest's address. The first is told at once, then once a minute at most; the metric counts them all.",
     "connection limit reached": "`connectionLimits.max`; told once a minute at most.",
     "client left before its login": "Of MySQL, whose server counts it against the bastion; told once a minute at most.",
     "no client can be taken": "The system has no descriptor or no memory for it.",

@@ -10,7 +10,7 @@ import pytest
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.reasons import Reason
 from dbtunnel.forwarder.failures import Failure
-from dbtunnel.forwarder.logs import Budget, JsonFormatter, TextFormatter
+from dbtunnel.forwarder.logs import Budget, Fold, JsonFormatter, TextFormatter
 from dbtunnel.forwarder.state import State
 from tests.unit.test_forwarder_connect import CONFIG
 
@@ -74,3 +74,8 @@ def test_changes_that_clients_cause_do_not_fill_the_log(caplog: pytest.LogCaptur
 def test_a_budget_is_renewed() -> None:
     budget = Budget(2, 60)
     assert [budget.allows(now) for now in (0, 1, 2, 59, 60, 61, 62)] == [True, True, False, False, True, True, False]
+
+
+def test_what_is_folded_is_told_at_once_and_then_with_its_count() -> None:
+    fold = Fold(60)
+    assert [fold.add(now) for now in (0, 1, 2, 59, 60, 61, 200)] == [1, 0, 0, 0, 4, 0, 2]

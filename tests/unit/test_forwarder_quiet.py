@@ -108,7 +108,9 @@ def says_nothing(world: World) -> KnownClient:
 
 
 @pytest.mark.parametrize(("idle", "patience"), [(None, SILENT_SECONDS), (IDLE, IDLE), (3600, SILENT_SECONDS)])
-def test_who_says_nothing_gives_up_its_place(idle: int | None, patience: float) -> None:
+def test_who_says_nothing_gives_up_its_place(
+    idle: int | None, patience: float, caplog: pytest.LogCaptureFixture
+) -> None:
     """And nobody else does, however long it is quiet."""
 
     async def story(world: World) -> None:
@@ -121,6 +123,8 @@ def test_who_says_nothing_gives_up_its_place(idle: int | None, patience: float) 
         assert world.metrics.get(CLIENTS_REFUSED, "Silent") == 1
         assert world.listener.clients == (idle != IDLE)
         assert served.how in ("", "idle")
+        (told,) = [vars(line)["fields"] for line in caplog.records if line.message == "clients refused"]
+        assert told == {"reason": "Silent", "count": 1, "client": "127.0.0.1"}
 
     live(story, Shape(idle=idle, max_clients=2))
 

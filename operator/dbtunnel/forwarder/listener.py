@@ -17,7 +17,7 @@ from dbtunnel.forwarder.client import Client
 from dbtunnel.forwarder.connection import Connector
 from dbtunnel.forwarder.evidence import TLS_DENIED, greets
 from dbtunnel.forwarder.failures import channel_failure
-from dbtunnel.forwarder.logs import Budget, event
+from dbtunnel.forwarder.logs import Budget, Fold, event
 from dbtunnel.forwarder.metrics import (
     BYTES,
     CHANNEL_SECONDS,
@@ -45,10 +45,16 @@ _REST_SECONDS = 1.0
 _LEFT_SECONDS = 60
 """How often at most it is logged that clients leave before their login."""
 
+_REFUSED_SECONDS = 60
+"""How often at most it is logged that clients are refused, for each reason."""
+
 _SPARE_DESCRIPTORS = 64
 """Kept for the SSH connections, the admin port and files: without them a flood of clients would end the probes."""
 
 _LIMIT = "ConnectionLimit"
+
+_OWN_REASONS = ("Parking", "Silent", "TooManyClients")
+"""Why a client is refused of which nothing else tells: not a layer, nor the limit's own event."""
 
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 """Seconds, seconds, count: a client whose node died is noticed after two minutes, and its session ends."""
@@ -74,6 +80,7 @@ class Listener:
         """Those beyond `connectionLimits.max`, in the order of their arrival."""
         self._quiet = Quiet(self._clients, self._protocol, config.seconds.idle, metrics, self._refuse)
         self._full_is_told = Budget(1, 60)
+        self._refusals = {reason: Fold(_REFUSED_SECONDS) for reason in _OWN_REASONS}
         self.empty = asyncio.Event()
         self.empty.set()
         connector.on_up = self._serve_parked
@@ -295,7 +302,10 @@ class Listener:
 
     def _refuse(self, client: Client, reason: str, *, is_told: bool = False) -> None:
         self._metrics.add(CLIENTS_REFUSED, label=reason)
-        self._trace("client refused", client, reason=reason)  # a flood of them is counted, not logged
+        self._trace("client refused", client, reason=reason)
+        if reason in self._refusals and (count := self._refusals[reason].add(self._loop.time())):
+            where = client.address[0]  # of the latest
+            event(_LOG, "clients refused", level=logging.WARNING, reason=reason, count=count, client=where)
         client.refuse(reason, is_told=is_told)
 
 

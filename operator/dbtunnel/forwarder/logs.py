@@ -64,6 +64,21 @@ class Budget:
         return self._spent <= self._count
 
 
+class Fold:
+    """Tells the first of many at once, and then those since it last told, no more than once in so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._told_at, self._count = seconds, -seconds, 0
+
+    def add(self, now: float) -> int:
+        """One more. Returns how many there have been since it last told, where it is time to tell; else 0."""
+        self._count += 1
+        if now - self._told_at < self._seconds:
+            return 0
+        count, self._count, self._told_at = self._count, 0, now
+        return count
+
+
 def configure(level: str = "INFO", form: str = "json") -> None:
     """Sends everything to standard error, in one of FORMATS."""
     handler = logging.StreamHandler(sys.stderr)
