@@ -4,14 +4,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from unittest import mock
 
 import pytest
 
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.reasons import Reason
-from dbtunnel.forwarder import keyring, route
+from dbtunnel.forwarder import app, keyring, route
 from dbtunnel.forwarder.connection import Connector, Sources
 from dbtunnel.forwarder.keyring import Keyring
 from dbtunnel.forwarder.link import Link
@@ -179,3 +180,27 @@ def test_a_key_that_leads_the_others_elsewhere_leads_them_all(in_world: Live) ->
         assert len(world.standing) == COUNT
 
     in_world(story)
+
+
+@pytest.mark.parametrize("part", ["_add", "_keep_looking"])
+def test_a_bug_in_what_goes_on_beside_ends_the_process(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """The rest would go on, and nobody would know what is not done any more."""
+
+    async def broken(_: Connector) -> None:
+        await asyncio.sleep(1)
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Connector, part, broken)
+    monkeypatch.setattr(keyring, "in_daemon_thread", at_once)
+
+    async def main() -> None:
+        world = World()
+        connecting = asyncio.ensure_future(world.connector.run())
+        with pytest.raises(ExceptionGroup) as raised:
+            async with asyncio.timeout(10):
+                await app._until_stopped(cast(Any, SimpleNamespace(drain=asyncio.Event())), [connecting])
+        assert raised.group_contains(RuntimeError, match="a bug")
+        assert world.attempts
+        assert world.standing == []
+
+    run(main())

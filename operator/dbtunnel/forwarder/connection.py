@@ -73,24 +73,27 @@ class Connector:
         """With which the last connection was lost, the last time that there was none."""
 
     async def run(self) -> None:
-        """Connects, again and again, until cancelled."""
-        beside = [asyncio.ensure_future(task) for task in (self._add_further(), self._keep_looking())]
+        """Keeps connections until cancelled. A bug in any part ends all of it (ExceptionGroup)."""
         try:
-            while True:
-                self._look()
-                if self.link is None or self._is_outdated(self.link):
-                    await self._attempt()
-                else:
-                    await self._hold(self.link)
+            async with asyncio.TaskGroup() as parts:
+                for part in (self._keep_first(), self._add_further(), self._keep_looking()):
+                    parts.create_task(part)
         finally:
-            for task in beside:
-                task.cancel()
             links = self._all()
             self.link = None
             self._further.clear()
             self.up.clear()  # before anybody who waits for it looks for a connection that is none
             for link in links:
                 link.close()
+
+    async def _keep_first(self) -> None:
+        """Connects, again and again."""
+        while True:
+            self._look()
+            if self.link is None or self._is_outdated(self.link):
+                await self._attempt()
+            else:
+                await self._hold(self.link)
 
     async def _keep_looking(self) -> None:
         """Looks at the files while an attempt goes on, too: what a revoked key has made must not outlast it."""
