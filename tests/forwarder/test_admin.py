@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ from dbtunnel.forwarder.metrics import METRICS
 from tests.support.bastion import Bastion
 from tests.support.databases import PostgresServer
 from tests.support.forwarder import Forwarder, seconds
-from tests.support.processes import wait_until
+from tests.support.processes import listens, wait_until
 
 StartForwarder = Callable[..., Forwarder]
 
@@ -59,6 +60,23 @@ def test_readiness_follows_the_ssh_connection_with_patience(
     assert status_code(forwarder, "/livez") == 200
     bastion.start()
     wait_until(lambda: status_code(forwarder, "/readyz") == 200, "the next connection")
+
+
+def test_readiness_ends_with_the_port_and_not_with_the_signal(
+    start_forwarder: StartForwarder, postgres: PostgresServer
+) -> None:
+    """While a drain takes clients it may be the only pod that there is; then a Service would lead them to nothing."""
+    forwarder = start_forwarder(postgres.port, seconds=seconds(drain_min=2, drain_max=20))
+    forwarder.wait_for("database", "Succeeded")
+    with socket.create_connection(("127.0.0.1", forwarder.port), 5):
+        forwarder.process.signal(signal.SIGTERM)
+        forwarder.wait(lambda status: status.draining, "the drain")
+        answers = status_code(forwarder, "/readyz"), listens("127.0.0.1", forwarder.port)
+        assert answers == (200, True)
+        wait_until(lambda: status_code(forwarder, "/readyz") == 503, "it not to be ready any more")
+        assert not listens("127.0.0.1", forwarder.port)
+        assert status_code(forwarder, "/livez") == 200, "else it would be killed in the middle of its drain"
+    assert forwarder.process.wait(10) == 0
 
 
 def test_a_database_that_is_down_does_not_make_the_pod_unready(start_forwarder: StartForwarder) -> None:

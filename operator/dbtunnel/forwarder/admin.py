@@ -17,6 +17,7 @@ from dbtunnel.api.forwarder import ForwarderConfig, LayerStatus
 from dbtunnel.domain.hops import hop_name
 from dbtunnel.domain.metrics import Labels
 from dbtunnel.forwarder.connection import Connector
+from dbtunnel.forwarder.listener import Listener
 from dbtunnel.forwarder.metrics import (
     HOP_ACTIVE,
     HOST_KEYS_ANNOUNCED,
@@ -62,10 +63,16 @@ class Admin:
     """Answers the kubelet, the operator and Prometheus."""
 
     def __init__(
-        self, config: ForwarderConfig, state: State, connector: Connector, prober: Prober, metrics: Metrics
+        self,
+        config: ForwarderConfig,
+        state: State,
+        listener: Listener,
+        connector: Connector,
+        prober: Prober,
+        metrics: Metrics,
     ) -> None:
         self._config, self._state, self._connector, self._metrics = config, state, connector, metrics
-        self._prober = prober
+        self._prober, self._listener = prober, listener
         metrics.look_up(KEY_CERTIFICATE_EXPIRY, self._certificates)
         self._server: asyncio.Server | None = None
         self._connections: list[asyncio.Task[None]] = []
@@ -128,7 +135,10 @@ class Admin:
 
     def _readiness(self) -> _Answer:
         """Good while clients are served, or wait in good hope: not before the first connection, so that a rollout
-        keeps the old pods until the new ones work, and not after clients have waited in vain."""
+        keeps the old pods until the new ones work, not after clients have waited in vain, and not once a drain has
+        closed the port: a container that is ended alone, and not its pod, is still led to."""
+        if not self._listener.is_open:
+            return _Answer(HTTPStatus.SERVICE_UNAVAILABLE, "takes no clients\n")
         down_since = self._connector.down_since
         if down_since is None:
             return _Answer(HTTPStatus.OK, "ok\n")

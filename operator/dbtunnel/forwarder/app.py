@@ -77,7 +77,7 @@ async def _run(config: ForwarderConfig, around: Surroundings) -> None:
     prober = Prober(config, connector, state, metrics)
     connector.obstacle = prober.obstacle
     listener = Listener(config, connector, prober, metrics)
-    admin = Admin(config, state, connector, prober, metrics)
+    admin = Admin(config, state, listener, connector, prober, metrics)
     clients, administrators = _bound(around.listen), _bound(around.admin_listen)
     await admin.start(administrators)
     listener.start(clients)

@@ -96,6 +96,11 @@ class Listener:
         """How many there are, those that wait counted too."""
         return len(self._clients)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a client that comes is taken."""
+        return self._bound is not None
+
     def refuse_new(self) -> None:
         """Takes no further clients."""
         if self._bound:
