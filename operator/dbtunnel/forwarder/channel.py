@@ -333,6 +333,8 @@ class Opening(_Nobody):
         self._target, self._origin = target, origin
         self._channel: Channel | None = None
         self._is_over = False
+        self.on_late: Callable[[], None] = lambda: None
+        """Called where it is opened after all, for nobody."""
         link.enter()
         self._timer = asyncio.get_running_loop().call_later(limit_seconds, self._late)
         link.openings.ask(self)
@@ -363,6 +365,7 @@ class Opening(_Nobody):
         self._link.openings.ended(self)
         if self._is_over:
             channel.close()
+            self.on_late()
             return
         self._finish()
         channel.end = self._end

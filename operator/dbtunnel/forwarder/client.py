@@ -28,6 +28,7 @@ _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER: closing sends a reset."""
 
 _CLIENT_CLOSED, _CLIENT_RESET = "client closed", "client reset"
+BY_CLIENT = (_CLIENT_CLOSED, _CLIENT_RESET)
 _DATABASE_CLOSED, _CHANNEL_BROKEN, _CONNECTION_LOST = "database closed", "channel broken", "SSH connection lost"
 """How a session ends, as the log tells it."""
 
@@ -43,6 +44,9 @@ class Host(Protocol):
 
     def joined(self, client: "Client") -> None:
         """Its channel is open."""
+
+    def came_late(self, client: "Client") -> None:
+        """Its channel was opened when it was gone."""
 
     def saw(self, client: "Client", first: bytes) -> None:
         """What the database says to it at first, as long as that is little."""
@@ -77,7 +81,7 @@ class Client:
         """How it ended, by whoever was the first to end it."""
         self.joined_at = 0.0
         """When its channel was open, by the loop's time."""
-        self.is_gone = self.was_joined = self.was_greeted = self.was_refused = self._is_parked = False
+        self.is_gone = self.was_joined = self.was_refused = self._is_parked = False
         self._client_ended = self._database_ended = self._channel_ended = False
         self.was_denied_tls = self._is_held = self._is_bulk = False
         self.asked_at: float | None = None
@@ -92,17 +96,13 @@ class Client:
         """What it has said before its channel is open."""
         return bytes(self._early)
 
-    @property
-    def is_silent(self) -> bool:
-        """Whether it has not said a byte of those without which nobody asks for its channel."""
-        return self.asked_at is None
-
     # --- before the channel ---------------------------------------------------------------------------------------
 
     def open_channel(self, link: Link, target: Address, limit_seconds: float) -> None:
         """Asks for its channel; the host hears where there is none."""
         self.link, self.opening_at = link, asyncio.get_running_loop().time()
         self._opening = Opening(link, self, target, self.address, limit_seconds)
+        self._opening.on_late = lambda: self._host.came_late(self)
 
     def park(self, *, parked: bool) -> None:
         """While it is parked its end of sending counts as its leaving, since no client of a database says all that it
@@ -205,6 +205,8 @@ class Client:
         if self.visitor and not self.visitor.may_send(bytes(SLOTS[0].data[:count])):
             self._host.intrudes(self)
             return
+        if self.talk.handshake:
+            self.talk.handshake.said(bytes(SLOTS[0].data[:count]))
         self.sent += count
         self._host.moved(sent=count)
         for slot in SLOTS:

@@ -7,16 +7,18 @@ import os
 import resource
 import socket
 import sys
+from functools import partial
 
 from dbtunnel.api.engines import ENGINES, WireProtocol
 from dbtunnel.api.forwarder import ForwarderConfig
 from dbtunnel.domain.authorized_keys import forward_target
 from dbtunnel.domain.hops import hop_name
 from dbtunnel.forwarder.channel import Address
-from dbtunnel.forwarder.client import Client
+from dbtunnel.forwarder.client import BY_CLIENT, Client
 from dbtunnel.forwarder.connection import Connector
-from dbtunnel.forwarder.evidence import TLS_DENIED, greets
+from dbtunnel.forwarder.evidence import TLS_DENIED
 from dbtunnel.forwarder.failures import channel_failure
+from dbtunnel.forwarder.handshake import Handshake
 from dbtunnel.forwarder.logs import Budget, Fold, event
 from dbtunnel.forwarder.metrics import (
     BYTES,
@@ -159,6 +161,14 @@ class Listener:
         if self._config.max_clients is not None and not self._admits(client, self._config.max_clients):
             self._refuse_at_limit(client, is_told=_says(connected, LAST_WORDS[self._protocol]))
         elif self._speaks_first:
+            client.talk.handshake = Handshake()
+            self._watcher.at_end_of_pass(partial(self._greet, client, connected))
+
+    def _greet(self, client: Client, connected: socket.socket) -> None:
+        """Asks for a channel of which the server speaks first. Of who has left by now, as most health checks have, the
+        server would count it.
+        """
+        if not client.is_gone and not _has_left(connected):
             client.ask()
 
     def _admits(self, client: Client, most: int) -> bool:
@@ -199,12 +209,21 @@ class Listener:
             self._tell_end(client)
         else:
             self._trace("client gone", client, how=client.how)
-        if client.was_greeted and not client.sent and not client.was_refused:
+        handshake = client.talk.handshake
+        if client.was_joined and handshake and (handshake.is_greeted or client.how in BY_CLIENT):
             self._left_before_login(client)
         if not self._clients:
             self.empty.set()
 
+    def came_late(self, client: Client) -> None:
+        """As Host."""
+        if client.talk.handshake:
+            self._left_before_login(client)
+
     def _left_before_login(self, client: Client) -> None:
+        """The server counts it, unless all others are cut off as well."""
+        if client.was_refused:
+            return
         self._metrics.add(CLIENTS_LEFT)
         self._prober.left(client.address[0])
         if self._left_budget.allows(self._loop.time()):
@@ -264,7 +283,6 @@ class Listener:
         client.talk.begins(first)
         if client.received_bytes and not client.was_denied_tls:
             return
-        client.was_greeted = self._speaks_first and greets(first)
         client.was_denied_tls = first == TLS_DENIED and not self._speaks_first
         if client.link:
             self._prober.saw(client.link, first)
@@ -334,6 +352,16 @@ def _says(connected: socket.socket, words: bytes) -> bool:
         return bool(words) and connected.send(words) == len(words)
     except OSError:
         return False
+
+
+def _has_left(connected: socket.socket) -> bool:
+    """Whether a client that has said nothing has ended its connection."""
+    try:
+        return not connected.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _address(host: str, port: int) -> Address:

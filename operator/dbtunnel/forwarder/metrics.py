@@ -27,8 +27,9 @@ CLIENTS_REFUSED = Metric(
 CLIENTS_LEFT = Metric(
     "dbtunnel_forwarder_clients_left_before_login_total",
     Kind.COUNTER,
-    "Clients of MySQL that were greeted and left without a word. The server counts them against the bastion's address:"
-    " after max_connect_errors of them in a row, 100 by default, it refuses everybody behind it.",
+    "Clients of MySQL that got a channel and left before they had tried to log in: without a word, with something that"
+    " is no login, within TLS's handshake. The server counts them against the bastion's address: after"
+    " max_connect_errors of them in a row, 100 by default, it refuses everybody behind it.",
 )
 SESSIONS_IDLE = Metric(
     "dbtunnel_forwarder_sessions_idle_total", Kind.COUNTER, "Sessions that were ended since nothing happened on them."

@@ -42,8 +42,8 @@ class Quiet:
         patience = min(self._limit or SILENT_SECONDS, SILENT_SECONDS)
         while True:
             await asyncio.sleep(patience / LOOKS)
-            for client, seconds in self._look(client for client in self._clients if self._limit or client.is_silent):
-                if client.is_silent and seconds >= patience:
+            for client, seconds in self._look(client for client in self._clients if self._limit or _is_silent(client)):
+                if _is_silent(client) and seconds >= patience:
                     self._refuse(client, "Silent")
                 elif self._limit and seconds >= self._limit:
                     self._metrics.add(SESSIONS_IDLE)
@@ -62,7 +62,7 @@ class Quiet:
             left = end - self._loop.time()
 
     def _may_end(self, client: Client, seconds: float, left: float) -> bool:
-        if client.is_silent:
+        if _is_silent(client):
             return seconds >= _DRAIN_LOOK_SECONDS
         return seconds >= left and client.has_all() and client.talk.is_over(self._protocol, client.sent)
 
@@ -73,9 +73,14 @@ class Quiet:
     def _look(self, clients: Iterable[Client]) -> list[tuple[Client, float]]:
         """Those that are served or have said nothing, each with the seconds for which nothing was seen to pass."""
         now = self._loop.time()
-        looked_at = [client for client in clients if client.was_joined or client.is_silent]
+        looked_at = [client for client in clients if client.was_joined or _is_silent(client)]
         for client in looked_at:
             moved = client.moved()
             if self._seen.get(client, (-1, now))[0] != moved:
                 self._seen[client] = moved, now
         return [(client, now - self._seen[client][1]) for client in looked_at]
+
+
+def _is_silent(client: Client) -> bool:
+    """Whether it has not said a byte of those without which nobody asks for its channel."""
+    return client.asked_at is None

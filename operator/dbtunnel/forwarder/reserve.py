@@ -6,6 +6,7 @@ cancels has said all before the server's first answer under TLS, one that logs i
 """
 
 from dbtunnel.api.engines import WireProtocol
+from dbtunnel.forwarder.records import DATA, GOODBYE, HANDSHAKE, Records
 
 VISIT_SECONDS = {WireProtocol.POSTGRESQL: 3, WireProtocol.MYSQL: 10}
 """How long a client is served beyond the limit: a cancel says all at once, MySQL's KILL is a statement of a session."""
@@ -23,13 +24,6 @@ FIRST_BYTES = 8
 """Bytes of PostgreSQL's first packet that tell what it is: its length, and a code."""
 
 _CANCEL, _ASKS_FOR_TLS = 80877102, 80877103
-_HANDSHAKE, _DATA = 22, 23
-_RECORD_HEAD = 5
-"""Bytes before the content of a TLS record: type, version, length (RFC 8446, section 5.1)."""
-
-_GOODBYE = 2 + 1 + 16
-"""Bytes of a record with the alert that ends TLS 1.3, which is marked as data (RFC 8446, sections 5.2 and 6.1). No
-message of PostgreSQL fits in."""
 
 
 def reserve_of(most: int) -> int:
@@ -43,9 +37,9 @@ class Visitor:
     def __init__(self, protocol: WireProtocol) -> None:
         self._is_judged = protocol is WireProtocol.POSTGRESQL
         self._unread = b""
-        self._is_cancel = self._is_tls = False
-        self._left = 0
-        """Bytes of the current TLS record that are still to come."""
+        self._is_cancel = False
+        self._records: Records | None = None
+        """Under TLS."""
         self._has_said = self._is_answered = False
         """Under TLS: whether it has sent data, and whether something came back since."""
 
@@ -53,13 +47,13 @@ class Visitor:
         """Whether these bytes of its may go to the database; False where they show that it logs in."""
         if not self._is_judged or self._is_cancel:
             return True
+        if self._records:
+            return self._may_send_records(self._records, data)
         self._unread += data
-        if self._is_tls:
-            return self._may_send_records()
         while len(self._unread) >= FIRST_BYTES:
-            if self._unread[0] == _HANDSHAKE:
-                self._is_tls = True
-                return self._may_send_records()
+            if self._unread[0] == HANDSHAKE:
+                self._records = Records()
+                return self._may_send_records(self._records, self._unread)
             code = int.from_bytes(self._unread[4:FIRST_BYTES], "big")
             self._is_cancel = code == _CANCEL
             if code != _ASKS_FOR_TLS:
@@ -71,19 +65,10 @@ class Visitor:
         """Something came from the database."""
         self._is_answered = self._has_said
 
-    def _may_send_records(self) -> bool:
-        """Reads the heads of TLS records; their content, of which nothing is known, is passed over."""
-        while self._unread:
-            if self._left:
-                passed = min(self._left, len(self._unread))
-                self._unread, self._left = self._unread[passed:], self._left - passed
-            elif len(self._unread) < _RECORD_HEAD:
-                return True
-            else:
-                self._left = int.from_bytes(self._unread[3:_RECORD_HEAD], "big")
-                is_data = self._unread[0] == _DATA
-                if is_data and self._is_answered and self._left > _GOODBYE:
-                    return False
-                self._has_said = self._has_said or is_data
-                self._unread = self._unread[_RECORD_HEAD:]
+    def _may_send_records(self, records: Records, data: bytes) -> bool:
+        for kind, length in records.heads(data):
+            is_data = kind == DATA
+            if is_data and self._is_answered and length > GOODBYE:
+                return False
+            self._has_said = self._has_said or is_data
         return True

@@ -6,6 +6,7 @@ The one place that decides it. Only a drain asks, so that a delivery costs no mo
 from collections.abc import Callable, Mapping, Sequence
 
 from dbtunnel.api.engines import WireProtocol
+from dbtunnel.forwarder.handshake import Handshake
 
 _LAST_BYTES = 128
 """How much of what a database said last is kept: MySQL's packet that ends an answer has a text for people in it."""
@@ -30,10 +31,12 @@ _STATEMENT_CLOSED = {WireProtocol.MYSQL: (9, 31)}
 class Talk:
     """Of one session."""
 
-    __slots__ = ("_answered", "_is_opaque", "_last")
+    __slots__ = ("_answered", "_is_opaque", "_last", "handshake")
 
     def __init__(self) -> None:
         self._answered, self._last, self._is_opaque = 0, b"", False
+        self.handshake: Handshake | None = None
+        """Of MySQL, while it lasts."""
 
     def begins(self, words: bytes) -> None:
         """Takes a delivery among the first few, whole or its beginning: it shows whether the rest can be read."""
@@ -41,6 +44,8 @@ class Talk:
 
     def heard(self, pieces: Sequence[memoryview], sent: int) -> None:
         """The database said something, when the client had sent so many bytes."""
+        if self.handshake and self.handshake.heard(b"".join(pieces)):
+            self.handshake = None
         self._answered = sent
         self._last = bytes(pieces[-1][-_LAST_BYTES:])
 
