@@ -26,12 +26,12 @@ from dbtunnel.domain.diagnosis import Subject, explain
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.settings import Defaults
 from dbtunnel.domain.sshd_config import match_block
-from dbtunnel.forwarder import channel, pace
+from dbtunnel.forwarder import channel, pace, windows
 from dbtunnel.forwarder.app import _PROBE_END_SECONDS
 from dbtunnel.forwarder.client import EARLY_LIMIT
 from dbtunnel.forwarder.failures import Failure
 from dbtunnel.forwarder.keyring import PARSE_SECONDS
-from dbtunnel.forwarder.link import ABANDONED_AT_MOST, OPENING_AT_ONCE, WIDEST_BYTES
+from dbtunnel.forwarder.link import ABANDONED_AT_MOST, OPENING_AT_ONCE
 from dbtunnel.forwarder.listener import _LEFT_SECONDS
 from dbtunnel.forwarder.transport import HIGH_WATER
 from tests.support.generated import ROOT
@@ -154,11 +154,10 @@ def _size(count: int) -> str:
 
 def _numbers() -> Iterator[str]:
     """What the architecture says of constants, as it must stand there, but for the wrapping."""
-    most = 64  # channels, of which each still has an equal share
-    yield f"share of {_size(most * channel.first_window(most))} among"
-    yield f"from {_size(channel.first_window(1))} down to {_size(channel.first_window(10_000))}"
+    yield f"left of {_size(windows.FIRST_BYTES)}, from {_size(windows.FIRST_WINDOW)} down to"
+    yield f"down to {_size(windows.SMALLEST_WINDOW)}"
     yield f"up to {_size(channel.STREAM_WINDOW)} for a stream, and up to {_size(channel.LARGEST_WINDOW)} where"
-    yield f"grow by at most {_size(WIDEST_BYTES)} together"
+    yield f"grow by at most {_size(windows.WIDEST_BYTES)} together"
     yield f"{_size(EARLY_LIMIT)} may wait from a client"
     yield f"more than {_size(HIGH_WATER)} waits for the SSH connection"
     yield f"once in {_LEFT_SECONDS} s"

@@ -2,25 +2,28 @@
 
 import functools
 from collections.abc import Callable
+from typing import cast
 
 import asyncssh
 import pytest
 from asyncssh.packet import SSHPacket
 
-from dbtunnel.forwarder.channel import (
-    FIRST_WINDOW,
-    LARGEST_WINDOW,
-    SMALLEST_WINDOW,
-    STREAM_WINDOW,
-    Channel,
-    _Nobody,
-)
-from dbtunnel.forwarder.link import ABANDONED_AT_MOST, OPENING_AT_ONCE, WIDEST_BYTES, Link
+from dbtunnel.forwarder.channel import LARGEST_WINDOW, STREAM_WINDOW, Channel, _Nobody
+from dbtunnel.forwarder.link import ABANDONED_AT_MOST, OPENING_AT_ONCE, Link
 from dbtunnel.forwarder.transport import Congestion
+from dbtunnel.forwarder.windows import FIRST_BYTES, FIRST_WINDOW, SMALLEST_WINDOW, WIDEST_BYTES
 from tests.support.stuck_ssh import CLOSE, DATA, StuckConnection, Waiting, ask, link_over, opened, until
 
 ADJUST, EXTENDED_DATA, EOF, REQUEST, SUCCESS = 93, 95, 96, 98, 99
 """SSH_MSG_CHANNEL_WINDOW_ADJUST and others (RFC 4254, section 9)."""
+
+
+def several_links(round_trip_seconds: float = 0) -> list[Link]:
+    """Connections of one process."""
+    links = [link_over(StuckConnection(), round_trip_seconds) for _ in range(8)]
+    for link in links:
+        link.windows = links[0].windows
+    return links
 
 
 async def abandon(link: Link, count: int) -> None:
@@ -67,11 +70,14 @@ async def test_a_link_is_unused_when_its_last_channel_is_gone() -> None:
 
 
 async def test_first_windows_are_cut_from_one_piece() -> None:
-    """One channel has what it can use; a thousand that are not read fill no memory."""
-    link = link_over(StuckConnection())
-    assert Channel(link, _Nobody()).first_window == FIRST_WINDOW
-    link.uses = 5000
-    assert Channel(link, _Nobody()).first_window == SMALLEST_WINDOW
+    """One has what it can use; thousands that are not read fill no memory, however many connections they are on."""
+    links = several_links()
+    windows = [Channel(links[number % len(links)], _Nobody()).first_window for number in range(5000)]
+    assert windows[:32] == [FIRST_WINDOW] * 32
+    assert windows[500:] == [SMALLEST_WINDOW] * 4500
+    assert sum(windows[:500]) <= FIRST_BYTES + 250 * SMALLEST_WINDOW
+    assert sum(windows) == links[0].windows.begun
+    assert sum(windows) + WIDEST_BYTES < 190 * 2**20, "as the architecture has it"
 
 
 async def test_a_bug_in_serving_one_client_is_its_own(caplog: pytest.LogCaptureFixture) -> None:
@@ -289,18 +295,20 @@ async def test_a_window_grows_at_once_where_the_round_trip_limits(monkeypatch: p
     assert vars(link.packets)["adjusted"] == adjusted, "the server is told of what is taken and of the growth"
 
 
-async def test_windows_grow_by_so_much_together(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_windows_of_all_connections_grow_by_so_much_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that readers which have stalled may leave here, after each was a stream for a while."""
     Clock(monkeypatch, 0)
-    connection = StuckConnection()
-    link = link_over(connection, 0.1)
-    several = [opened(link, connection) for _ in range(4)]
-    for channel in several:
+    links = several_links(0.1)
+    streams = [opened(link, cast(StuckConnection, link.connection)) for link in links for _ in range(25)]
+    for channel in streams:
         stream(channel, 8)
-    assert link.grown <= WIDEST_BYTES
-    assert sum(channel._full_window - channel.first_window for channel in several) == link.grown
-    for channel in several:
+    windows = links[0].windows
+    assert WIDEST_BYTES - LARGEST_WINDOW < windows.grown <= WIDEST_BYTES
+    assert sum(channel._full_window for channel in streams) == windows.begun + windows.grown
+    assert windows.begun + windows.grown <= FIRST_BYTES + WIDEST_BYTES
+    for channel in streams:
         channel.process_packet(CLOSE, 0, SSHPacket(b""))
-    assert link.grown == 0
+    assert (windows.begun, windows.grown) == (0, 0)
 
 
 # --- congestion -------------------------------------------------------------------------------------------------------

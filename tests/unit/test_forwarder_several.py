@@ -91,6 +91,7 @@ def test_all_are_made_and_none_more(in_world: Live) -> None:
         assert len(world.standing) == COUNT
         await asyncio.sleep(HOUR)
         assert len(world.attempts) == COUNT
+        assert len({one.link.windows for one in world.standing}) == 1, "what waits here has one bound"
         assert world.metrics.get(SSH_UP) == world.state.status.connections == COUNT
 
     in_world(story)

@@ -18,15 +18,12 @@ from dbtunnel.forwarder.packets import LARGEST_DATA, Slot
 
 _LOG = logging.getLogger(__name__)
 
-SMALLEST_WINDOW, FIRST_WINDOW, STREAM_WINDOW, LARGEST_WINDOW = 2**17, 2**19, 2**21, 2**25
-"""Bytes that the server may send before it is told that they have been taken: with very many channels, at first, for
-one that turns out to be a stream, and on a long way, where the round trip is what limits."""
+STREAM_WINDOW, LARGEST_WINDOW = 2**21, 2**25
+"""Bytes that the server may send before it is told that they have been taken: for a channel that turns out to be a
+stream, and on a long way, where the round trip is what limits."""
 
 _STREAM_ADJUSTMENTS = 16
 """How often a stream has had half its window adjusted when it is known to be one."""
-
-_FIRST_WINDOWS = 16 * 1024 * 1024
-"""What the first windows of a connection's channels are cut from: all of it waits here where no client reads."""
 
 _OPEN, _ADJUST, _DATA, _EXTENDED_DATA, _EOF, _CLOSE, _REQUEST, _SUCCESS, _FAILURE = 90, *range(93, 101)
 """SSH_MSG_CHANNEL_... (RFC 4254, section 9)."""
@@ -69,7 +66,7 @@ class Channel(SSHPacketHandler):
         self._is_opened = False
         self._pieces: list[memoryview] = []
         self._is_relieved = False
-        self.first_window = first_window(link.uses)
+        self.first_window = link.windows.begin()
         self._window = self._full_window = self.first_window
         """Bytes that the server may still send, and that it may after it has been told so."""
         self._taken = self._grown = 0
@@ -130,7 +127,7 @@ class Channel(SSHPacketHandler):
         if not is_stream and elapsed > 2 * self._link.round_trip_seconds():
             return 0
         growth = min(self._full_window, LARGEST_WINDOW - self._full_window)
-        if not self._link.widen(growth):
+        if not self._link.windows.grow(growth):
             return 0
         self._full_window += growth
         self._grown += growth
@@ -288,7 +285,7 @@ class Channel(SSHPacketHandler):
     def _forget(self) -> None:
         self._packets.channels.pop(self.number, None)
         self._connection.remove_channel(self.number)
-        self._link.grown -= self._grown
+        self._link.windows.end(self.first_window, self._grown)
         if self._is_opened:
             self._link.leave()
 
@@ -316,11 +313,6 @@ class _Nobody:
 
 
 _NOBODY = _Nobody()
-
-
-def first_window(channels: int) -> int:
-    """The window of one more channel at first."""
-    return max(SMALLEST_WINDOW, min(FIRST_WINDOW, _FIRST_WINDOWS // max(channels, 1)))
 
 
 class Opening(_Nobody):

@@ -11,15 +11,13 @@ from dbtunnel.forwarder.failures import Loss
 from dbtunnel.forwarder.keys import Key
 from dbtunnel.forwarder.packets import Packets
 from dbtunnel.forwarder.transport import Congestion
+from dbtunnel.forwarder.windows import Windows
 
 OPENING_AT_ONCE = 128
 """Channels being opened at the same time: a flood of clients waits here, not on the bastion."""
 
 ABANDONED_AT_MOST = 384
 """Openings that nobody waits for any more and that do not hold up others. Each is still a socket of the bastion's."""
-
-WIDEST_BYTES = 64 * 1024 * 1024
-"""By how much the windows of a connection's channels may grow together, for long ways."""
 
 
 class Opening(Protocol):
@@ -124,8 +122,8 @@ class Link:
     """Channels that are open or being opened."""
     probed_at: float | None = None
     """When the channel of the last probe was open; `time.monotonic`."""
-    grown: int = 0
-    """By how much the windows of its channels have grown."""
+    windows: Windows = field(default_factory=Windows)
+    """Those of its channels, and of the other connections of the process."""
 
     @property
     def lost(self) -> asyncio.Event:
@@ -157,13 +155,6 @@ class Link:
         self.uses -= 1
         if not self.uses:
             self.on_unused()
-
-    def widen(self, growth: int) -> bool:
-        """Lets a channel's window grow by so much; False where too much would wait here."""
-        if not growth or self.grown + growth > WIDEST_BYTES:
-            return False
-        self.grown += growth
-        return True
 
     def close(self) -> None:
         """Ends it with all its channels."""

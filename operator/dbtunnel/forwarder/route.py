@@ -25,6 +25,7 @@ from dbtunnel.forwarder.metrics import HANDSHAKE_SECONDS, SSH_FAILURES, Metrics
 from dbtunnel.forwarder.pace import FIRST_BACKOFF_SECONDS, Pace, return_seconds
 from dbtunnel.forwarder.state import State
 from dbtunnel.forwarder.steps import Step
+from dbtunnel.forwarder.windows import Windows
 
 KnownHosts = Sequence[MountedFile]
 """What stands in the mounted directories, by the hop's number."""
@@ -54,6 +55,7 @@ class Route:
         self._ends = [_End(self._logins[number], Pace(*eager)) for number in ends_of(config)]
         self._jumps = [self._logins[number] for number in jumps_of(config)]
         self._jumps_pace = Pace(*eager)
+        self._windows = Windows()
         self._changes = 0
         """How often something has changed. What an attempt finds that began before says nothing about the next one."""
 
@@ -148,6 +150,7 @@ class Route:
     async def _log_in(self, login: Login, known_hosts: KnownHosts, carrier: Link | None) -> Link:
         began = _now()
         link = await login.connect(known_hosts[login.number], carrier)
+        link.windows = self._windows
         self._metrics.observe(HANDSHAKE_SECONDS, _now() - began)
         return link
 
