@@ -165,6 +165,12 @@ def test_the_workflows_are_valid(path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
+def test_the_soak_is_run_by_the_calendar() -> None:
+    workflow = yaml.load((ROOT / ".github/workflows/soak.yaml").read_text(), yaml.BaseLoader)
+    assert workflow["on"]["schedule"]
+    assert any(step.get("run", "").endswith(" make soak") for step in workflow["jobs"]["soak"]["steps"])
+
+
 def test_an_error_in_a_workflow_would_be_found(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text((ROOT / ".github/workflows/release.yaml").read_text().replace("outputs.digest }}", "output.x }}"))
