@@ -22,9 +22,13 @@ How the two get along:
 
 `why_not` tells what speaks against all this, before anything is touched: another version of asyncssh, another cipher, a
 self-check that fails. Then every packet takes asyncssh's way, which is slower and no different. What is known without a
-connection (`why_never`) is told as the process starts. To take a newer asyncssh: read what changed in its connection.py
-where the names of `_ATTRIBUTES` stand, and in its encryption.py and crypto/cipher.py of what `boxes.py` uses; change
-ASYNCSSH and the pin in pyproject.toml, `make lock`, `make test-forwarder`, `make soak`.
+connection (`why_never`) is told as the process starts. `--packets=asyncssh` has it so by choice: it switches what is in
+this module and `boxes.py`, and nothing else. Our own channels (`channel.py`), sockets (`transport.py`, `client.py`) and
+selector (`watch.py`) stay.
+
+To take a newer asyncssh: read what changed in its connection.py where the names of `_ATTRIBUTES` stand, and in its
+encryption.py and crypto/cipher.py of what `boxes.py` uses; change ASYNCSSH and the pin in pyproject.toml, `make lock`,
+`make test-forwarder`, `make soak`.
 """
 
 import functools
