@@ -1,4 +1,8 @@
-"""How many: SSH connections of a pod, clients of a tunnel, seconds of idleness, from the resource to the database."""
+"""How many: SSH connections of a pod, clients of a tunnel, seconds of idleness and of a drain, from the resource to the
+database.
+"""
+
+from datetime import datetime
 
 import pytest
 
@@ -7,7 +11,7 @@ from tests.support.clients import Endpoint
 from tests.support.cluster import Cluster
 from tests.support.processes import wait_until
 from tests.support.traffic import Program, target_of
-from tests.support.tunnels import find, start_tunnel
+from tests.support.tunnels import find, patch, pods, start_tunnel
 
 _CONNECT = """
 import psycopg, select, threading
@@ -131,3 +135,53 @@ def test_an_idle_session_is_ended_and_a_busy_one_is_not(installed: Cluster, shop
     seen = pair.printed
     assert (seen["idle"], seen["busy"]) == (False, True)
     assert IDLE_SECONDS - 0.5 < seen["ended"] < IDLE_SECONDS + 5
+
+
+# --- a drain ----------------------------------------------------------------------------------------------------------
+
+_DRAINED = """
+resting, holder, running = some(3)
+holder.execute("select pg_advisory_lock(1)")
+seen = {}
+def run():
+    try:
+        seen["said"] = running.execute("select pg_advisory_lock(1), 'done'").fetchone()[1]
+    except psycopg.OperationalError as error:
+        seen["said"] = str(error)
+    seen["finished"] = time.time()
+thread = threading.Thread(target=run)
+thread.start()
+begun()
+select.select([resting], [], [], 100)
+seen["closed"] = time.time()
+thread.join(20)
+print(json.dumps({**seen, "rests": answers(resting)}))
+"""
+
+DRAIN = {"minSeconds": 1, "maxSeconds": 13}
+
+
+def test_a_rollout_lets_a_statement_finish_and_ends_what_rests_at_half_time(installed: Cluster, shop: str) -> None:
+    """What rests holds the lock that the statement waits for, which so goes on longer."""
+    tunnel = start_tunnel(installed, shop, "drained", drain=DRAIN)
+    (old,) = pods(installed, shop, "drained")
+
+    def told_to_end() -> float | None:
+        metadata = (find(installed, shop, f"pod/{old}") or {"metadata": {}})["metadata"]
+        if "deletionTimestamp" not in metadata:
+            return None
+        until = datetime.fromisoformat(metadata["deletionTimestamp"]).timestamp()
+        return until - float(metadata["deletionGracePeriodSeconds"])
+
+    with Program(installed, shop, _CONNECT + _DRAINED, target_of(Endpoint.of(tunnel))) as sessions:
+        patch(installed, shop, "databasetunnel/drained", {"spec": {"podTemplate": {"annotations": {"rolled": "once"}}}})
+        began = wait_until(told_to_end, "the old pod to be told to end", 60)
+    seen = sessions.printed
+    least, most = DRAIN["minSeconds"], DRAIN["maxSeconds"]
+    rested, took = seen["closed"] - began, seen["finished"] - began
+    print(f"a drain of {least} to {most} s: what rested was ended after {rested:.1f} s, what ran had {took:.1f} s")
+    assert (seen["said"], seen["rests"]) == ("done", False)
+    half = least + (most - least) / 2
+    assert half - 1 <= rested < half + 3, "the API server tells whole seconds"
+    assert seen["closed"] <= seen["finished"]
+    assert took < most
