@@ -134,7 +134,7 @@ def test_sha1_is_offered_with_legacy_alone() -> None:
 )
 def test_what_an_ssh_server_says_of_the_database(text: str, reason: Reason) -> None:
     failure = channel_failure(asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, text), 10)
-    assert (failure.layer, failure.reason, failure.seen) == (ConditionType.DATABASE_REACHABLE, reason, text)
+    assert (failure.layer, failure.reason, failure.seen) == (ConditionType.DATABASE_REACHABLE, reason, f'"{text}"')
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_postgresql_without_a_free_connection() -> None:
     with pytest.raises(Failure) as failure:
         judge(POSTGRESQL, message(b"E", b"SFATAL\0C53300\0Msorry, too many clients already\0\0"))
     assert failure.value.reason == "TooManyConnections"
-    assert failure.value.seen == "sorry, too many clients already"
+    assert failure.value.seen == 'it says "sorry, too many clients already"'
 
 
 @pytest.mark.parametrize("first", [b"R", b"E\0\0", b"v\0\0\0"])
@@ -123,7 +123,7 @@ def test_errors_of_mysql(code: int, reason: str) -> None:
     with pytest.raises(Failure) as failure:
         judge(MYSQL, packet(b"\xff" + code.to_bytes(2, "little") + b"Host 'x' is what it is"))
     assert failure.value.reason == reason
-    assert failure.value.seen == f"error {code}: Host 'x' is what it is"
+    assert failure.value.seen == f"error {code}: \"Host 'x' is what it is\""
 
 
 @pytest.mark.parametrize("first", [b"SSH-2.0-OpenSSH_9.2\r\n", b"S", b"HTTP", packet(b"\x09old") + b"-" * 8])

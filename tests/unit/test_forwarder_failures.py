@@ -111,14 +111,14 @@ def test_a_server_that_turns_away_with_a_message(code: int, verified: bool) -> N
 
 def test_what_both_sides_offer_is_told_where_they_have_nothing_in_common() -> None:
     error = asyncssh.KeyExchangeFailed("No matching key exchange algorithm found, sent a,b and received c,d\x1b")
-    offers = r"the server offers c, d\x1b; the tunnel offers a, b"
+    offers = r'the server offers "c, d\x1b"; the tunnel offers a, b'
     assert failure(error, heard(VERSION))[1:] == (
         Reason.NO_COMMON_ALGORITHM,
         f"key exchange (KexAlgorithms): {offers}",
     )
     long = asyncssh.KeyExchangeFailed(f"No matching MAC algorithm found, sent {'a,' * 400} and received {'b,' * 400}")
     seen = failure(long, heard(VERSION))[2]
-    assert seen.startswith("MAC (MACs): the server offers b, b")
+    assert seen.startswith('MAC (MACs): the server offers "b, b')
     assert "; the tunnel offers a, a" in seen
     assert len(seen) < SEEN_LIMIT
 
@@ -132,9 +132,9 @@ def test_sshd_has_an_option_for_each_kind_of_algorithm(kind: str) -> None:
 @pytest.mark.parametrize(
     ("error", "reason", "seen"),
     [
-        (asyncssh.KeyExchangeFailed("no matching cipher"), Reason.NO_COMMON_ALGORITHM, "no matching cipher"),
+        (asyncssh.KeyExchangeFailed("no matching cipher"), Reason.NO_COMMON_ALGORITHM, '"no matching cipher"'),
         (TimeoutError(), Reason.CONNECT_TIMEOUT, "the key exchange is not finished after 10 s"),
-        (asyncssh.ConnectionLost("Connection lost"), Reason.CONNECTION_LOST, "Connection lost"),
+        (asyncssh.ConnectionLost("Connection lost"), Reason.CONNECTION_LOST, '"Connection lost"'),
         (ConnectionResetError(errno.ECONNRESET, "reset by peer"), Reason.CONNECTION_LOST, "reset by peer"),
         (OSError(errno.EHOSTUNREACH, "No route to host"), Reason.NETWORK_UNREACHABLE, "No route to host"),
         (
@@ -194,7 +194,7 @@ def test_an_authentication_that_fails(
 )
 def test_a_channel_that_is_refused(code: int, reason: Reason) -> None:
     found = channel_failure(asyncssh.ChannelOpenError(code, "open failed"), 10)
-    assert (found.layer, found.reason, found.seen) == (ConditionType.DATABASE_REACHABLE, reason, "open failed")
+    assert (found.layer, found.reason, found.seen) == (ConditionType.DATABASE_REACHABLE, reason, '"open failed"')
 
 
 def test_a_server_that_counts_channels_is_full() -> None:

@@ -113,7 +113,7 @@ def test_how_a_container_ended_is_told_before_that_it_waits() -> None:
     )
     spoke = {"reason": "Error", "exitCode": 2, "message": "DBTUNNEL_CONFIG: bad"}
     assert pod(waiting("CrashLoopBackOff", "back-off 5m0s", spoke)).problem == Problem(
-        Reason.CRASH_LOOPING, "CrashLoopBackOff; last ended with Error (exit code 2): DBTUNNEL_CONFIG: bad"
+        Reason.CRASH_LOOPING, 'CrashLoopBackOff; last ended with Error (exit code 2): "DBTUNNEL_CONFIG: bad"'
     )
 
 

@@ -87,7 +87,7 @@ REASONS: dict[Reason, ReasonInfo] = {
         " (the option in brackets), or set {path}.algorithms to Legacy.",
         SLOW,
         cause="A server of before about 2014, or one that was restricted by hand.",
-        example="key exchange (KexAlgorithms): the server offers diffie-hellman-group14-sha1; the tunnel offers"
+        example='key exchange (KexAlgorithms): the server offers "diffie-hellman-group14-sha1"; the tunnel offers'
         " curve25519-sha256, ecdh-sha2-nistp256",
     ),
     Reason.HOST_KEY_UNKNOWN: ReasonInfo(
@@ -148,7 +148,7 @@ REASONS: dict[Reason, ReasonInfo] = {
         "{hop}: the SSH connection was lost: {seen}. It is being made again. If this repeats, look at the server's log"
         " and at what closes idle connections in between (spec.tunnel.keepalive).",
         cause="The server or a device in between closed it, or went away.",
-        example="Connection lost",
+        example='"Connection lost"',
     ),
     Reason.KEY_REJECTED: ReasonInfo(
         _AUTH,
@@ -177,7 +177,7 @@ REASONS: dict[Reason, ReasonInfo] = {
         " sshd_config, and authorize the key with this line: {line}",
         SLOW,
         cause="MaxAuthTries is low and the key is not accepted.",
-        example="Too many authentication failures",
+        example='"Too many authentication failures"',
     ),
     Reason.METHOD_NOT_OFFERED: ReasonInfo(
         _AUTH,
@@ -197,7 +197,7 @@ REASONS: dict[Reason, ReasonInfo] = {
         " PermitOpen any or {target}; in authorized_keys the key's line needs port-forwarding and this"
         " permitopen: {line}",
         cause="AllowTcpForwarding, PermitOpen or the key's own line permits less.",
-        example="open failed",
+        example='"open failed"',
     ),
     Reason.DATABASE_UNRESOLVABLE: ReasonInfo(
         _DATABASE,
@@ -206,7 +206,7 @@ REASONS: dict[Reason, ReasonInfo] = {
         "{hop}: it cannot resolve the database's name {database}: {seen}. Check spec.database.host; the name is looked"
         " up on the SSH server, not in the cluster.",
         cause="A typing error, or a name that the SSH server's resolver does not know.",
-        example="Name or service not known",
+        example='"Name or service not known"',
     ),
     Reason.DATABASE_UNREACHABLE: ReasonInfo(
         _DATABASE,
@@ -214,7 +214,7 @@ REASONS: dict[Reason, ReasonInfo] = {
         "The SSH server has no route to the database.",
         "{hop}: it has no route to the database {database}: {seen}. Check routes and firewalls between the two.",
         cause="The database is in another network, or its host is off.",
-        example="No route to host",
+        example='"No route to host"',
     ),
     Reason.DATABASE_REFUSED: ReasonInfo(
         _DATABASE,
@@ -225,7 +225,7 @@ REASONS: dict[Reason, ReasonInfo] = {
         " spec.database.host and spec.database.port; where it is a host that is not allowed (MySQL error 1130), create"
         " an account for the SSH server's address (CREATE USER ...@'ADDRESS').",
         cause="The database is down, starts, or listens elsewhere.",
-        example="Connection refused",
+        example='"Connection refused"',
     ),
     Reason.DATABASE_TIMEOUT: ReasonInfo(
         _DATABASE,
@@ -252,7 +252,7 @@ REASONS: dict[Reason, ReasonInfo] = {
         " TRUNCATE performance_schema.host_cache) on the database, and raise max_connect_errors.",
         SLOW,
         cause="Clients, port scans or health checks that connect and leave.",
-        example="error 1129: Host '10.0.0.5' is blocked because of many connection errors",
+        example="error 1129: \"Host '10.0.0.5' is blocked because of many connection errors\"",
     ),
     Reason.TOO_MANY_CONNECTIONS: ReasonInfo(
         _DATABASE,
@@ -263,7 +263,7 @@ REASONS: dict[Reason, ReasonInfo] = {
         " SSH server's limit if it is the SSH server that says so; or close idle sessions.",
         SLOW,
         cause="Pools are too large, or sessions are never closed.",
-        example="error 1040: Too many connections",
+        example='error 1040: "Too many connections"',
     ),
     Reason.NOT_PROBED: ReasonInfo(
         _DATABASE,

@@ -47,7 +47,7 @@ AROUND: dict[Reason, ReasonInfo] = {
         " dbtunnel.dev/tunnel={tunnel} --previous -n {namespace}. If it was OOMKilled, raise"
         " spec.podTemplate.resources.",
         cause="The memory limit is too low, a policy changes the pod, or a bug.",
-        example="CrashLoopBackOff; last ended with OOMKilled (exit code 137): ",
+        example="CrashLoopBackOff; last ended with OOMKilled (exit code 137)",
     ),
     Reason.QUOTA_EXCEEDED: ReasonInfo(
         _WORKLOAD,

@@ -7,10 +7,11 @@ from typing import Any, Protocol
 import yaml
 
 from dbtunnel.cli.terminal import Color, Style, wrapped
+from dbtunnel.domain.diagnosis import unquoted
 from dbtunnel.domain.hops import Role, server_name
 
-_PIN = re.compile(r"(?<=pin it: )[\[{].*$")
-"""The patch in a message, in whose place the lines of the manifest are shown."""
+_PIN = re.compile(r"pin it: (?=[\[{].*$)")
+"""After it stands the patch in a message, in whose place the lines of the manifest are shown."""
 
 _LISTS = {Role.JUMP_HOST: "jumpHosts", Role.FALLBACK: "fallbacks"}
 """Where SSH servers beside the bastion stand in `spec.tunnel`."""
@@ -39,9 +40,10 @@ def told(message: str, servers: Sequence[Server], style: Style) -> Iterator[str]
         for line in lines:
             if line in message:
                 message, pasted = message.replace(line, "(below)"), [line]
-    place = next((server for server in servers if f"{name_of(server)}: " in message), None)
-    if place and _PIN.search(message):
-        message, pasted = _PIN.sub("(below)", message), pin_lines([place])
+    ours = unquoted(message)  # a server could say the same words
+    place = next((server for server in servers if f"{name_of(server)}: " in ours), None)
+    if place and (found := _PIN.search(ours)):
+        message, pasted = f"{message[: found.end()]}(below)", pin_lines([place])
     yield from (style.text(text) for text in wrapped(message))
     if pasted:
         yield ""

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from dbtunnel.api.forwarder import DatabaseFact
 from dbtunnel.domain.certificate import Certificate
-from dbtunnel.domain.diagnosis import printable
+from dbtunnel.domain.diagnosis import quoted
 
 _MOST_NAMES = 3
 """How many of a certificate's names are told, so that a warning after them is never cut off."""
@@ -58,25 +58,21 @@ def leavers(message: str) -> str:
 
 
 def _answer(fact: DatabaseFact) -> str:
-    details = [f"version {_quoted(fact.server_version)}"] if fact.server_version else []
+    details = [f"version {quoted(fact.server_version, _NAME_LIMIT)}"] if fact.server_version else []
     if fact.tls_offered is not None:
         details.append("TLS offered" if fact.tls_offered else "no TLS offered")
-    details += [f"login by {_quoted(fact.auth_plugin)}"] if fact.auth_plugin else []
+    details += [f"login by {quoted(fact.auth_plugin, _NAME_LIMIT)}"] if fact.auth_plugin else []
     return f"{fact.protocol} answers{': ' if details else ''}{', '.join(details)}."
 
 
 def _certificate(certificate: Certificate, expires: str) -> str:
-    shown = [_quoted(name) for name in certificate.names[:_MOST_NAMES]]
+    shown = [quoted(name, _NAME_LIMIT) for name in certificate.names[:_MOST_NAMES]]
     more = len(certificate.names) - len(shown)
     names = ", ".join(shown) + (f" and {more} more" if more else "") or "no name"
-    issuer = _quoted(certificate.issuer)
+    issuer = quoted(certificate.issuer, _NAME_LIMIT)
     return f"Its certificate is for {names}, issued by {issuer}, and {expires} at {stamp(certificate)}."
 
 
 def stamp(certificate: Certificate) -> str:
     """When it expires, RFC 3339."""
     return certificate.not_after.isoformat().replace("+00:00", "Z")
-
-
-def _quoted(text: str) -> str:
-    return f'"{printable(text, _NAME_LIMIT)}"'

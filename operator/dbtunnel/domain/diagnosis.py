@@ -1,6 +1,7 @@
 """From a reason and what was seen to the sentence that a person reads: which hop, what was seen, what to do."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,11 @@ MESSAGE_LIMIT = 8000
 
 SEEN_LIMIT = 600
 """Characters of what a remote server may contribute to a message."""
+
+QUOTE_LIMIT = 200
+"""Characters of one text of a remote server's."""
+
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 NEXT_KEY_FAILS = "The next key cannot be used yet, and the tunnel goes on with the current one. "
 """What the message of a condition that is True begins with where a key that is to replace the current one fails."""
@@ -64,13 +70,14 @@ def explain(reason: str, seen: str, subject: Subject, number: int = 0, *, follow
     key, way = _named(hops.key_of(config, number), following), hops.way_to(config, number)
     public = following.public_key if following else subject.keys(number)[0]
     path = hops.spec_path(config, number)
-    text = _template(known, is_behind=bool(way)).format(
+    template = _template(known, is_behind=bool(way))
+    text = template.format(
         tunnel=config.name,
         hop=hops.hop_name(config, number),
         path=path,
         before=hops.hop_name(config, way[-1]) if way else "",
         target=" ".join(forward_target(*target) for target in hops.targets_of(config, number)),
-        seen=printable(seen) or "no details",
+        seen=_within(template, printable(seen)) or "no details",
         also=f" {printable(seen)}" if seen else "",
         user=config.hops[number].user,
         host=config.hops[number].host,
@@ -109,6 +116,11 @@ def _template(known: ReasonInfo | None, *, is_behind: bool) -> str:
     if known is None:
         return _FALLBACK
     return known.behind if is_behind and known.behind else known.message
+
+
+def _within(template: str, seen: str) -> str:
+    """What was seen, as a part of a sentence that may bring its own full stop."""
+    return seen.rstrip(". ") if "{seen}." in template else seen
 
 
 def _signatures(key: PublicKeyFact | None) -> str:
@@ -150,3 +162,19 @@ def printable(text: str, limit: int = SEEN_LIMIT) -> str:
         return text  # as nearly all is, and each line of the log asks
     escaped = "".join(char if " " <= char <= "~" else char.encode("unicode_escape").decode() for char in text[:limit])
     return escaped[:limit]
+
+
+def quoted(text: str, limit: int = QUOTE_LIMIT) -> str:
+    """What a server says, in quotes that it cannot end, since those in it are escaped, too. `limit`: between them."""
+    shown = ""
+    for char in text[:limit]:
+        escaped = f"\\{char}" if char in '"\\' else printable(char)
+        if len(shown + escaped) > limit:
+            break  # half an escape would take the closing quote along
+        shown += escaped
+    return f'"{shown}"'
+
+
+def unquoted(message: str) -> str:
+    """The message as long as it is, with nothing between its quotes that anybody else has said."""
+    return _QUOTED.sub(lambda found: '"' * len(found[0]), message)

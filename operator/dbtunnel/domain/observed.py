@@ -8,6 +8,7 @@ from typing import Any, Self
 from dbtunnel.api.forwarder import ForwarderStatus, LayerFact, LayerStatus
 from dbtunnel.api.reasons import PASSING_SECONDS, REASONS, Reason
 from dbtunnel.api.resource import API_VERSION, KIND, DatabaseTunnel
+from dbtunnel.domain.diagnosis import quoted
 from dbtunnel.domain.forwarding import FIRST_REPLICAS
 from dbtunnel.domain.names import MANAGED_BY_LABEL, MANAGER, REVISION_LABEL, TUNNEL_LABEL
 
@@ -156,10 +157,16 @@ def _running_since(status: Mapping[str, Any]) -> datetime | None:
     return None
 
 
+_LAST_WORDS = 400
+"""Characters of what a container that has ended said."""
+
+
 def _waiting_text(container: Mapping[str, Any], waiting: Mapping[str, Any]) -> str:
     ended = container.get("lastState", {}).get("terminated", {})
     last = f"; last ended with {ended.get('reason')} (exit code {ended.get('exitCode')})" if ended else ""
-    return f"{waiting['reason']}{last}: {ended.get('message') or waiting.get('message', '')}"
+    # a container's last words are of its log, which holds those of servers
+    told = quoted(ended["message"], _LAST_WORDS) if ended.get("message") else waiting.get("message", "")
+    return f"{waiting['reason']}{last}{': ' if told else ''}{told}"
 
 
 _QUOTA_TEXTS = ("exceeded quota", "failed quota", "usage per Container", "usage per Pod", "limit to request ratio per")

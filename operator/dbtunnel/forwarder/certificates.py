@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import asyncssh
 from asyncssh.public_key import CERT_TYPE_USER, SSHOpenSSHCertificate
 
-from dbtunnel.domain.diagnosis import printable
+from dbtunnel.domain.diagnosis import printable, quoted
 
 _FOREVER = 253_402_300_799
 """The end of the year 9999, in Unix time. `ssh-keygen` writes 2^64 - 1 where a certificate does not expire."""
@@ -53,7 +53,7 @@ class Certificate:
         since = f"from {_date(self.not_before)} " if self.not_before else ""
         valid = f"{since}until {self.expires}" if self.expires else f"{since}for ever"
         return (
-            f'ID "{printable(self.key_id, 64)}", serial {self.serial}, for {", ".join(shown) or "nobody by name"},'
+            f"ID {quoted(self.key_id, 64)}, serial {self.serial}, for {', '.join(shown) or 'nobody by name'},"
             f" valid {valid}, signed by {self.signed.signing_key.get_fingerprint()}"
         )
 

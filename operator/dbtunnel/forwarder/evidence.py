@@ -4,7 +4,7 @@ from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.engines import WireProtocol
 from dbtunnel.api.forwarder import DatabaseFact
 from dbtunnel.api.reasons import Reason
-from dbtunnel.domain.diagnosis import printable
+from dbtunnel.domain.diagnosis import printable, quoted
 from dbtunnel.forwarder.failures import Failure
 
 SSL_REQUEST = bytes.fromhex("0000000804d2162f")
@@ -55,7 +55,7 @@ def greets(first: bytes) -> bool:
 
 def unexpected(first: bytes) -> Failure:
     """The failure of a server that speaks something else."""
-    return _failure(Reason.UNEXPECTED_PROTOCOL, f'it says "{printable(first.decode("latin-1"), 200)}"')
+    return _failure(Reason.UNEXPECTED_PROTOCOL, f"it says {quoted(first.decode('latin-1'))}")
 
 
 def _failure(reason: Reason, seen: str) -> Failure:
@@ -79,7 +79,7 @@ def _check_postgresql_error(first: bytes) -> None:
     """An ErrorResponse: fields of a code and a text each; very old servers send a text alone."""
     fields = {part[:1]: part[1:].decode("latin-1") for part in first[5:].split(b"\0") if part}
     if fields.get(b"C") == _TOO_MANY_CONNECTIONS:
-        raise _failure(Reason.TOO_MANY_CONNECTIONS, fields.get(b"M", ""))
+        raise _failure(Reason.TOO_MANY_CONNECTIONS, f"it says {quoted(fields.get(b'M', ''))}")
 
 
 def _mysql(first: bytes) -> DatabaseFact | None:
@@ -92,7 +92,7 @@ def _mysql(first: bytes) -> DatabaseFact | None:
     if payload[:1] == _ERROR:
         code = int.from_bytes(payload[1:3], "little")
         text = payload[3:].decode("latin-1")
-        raise _failure(_ERRORS.get(code, Reason.DATABASE_REFUSED), f"error {code}: {text}")
+        raise _failure(_ERRORS.get(code, Reason.DATABASE_REFUSED), f"error {code}: {quoted(text)}")
     version, _, rest = payload[1:].partition(b"\0")
     flags = int.from_bytes(rest[13:15] + rest[18:20], "little") if len(rest) >= 15 else None
     return DatabaseFact(

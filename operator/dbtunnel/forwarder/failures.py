@@ -10,7 +10,7 @@ import asyncssh
 
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.reasons import Reason
-from dbtunnel.domain.diagnosis import printable
+from dbtunnel.domain.diagnosis import printable, quoted
 from dbtunnel.forwarder.greeting import Greeting
 
 _TURNED_AWAY = (b"exceeded maxstartups", b"not allowed at this time", b"too many connections", b"connection refused by")
@@ -119,7 +119,7 @@ def _closed_unheard(verb: str) -> Failure:
 def connect_failure(error: BaseException, progress: Progress, greeting: Greeting | None) -> Failure:
     """Why an attempt to connect failed; host keys are judged elsewhere."""
     if isinstance(error, asyncssh.DisconnectError) and error.code in _DISCONNECTS_TURNED_AWAY:
-        return transport_failure(Reason.BASTION_REFUSING, f'it says "{printable(error.reason, 200)}"')
+        return transport_failure(Reason.BASTION_REFUSING, f"it says {quoted(error.reason)}")
     if progress.host_key_verified:
         return _authentication_failure(error, progress)
     if isinstance(error, _CUT) and not (greeting and greeting.heard):
@@ -134,13 +134,15 @@ def connect_failure(error: BaseException, progress: Progress, greeting: Greeting
 def _interruption(error: BaseException, progress: Progress) -> Failure:
     if isinstance(error, OSError):
         return _network_failure(error, progress)
-    return transport_failure(Reason.CONNECTION_LOST, _text(error))
+    return transport_failure(Reason.CONNECTION_LOST, text_of(error))
 
 
-def _text(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
     """What an error says. One of another kind than asyncssh's is what it stumbled over in a malformed message."""
-    if isinstance(error, OSError | asyncssh.Error):
+    if isinstance(error, OSError):
         return str(error)
+    if isinstance(error, asyncssh.Error):
+        return quoted(str(error))  # one of the server's own words cannot be told from asyncssh's
     return f"a message that breaks the SSH protocol ({type(error).__name__})"
 
 
@@ -171,7 +173,7 @@ def _error_numbers(error: OSError) -> set[int]:
 def _greeting_failure(error: BaseException, greeting: Greeting, progress: Progress) -> Failure:
     """There is a TCP connection and no SSH version line on it."""
     said = greeting.text_before_version()
-    shown = f'it says "{printable(said.decode("latin-1"), 200)}"'
+    shown = f"it says {quoted(said.decode('latin-1'))}"
     if any(text in said.lower() for text in _TURNED_AWAY):
         return transport_failure(Reason.BASTION_REFUSING, shown)
     if said or greeting.heard:
@@ -190,7 +192,7 @@ def _exchange_failure(error: BaseException, progress: Progress) -> Failure:
     """The server has told its version, and its host key is not verified."""
     if isinstance(error, asyncssh.KeyExchangeFailed):
         found = _NO_MATCH.fullmatch(str(error))
-        return no_common_algorithm(*found.groups()) if found else _disagreement(str(error))
+        return no_common_algorithm(*found.groups()) if found else _disagreement(text_of(error))
     if isinstance(error, TimeoutError):
         return transport_failure(
             Reason.CONNECT_TIMEOUT, f"the key exchange is not finished after {progress.limit_seconds:g} s"
@@ -213,9 +215,9 @@ _OPTIONS = {
 
 def no_common_algorithm(kind: str, ours: str, theirs: str) -> Failure:
     """The two sides have no algorithm of a kind in common; the lists are separated by commas."""
-    theirs, ours = (printable(names.replace(",", ", "), _LIST_LIMIT) for names in (theirs, ours))
-    option = _OPTIONS.get(kind, "its own")
-    return _disagreement(f"{printable(kind, 40)} ({option}): the server offers {theirs}; the tunnel offers {ours}")
+    theirs, ours = (names.replace(",", ", ") for names in (theirs, ours))
+    offers = f"the server offers {quoted(theirs, _LIST_LIMIT)}; the tunnel offers {printable(ours, _LIST_LIMIT)}"
+    return _disagreement(f"{printable(kind, 40)} ({_OPTIONS.get(kind, 'its own')}): {offers}")
 
 
 def _disagreement(seen: str) -> Failure:
@@ -224,7 +226,7 @@ def _disagreement(seen: str) -> Failure:
 
 def _authentication_failure(error: BaseException, progress: Progress) -> Failure:
     layer = ConditionType.AUTHENTICATED
-    text = _text(error)
+    text = text_of(error)
     if "too many authentication failures" in text.lower():
         return Failure(layer, Reason.TOO_MANY_AUTH_FAILURES, text)
     if isinstance(error, asyncssh.PermissionDenied):
@@ -252,7 +254,7 @@ def jump_failure(error: BaseException, jump_host: int, target: str, limit_second
     """Why a jump host opened no connection to what comes next. It is the jump host that prohibits it, else the next."""
     failure = channel_failure(error, limit_seconds)
     if failure.reason is Reason.FORWARDING_PROHIBITED:
-        seen = f"{printable(failure.seen, 200)}, to {target}"
+        seen = f"{failure.seen}, to {target}"
         return Failure(ConditionType.TRANSPORT_READY, failure.reason, seen, jump_host)
     if failure.reason is Reason.TOO_MANY_CONNECTIONS:
         return Failure(ConditionType.TRANSPORT_READY, Reason.BASTION_REFUSING, failure.seen, jump_host)
@@ -265,12 +267,14 @@ def channel_failure(error: BaseException, limit_seconds: float) -> Failure:
     if isinstance(error, TimeoutError):
         return Failure(layer, Reason.DATABASE_TIMEOUT, f"the SSH server opens no connection within {limit_seconds:g} s")
     if not isinstance(error, asyncssh.ChannelOpenError):
-        return Failure(layer, Reason.DATABASE_REFUSED, _text(error))
+        return Failure(layer, Reason.DATABASE_REFUSED, text_of(error))
     if error.code == asyncssh.OPEN_RESOURCE_SHORTAGE:
-        return Failure(layer, Reason.TOO_MANY_CONNECTIONS, f'the SSH server opens no more channels: "{error.reason}"')
+        return Failure(
+            layer, Reason.TOO_MANY_CONNECTIONS, f"the SSH server opens no more channels: {quoted(error.reason)}"
+        )
     if error.code != asyncssh.OPEN_CONNECT_FAILED:
         # its policy (code 1), or no such channel type
-        return Failure(layer, Reason.FORWARDING_PROHIBITED, error.reason)
+        return Failure(layer, Reason.FORWARDING_PROHIBITED, quoted(error.reason))
     text = error.reason.lower()
     reason = next((reason for part, reason in _DATABASE_TEXTS if part in text), Reason.DATABASE_REFUSED)
-    return Failure(layer, reason, error.reason)
+    return Failure(layer, reason, quoted(error.reason))

@@ -24,6 +24,7 @@ from dbtunnel.forwarder.failures import (
     jump_failure,
     loss_of,
     no_common_algorithm,
+    text_of,
     transport_failure,
 )
 from dbtunnel.forwarder.host_keys import KnownHostsError, Trust, kinds_left, kinds_to_try, trust_of
@@ -129,7 +130,7 @@ class _Watcher(asyncssh.SSHClient):
         if before and before.lost.is_set():
             self.end.happen(before.end.reason, before.end.at, Loss.JUMP_HOST)
             return
-        self.end.happen(str(exc) if exc else "the server closed it", loss=loss_of(exc))
+        self.end.happen(text_of(exc) if exc else "the server closed it", loss=loss_of(exc))
         if before and self.is_in:
             before.close()
 
