@@ -114,6 +114,24 @@ def test_unknown_host_keys_are_followed_by_what_pins_them() -> None:
     assert tunnel({"tunnel.hostKey": pinned["spec"]["tunnel"]["hostKey"]})
 
 
+@pytest.mark.parametrize(
+    "source",
+    [{"fingerprints": ["SHA256:" + "o" * 43]}, {"knownHosts": "bastion ssh-ed25519 AAAA\n"},
+     {"knownHostsRef": {"kind": "ConfigMap", "name": "known", "key": "known_hosts"}}],
+    ids=["fingerprints", "text", "reference"],
+)  # fmt: skip
+def test_what_pins_them_leaves_no_other_source_behind(source: dict[str, Any]) -> None:
+    """The schema takes one; an alias stays."""
+    other = {"host": "jump", "hostKey": {**source, "alias": "old"}}
+    of = tunnel({"tunnel.hostKey": {**source, "alias": "old"}, "tunnel.jumpHosts": [other]})
+    known = forwarder_config(of, Defaults())
+    merge = json.loads(pin_patch(known, 0, HOST_KEYS))["spec"]["tunnel"]["hostKey"]
+    left = {name: value for name, value in ({**source, "alias": "old"} | merge).items() if value is not None}
+    (operation,) = json.loads(pin_patch(known, 1, HOST_KEYS))
+    assert left == operation["value"] == {"alias": "old", "fingerprints": [key.fingerprint for key in HOST_KEYS]}
+    assert set(merge) - set(source) <= {"fingerprints"}, "nothing is taken away that is not there"
+
+
 def test_egress_addresses_are_told_where_a_firewall_may_need_them() -> None:
     assert "addresses (203.0.113.1, 203.0.113.2)." in explain(Reason.CONNECT_TIMEOUT, "10 s", SUBJECT)
     assert explain(Reason.CONNECT_TIMEOUT, "10 s", BARE).endswith("egress addresses.")

@@ -147,13 +147,17 @@ def _line(key: PublicKeyFact | None, subject: Subject, number: int) -> str | Non
 
 
 def pin_patch(config: ForwarderConfig, number: int, host_keys: Sequence[HostKeyFact]) -> str:
-    """A patch on one line that pins the observed keys. For the bastion a merge patch, which is YAML as well; it would
-    replace a list as a whole, so for others a JSON patch."""
-    pinned = {"fingerprints": [key.fingerprint for key in host_keys]}
+    """A patch on one line that pins the observed keys, in the place of a known_hosts that pins others: the schema takes
+    one source. For the bastion a merge patch, which is YAML as well; it would replace a list as a whole, so for others
+    a JSON patch, which replaces what it adds."""
+    rule, pinned = config.hops[number].host_key, {"fingerprints": [key.fingerprint for key in host_keys]}
     if number == 0:
-        return json.dumps({"spec": {"tunnel": {"hostKey": pinned}}})
+        sources = {"knownHosts": rule.known_hosts, "knownHostsRef": rule.known_hosts_file}
+        others = {name: None for name, source in sources.items() if source is not None}
+        return json.dumps({"spec": {"tunnel": {"hostKey": {**others, **pinned}}}})
     path = hops.spec_path(config, number).replace(".", "/").replace("[", "/").replace("]", "")
-    return json.dumps([{"op": "add", "path": f"/{path}/hostKey", "value": pinned}])
+    value = {**pinned, "alias": rule.alias} if rule.alias else pinned
+    return json.dumps([{"op": "add", "path": f"/{path}/hostKey", "value": value}])
 
 
 def printable(text: str, limit: int = SEEN_LIMIT) -> str:
