@@ -33,6 +33,7 @@ HOP = HopFact(
     server_version="SSH-2.0-OpenSSH_9.2",
     cipher="aes128-gcm@openssh.com",
 )
+OLD = "SHA256:" + "o" * 43
 LOST = failing(ORDERS, ConditionType.TRANSPORT_READY, Reason.CONNECTION_LOST)
 
 
@@ -131,6 +132,22 @@ def test_another_bastion_is_not_told_with_what_was_known_of_the_one_before() -> 
 def test_a_forwarder_that_knows_the_bastion_is_asked_before_one_that_does_not() -> None:
     of = tunnel({"replicas": 2})
     assert bastion(decided(observed(of, LOST, working(of, hops=(HOP,))), of).status).cipher == HOP.cipher
+
+
+@pytest.mark.parametrize("is_detour", [False, True], ids=["failed", "by a fallback"])
+def test_the_host_keys_to_pin_are_those_of_the_forwarder_that_does_not_trust_them(is_detour: bool) -> None:
+    """Another one's connection stands, made when the server had its old key."""
+    of = tunnel({"replicas": 2, "tunnel.fallbacks": [{"host": "spare"}], "tunnel.hostKey.fingerprints": [OLD]})
+    new = (HostKeyFact(algorithm="ssh-ed25519", fingerprint="SHA256:" + "n" * 43),)
+    mismatch = LayerFact(status=LayerStatus.FALSE, reason=Reason.HOST_KEY_MISMATCH, seen=new[0].fingerprint)
+    stands = working(of, hops=(replace(HOP, host_keys=(HostKeyFact(algorithm="x", fingerprint=OLD),)), HopFact()))
+    hops = HopFact(host_keys=new, failure=mismatch), HopFact(active=is_detour)
+    distrusts = working(of, hops=hops) if is_detour else working(of, hops=hops, transport=mismatch)
+    status = decided(observed(of, stands, distrusts), of).status
+    message = next(one.message for one in status.conditions or () if one.type == "TransportReady")
+    assert message.endswith(f'{{"fingerprints": ["{new[0].fingerprint}"]}}}}}}}}')
+    hop = next(hop for hop in status.hops or ())
+    assert (hop.host_key_fingerprints, hop.cipher) == ((f"ssh-ed25519 {new[0].fingerprint}",), HOP.cipher)
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------

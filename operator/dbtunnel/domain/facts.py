@@ -27,6 +27,9 @@ from dbtunnel.domain.settings import Installation
 _MOST_KEYS = 16
 """As many as the schema takes."""
 
+_DISTRUST = frozenset({Reason.HOST_KEY_UNKNOWN, Reason.HOST_KEY_MISMATCH, Reason.HOST_KEY_REVOKED})
+"""Reasons whose messages tell of host keys that a server showed."""
+
 
 def build_status(
     tunnel: DatabaseTunnel,
@@ -63,13 +66,21 @@ def _endpoint(tunnel: DatabaseTunnel, seen: Observation) -> Endpoint:
 
 
 def hop_fact(documents: Sequence[ForwarderStatus], number: int) -> HopFact:
-    """What is known of a hop, from any forwarder that knows it."""
-    facts = [document.hops[number] for document in documents if number < len(document.hops)]
+    """What is known of a hop, from any forwarder that knows it; its host keys first from one that does not trust them:
+    those are the ones to tell."""
+    knowing = [document for document in documents if number < len(document.hops)]
+    facts = [document.hops[number] for document in knowing]
     shown = next((fact for fact in facts if fact.server_version or fact.host_keys), HopFact())
-    host_keys = next((fact.host_keys for fact in facts if fact.host_keys), ())
+    distrusted = sorted(knowing, key=lambda document: not _distrusts(document, number))
+    host_keys = next((keys for document in distrusted if (keys := document.hops[number].host_keys)), ())
     public_key = next((fact.public_key for fact in facts if fact.public_key), None)
     following = next_key([fact.next_key for fact in facts])
     return replace(shown, host_keys=host_keys, public_key=public_key, next_key=following)
+
+
+def _distrusts(document: ForwarderStatus, number: int) -> bool:
+    failures = document.transport, *(hop.failure for hop in document.hops)
+    return any(fact and fact.hop == number and fact.reason in _DISTRUST for fact in failures)
 
 
 def next_key(facts: Iterable[NextKeyFact | None]) -> NextKeyFact | None:
