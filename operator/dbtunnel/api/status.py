@@ -111,10 +111,11 @@ class DatabaseStatus(ApiModel):
 
 
 class LastFailure(ApiModel):
-    """The last transition of Ready to False."""
+    """The last transition of Ready to False, or to another failure: not to one that may mend by itself after another
+    such of the same layer, since they take turns while an outage lasts."""
 
     time: Time | None = None
-    """When."""
+    """Since when it is, or was, the case."""
     reason: Text | None = None
     """Its reason."""
     message: Annotated[str, Field(max_length=8192)] | None = None
@@ -156,7 +157,7 @@ class DatabaseTunnelStatus(ApiModel):
     ready_replicas: int | None = None
     """Forwarder pods that are connected and current."""
     last_failure: LastFailure | None = None
-    """The last transition of Ready to False."""
+    """The last transition of Ready to False, or to another failure."""
     binding: Binding | None = None
     """Where `spec.serviceBinding` is Enabled: what workloads bind to."""
 

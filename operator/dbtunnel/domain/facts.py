@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.forwarder import ForwarderConfig, ForwarderStatus, HopFact, LayerStatus, NextKeyFact, PublicKeyFact
 from dbtunnel.api.reasons import Reason
 from dbtunnel.api.resource import DatabaseTunnel
@@ -37,6 +36,7 @@ def build_status(
     documents: Sequence[ForwarderStatus],
     subject: Subject,
     conditions: tuple[Condition, ...],
+    failure: LastFailure | None,
     installation: Installation,
 ) -> DatabaseTunnelStatus:
     """The whole status: the conditions as decided, and what forwarders report now, else what was known before."""
@@ -51,7 +51,7 @@ def build_status(
         egress_addresses=installation.egress_addresses or None,
         replicas=0 if tunnel.spec.suspend else replicas(tunnel, installation.defaults),
         ready_replicas=connected,
-        last_failure=_last_failure(tunnel, conditions),
+        last_failure=failure,
         binding=Binding(name=seen.binding) if seen.binding else None,
     )
 
@@ -178,12 +178,3 @@ def _database(tunnel: DatabaseTunnel, documents: Sequence[ForwarderStatus]) -> D
         tls_offered=fact.tls_offered,
         certificate_not_after=fact.certificate_not_after,
     )
-
-
-def _last_failure(tunnel: DatabaseTunnel, conditions: Iterable[Condition]) -> LastFailure | None:
-    ready = next(condition for condition in conditions if condition.type == ConditionType.READY)
-    known = tunnel.status.last_failure
-    is_new = known is None or known.time != ready.last_transition_time
-    if ready.status == LayerStatus.FALSE and ready.reason not in (Reason.PROGRESSING, Reason.SUSPENDED) and is_new:
-        return LastFailure(time=ready.last_transition_time, reason=ready.reason, message=ready.message)
-    return known

@@ -12,6 +12,7 @@ from dbtunnel.domain.children import Manifest
 from dbtunnel.domain.database import leavers
 from dbtunnel.domain.diagnosis import NEXT_KEY_FAILS
 from dbtunnel.domain.facts import announced_keys
+from dbtunnel.domain.failure import is_other
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.hops import Role, hop_name
 from dbtunnel.domain.settings import Defaults
@@ -30,13 +31,15 @@ def all_news(manifest: Manifest, after: DatabaseTunnelStatus) -> Iterable[News]:
 def transition(before: Mapping[str, Any], after: DatabaseTunnelStatus) -> News | None:
     """Type, reason and note of the Event that a change of the status deserves, if any."""
     earlier = {one["type"]: one["status"] for one in before.get("conditions") or ()}
+    reasons = {one["type"]: one["reason"] for one in before.get("conditions") or ()}
     ready = _condition(after.conditions or (), ConditionType.READY)
     stalled = _condition(after.conditions or (), ConditionType.STALLED)
     if ready is None or stalled is None:
         return None
     turned_ready = ready.status != earlier.get(ConditionType.READY) and ready.status != "Unknown"
     turned_stalled = stalled.status == "True" != earlier.get(ConditionType.STALLED)
-    if not turned_ready and not turned_stalled:
+    fails_otherwise = ready.status == "False" and is_other(reasons.get(ConditionType.READY, ""), ready.reason)
+    if not (turned_ready or turned_stalled or fails_otherwise):
         return None
     is_normal = ready.status == "True" or ready.reason in (Reason.SUSPENDED, Reason.PROGRESSING)
     reason = ConditionType.READY if ready.status == "True" else ready.reason

@@ -6,13 +6,14 @@ from datetime import datetime, timedelta
 
 from dbtunnel.api.conditions import CAUSAL_ORDER, LAYERS, ConditionType
 from dbtunnel.api.forwarder import ForwarderStatus, LayerFact, LayerStatus
-from dbtunnel.api.reasons import REASONS, SUPPLY_GRACE, Reason
+from dbtunnel.api.reasons import SUPPLY_GRACE, Reason
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.status import Condition, DatabaseTunnelStatus
 from dbtunnel.domain.children import build_deployment, current_revision
 from dbtunnel.domain.database import leavers
 from dbtunnel.domain.diagnosis import MESSAGE_LIMIT, Subject, explain, explain_next, printable
 from dbtunnel.domain.facts import build_status, hop_fact, next_key, users_of
+from dbtunnel.domain.failure import info_of, last_failure
 from dbtunnel.domain.forwarding import forwarder_config, replicas, started_replicas
 from dbtunnel.domain.hops import ends_of, hop_name
 from dbtunnel.domain.observed import Observation, Pod, Report, deployment_problem
@@ -72,10 +73,11 @@ def decide(tunnel: DatabaseTunnel, seen: Observation, installation: Installation
     verdicts |= _layers(tunnel, reports, subject, now)
     conditions = _conditions(tunnel, verdicts, any(pod.is_ready for pod in current), now)
     failed = _failed_layer(conditions)
+    last = last_failure(tunnel, failed, _stamp(now))
     refresh = _wants_refresh(failed, now)
     deadlines = _deadlines(current, reports, installation)
     return Decision(
-        status=build_status(tunnel, seen, documents, subject, tuple(conditions.values()), installation),
+        status=build_status(tunnel, seen, documents, subject, tuple(conditions.values()), last, installation),
         requeue_seconds=_requeue_seconds(failed, refresh, deadlines, now),
         refresh_mounts=refresh,
     )
@@ -218,7 +220,7 @@ def _next_keys(verdicts: Verdicts, subject: Subject) -> dict[ConditionType, Verd
 
 def _layer_of(reason: str) -> ConditionType:
     """The condition that speaks of a key with this reason."""
-    known = REASONS.get(Reason(reason)) if reason in set(Reason) else None
+    known = info_of(reason)
     return known.type if known and known.type in LAYERS else ConditionType.AUTHENTICATED
 
 
@@ -371,12 +373,12 @@ def _requeue_seconds(
 
 def _retry_seconds(reason: str) -> int:
     """When the operator itself tries again; the forwarders' own retries show in their reports."""
-    known = REASONS.get(Reason(reason)) if reason in set(Reason) else None
+    known = info_of(reason)
     return known.retry_seconds if known and known.type is ConditionType.WORKLOAD_READY else 0
 
 
 def _grace_seconds(reason: str) -> int | None:
-    known = REASONS.get(Reason(reason)) if reason in set(Reason) else None
+    known = info_of(reason)
     return known.grace_seconds if known else SUPPLY_GRACE
 
 

@@ -1,0 +1,72 @@
+"""Of one failure after another: which is told, and since when it is the case."""
+
+from datetime import timedelta
+
+from dbtunnel.api.reasons import REASONS, Reason
+from dbtunnel.api.status import Condition, DatabaseTunnelStatus
+from dbtunnel.domain.observed import Observation, Problem
+from dbtunnel.domain.status import decide
+from tests.support.values import INSTALLATION, NOW, failing, observed, tunnel, working
+
+ORDERS = tunnel()
+
+
+def of_layer(reason: Reason) -> Observation:
+    return observed(ORDERS, failing(ORDERS, REASONS[reason].type, reason))
+
+
+class Story:
+    """What is decided of one thing after the other."""
+
+    def __init__(self) -> None:
+        self.status = DatabaseTunnelStatus()
+
+    def at(self, seconds: float, seen: Observation) -> "Story":
+        now = NOW.replace(microsecond=0) + timedelta(seconds=seconds)
+        decision = decide(tunnel(None, self.status.document()), seen, INSTALLATION, now)
+        self.status, self.again = decision.status, decision.requeue_seconds
+        return self
+
+    def fails(self, seconds: float, reason: Reason) -> "Story":
+        return self.at(seconds, of_layer(reason))
+
+    @property
+    def conditions(self) -> dict[str, Condition]:
+        return {one.type: one for one in self.status.conditions or ()}
+
+    @property
+    def last(self) -> tuple[str | None, str | None]:
+        """Reason and time, as minutes and seconds, of the last failure."""
+        failure = self.status.last_failure
+        assert failure is not None
+        return failure.reason, (failure.time or "")[14:19]
+
+
+# --- the last failure -------------------------------------------------------------------------------------------------
+
+
+def test_the_last_failure_is_the_one_that_ready_tells() -> None:
+    story = Story().fails(0, Reason.CONNECTION_REFUSED)
+    assert story.last == ("ConnectionRefused", "00:00")
+    assert story.fails(60, Reason.HOST_KEY_MISMATCH).last == ("HostKeyMismatch", "01:00")
+    assert story.status.last_failure is not None
+    assert story.status.last_failure.message == story.conditions["Ready"].message
+    assert story.fails(90, Reason.HOST_KEY_MISMATCH).last == ("HostKeyMismatch", "01:00")
+    assert story.fails(120, Reason.KEY_REJECTED).last == ("KeyRejected", "02:00")
+    assert story.at(150, observed(ORDERS, working(ORDERS))).last == ("KeyRejected", "02:00"), "it is remembered"
+
+
+def test_reasons_that_take_turns_while_an_outage_lasts_are_one_failure() -> None:
+    story = Story().fails(0, Reason.CONNECTION_LOST)
+    for seconds, reason in ((10, Reason.CONNECTION_REFUSED), (20, Reason.CONNECT_TIMEOUT)):
+        assert story.fails(seconds, reason).last == ("ConnectionLost", "00:00")
+    assert story.fails(30, Reason.DATABASE_TIMEOUT).last == ("DatabaseTimeout", "00:30")
+
+
+def test_a_failure_that_another_hid_is_told_with_its_own_time() -> None:
+    story = Story().fails(0, Reason.CONNECTION_REFUSED)
+    refused = of_layer(Reason.CONNECTION_REFUSED)
+    hidden = Observation(pods=refused.pods, reports=refused.reports, problem=Problem(Reason.NAME_CONFLICT, "Service x"))
+    assert story.at(100, hidden).last == ("NameConflict", "01:40")
+    assert story.at(200, refused).last == ("ConnectionRefused", "00:00")
+    assert story.conditions["Stalled"].status == "True"
