@@ -42,6 +42,30 @@ class Story:
         return failure.reason, (failure.time or "")[14:19]
 
 
+# --- its grace --------------------------------------------------------------------------------------------------------
+
+
+def test_each_reason_has_a_grace_of_its_own_within_a_layer_too() -> None:
+    story = Story().fails(0, Reason.CONNECTION_REFUSED).fails(360, Reason.CONNECTION_REFUSED)
+    assert story.conditions["Stalled"].status == "True"
+    story.fails(361, Reason.HOST_KEY_UNKNOWN)
+    assert (story.conditions["Stalled"].status, story.conditions["Reconciling"].status) == ("False", "True")
+    assert story.conditions["TransportReady"].last_transition_time.endswith("12:00:00Z"), "that is of its status"
+    assert story.again == 300
+    assert story.fails(660, Reason.HOST_KEY_UNKNOWN).again == 1
+    assert story.fails(661, Reason.HOST_KEY_UNKNOWN).conditions["Stalled"].status == "True"
+    story.fails(662, Reason.CONNECTION_REFUSED)
+    assert story.conditions["Stalled"].status == "False", "the server has gone away only now"
+
+
+def test_reasons_that_take_turns_share_one_grace() -> None:
+    story = Story()
+    for seconds in range(0, 60, 10):
+        story.fails(seconds, Reason.CONNECTION_REFUSED).fails(seconds + 5, Reason.CONNECTION_LOST)
+        assert story.conditions["Stalled"].status == "False"
+    assert story.fails(60, Reason.CONNECTION_REFUSED).conditions["Stalled"].status == "True"
+
+
 # --- the last failure -------------------------------------------------------------------------------------------------
 
 

@@ -1,8 +1,10 @@
-"""Which failure is news after another, and since when it is the case."""
+"""Which failure is news after another, since when it is the case, and when a person must act."""
+
+from datetime import datetime
 
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.forwarder import LayerStatus
-from dbtunnel.api.reasons import OUTAGE_GRACE, REASONS, Reason, ReasonInfo
+from dbtunnel.api.reasons import OUTAGE_GRACE, REASONS, SUPPLY_GRACE, Reason, ReasonInfo
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.status import Condition, LastFailure
 
@@ -40,3 +42,26 @@ def last_failure(tunnel: DatabaseTunnel, failed: Condition | None, time: str) ->
 
 def _is_new(before: Condition | None, failed: Condition) -> bool:
     return before is None or before.status != LayerStatus.FALSE or is_other(before.reason, failed.reason)
+
+
+def is_stalled(failed: Condition | None, now: datetime) -> bool:
+    """Whether a person must act: the grace of what failed is over."""
+    grace = grace_seconds(failed.reason) if failed else None
+    return failed is not None and grace is not None and age_seconds(failed, now) >= grace
+
+
+def retry_seconds(reason: str) -> int:
+    """When the operator itself tries again; the forwarders' own retries show in their reports."""
+    known = info_of(reason)
+    return known.retry_seconds if known and known.type is ConditionType.WORKLOAD_READY else 0
+
+
+def grace_seconds(reason: str) -> int | None:
+    """How long a failure is Reconciling before it is Stalled; None: it is never Stalled."""
+    known = info_of(reason)
+    return known.grace_seconds if known else SUPPLY_GRACE
+
+
+def age_seconds(condition: Condition, now: datetime) -> float:
+    """How long ago a condition's time is."""
+    return (now - datetime.fromisoformat(condition.last_transition_time)).total_seconds()

@@ -13,7 +13,7 @@ from dbtunnel.domain.children import build_deployment, current_revision
 from dbtunnel.domain.database import leavers
 from dbtunnel.domain.diagnosis import MESSAGE_LIMIT, Subject, explain, explain_next, printable
 from dbtunnel.domain.facts import build_status, hop_fact, next_key, users_of
-from dbtunnel.domain.failure import info_of, last_failure
+from dbtunnel.domain.failure import age_seconds, grace_seconds, info_of, is_stalled, last_failure, retry_seconds
 from dbtunnel.domain.forwarding import forwarder_config, replicas, started_replicas
 from dbtunnel.domain.hops import ends_of, hop_name
 from dbtunnel.domain.observed import Observation, Pod, Report, deployment_problem
@@ -72,7 +72,7 @@ def decide(tunnel: DatabaseTunnel, seen: Observation, installation: Installation
     verdicts = {ConditionType.WORKLOAD_READY: _workload(tunnel, seen, current, reports, installation, now, subject)}
     verdicts |= _layers(tunnel, reports, subject, now)
     conditions = _conditions(tunnel, verdicts, any(pod.is_ready for pod in current), now)
-    failed = _failed_layer(conditions)
+    failed = _failed_layer(tunnel, conditions, now)
     last = last_failure(tunnel, failed, _stamp(now))
     refresh = _wants_refresh(failed, now)
     deadlines = _deadlines(current, reports, installation)
@@ -288,7 +288,7 @@ def _conditions(
     conditions = {kind: dated(kind, verdicts[kind]) for kind in CAUSAL_ORDER}
     ready = dated(ConditionType.READY, _ready(verdicts, is_served))
     conditions[ConditionType.READY] = ready
-    for kind, verdict in _kstatus(ready, _failed_layer(conditions), now).items():
+    for kind, verdict in _kstatus(ready, _failed_layer(tunnel, conditions, now), now).items():
         conditions[kind] = dated(kind, verdict)
     return conditions
 
@@ -308,24 +308,26 @@ def _ready(verdicts: Verdicts, is_served: bool) -> Verdict:
     return Verdict(TRUE, Reason.SUCCEEDED, " ".join(filter(None, ("The tunnel works.", transport, leavers(database)))))
 
 
-def _failed_layer(conditions: Mapping[ConditionType, Condition]) -> Condition | None:
-    """The condition that Ready is False for. Its time counts, since Ready may have been False for another before."""
-    return next((conditions[kind] for kind in CAUSAL_ORDER if conditions[kind].status == FALSE), None)
+def _failed_layer(
+    tunnel: DatabaseTunnel, conditions: Mapping[ConditionType, Condition], now: datetime
+) -> Condition | None:
+    """The condition that Ready is False for, with the time since when it is so for this reason: Ready may have been
+    False for another before, and so may the condition."""
+    failed = next((conditions[kind] for kind in CAUSAL_ORDER if conditions[kind].status == FALSE), None)
+    last = last_failure(tunnel, failed, _stamp(now))
+    if failed is None or last is None or last.time is None:
+        return failed
+    return failed.model_copy(update={"last_transition_time": max(failed.last_transition_time, last.time)})
 
 
 def _kstatus(ready: Condition, failed: Condition | None, now: datetime) -> dict[ConditionType, Verdict]:
     """Reconciling and Stalled, abnormal-true and never both True."""
-    stalled = _is_stalled(failed, now)
+    stalled = is_stalled(failed, now)
     reconciling = ready.status != TRUE and not stalled and ready.reason != Reason.SUSPENDED
     return {
         ConditionType.RECONCILING: Verdict(TRUE if reconciling else FALSE, ready.reason, ready.message),
         ConditionType.STALLED: Verdict(TRUE if stalled else FALSE, ready.reason, ready.message),
     }
-
-
-def _is_stalled(failed: Condition | None, now: datetime) -> bool:
-    grace = _grace_seconds(failed.reason) if failed else None
-    return failed is not None and grace is not None and _age_seconds(failed, now) >= grace
 
 
 def _dated(
@@ -347,7 +349,7 @@ def _dated(
 
 
 def _wants_refresh(failed: Condition | None, now: datetime) -> bool:
-    return failed is not None and failed.reason in _MOUNT_REASONS and _age_seconds(failed, now) < SUPPLY_GRACE
+    return failed is not None and failed.reason in _MOUNT_REASONS and age_seconds(failed, now) < SUPPLY_GRACE
 
 
 def _deadlines(current: Sequence[Pod], reports: Sequence[Report], installation: Installation) -> list[datetime]:
@@ -363,31 +365,16 @@ def _requeue_seconds(
     """The earliest time at which the same observation would lead to another decision."""
     times: list[float] = [_REFRESH_SECONDS] if refresh else []
     if failed:
-        grace, retry = _grace_seconds(failed.reason), _retry_seconds(failed.reason)
-        remaining = (grace or 0) - _age_seconds(failed, now)
+        grace, retry = grace_seconds(failed.reason), retry_seconds(failed.reason)
+        remaining = (grace or 0) - age_seconds(failed, now)
         times += [remaining] if remaining > 0 else []
         times += [retry] if retry else []
     times += [(deadline - now).total_seconds() for deadline in deadlines]
     return max(min(times), 0.5) if (times := [time for time in times if time > 0]) else None
 
 
-def _retry_seconds(reason: str) -> int:
-    """When the operator itself tries again; the forwarders' own retries show in their reports."""
-    known = info_of(reason)
-    return known.retry_seconds if known and known.type is ConditionType.WORKLOAD_READY else 0
-
-
-def _grace_seconds(reason: str) -> int | None:
-    known = info_of(reason)
-    return known.grace_seconds if known else SUPPLY_GRACE
-
-
 def _condition_reason(tunnel: DatabaseTunnel, kind: ConditionType) -> str | None:
     return next((condition.reason for condition in tunnel.status.conditions or () if condition.type == kind), None)
-
-
-def _age_seconds(condition: Condition, now: datetime) -> float:
-    return (now - datetime.fromisoformat(condition.last_transition_time)).total_seconds()
 
 
 def _stamp(now: datetime) -> str:
