@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from unittest.mock import patch
 
-from dbtunnel.api.conditions import CAUSAL_ORDER, LAYERS
+from dbtunnel.api.conditions import CAUSAL_ORDER
 from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.cli.plugin import main as plugin
 from tests.support import produced
@@ -64,12 +64,22 @@ def check_counted(cluster: Cluster, found: Manifest, reason: Reason, metrics: Re
 
 
 def check_plugin(cluster: Cluster, found: Manifest, reason: Reason) -> None:
-    """`kubectl dbtunnel check` ends with 1, and tells the reason where forwarders know of it."""
-    words = ["check", found["metadata"]["name"], "-n", found["metadata"]["namespace"]]
+    """`kubectl dbtunnel check` ends with 1, and tells the reason; a container that keeps ending runs at times."""
+
+    def is_told() -> bool:
+        code, shown = run_check(cluster, found["metadata"])
+        assert code == 1, shown
+        return f"NOT READY: {reason}\n" in shown
+
+    wait_until(is_told, f"check tells {reason}", 20, describe=lambda: run_check(cluster, found["metadata"])[1])
+
+
+def run_check(cluster: Cluster, metadata: Manifest) -> tuple[int, str]:
+    """The exit code and the output of `kubectl dbtunnel check` for a tunnel."""
+    words = ["check", metadata["name"], "-n", metadata["namespace"], "--kubeconfig", str(cluster.kubeconfig)]
     shown = io.StringIO()
     with patch.dict(os.environ, cluster.environment(), clear=True), contextlib.redirect_stdout(shown):
-        assert plugin.main([*words, "--kubeconfig", str(cluster.kubeconfig)]) == 1
-    assert REASONS[reason].type not in LAYERS or f"NOT READY: {reason}\n" in shown.getvalue()
+        return plugin.main(words), shown.getvalue()
 
 
 def events(cluster: Cluster, found: Manifest) -> list[str]:

@@ -23,11 +23,14 @@ from dbtunnel.cli.plugin.status_text import (
     SENT,
     SESSIONS,
     View,
+    conditions_of,
     is_ready,
     status_text,
 )
 from dbtunnel.cli.terminal import COLUMNS, Style
-from dbtunnel.domain.status import decide
+from dbtunnel.domain.observed import Problem
+from dbtunnel.domain.settings import Defaults
+from dbtunnel.domain.status import decide, rejected
 from dbtunnel.forwarder import metrics as forwarder_metrics
 from dbtunnel.forwarder.metrics import METRICS as DECLARED
 from dbtunnel.forwarder.metrics import Metrics
@@ -249,10 +252,10 @@ def test_check_believes_forwarders_and_not_the_written_status() -> None:
     assert is_ready(seen)
     assert not is_ready(written)
 
-    rejected = replica(status=failing(ORDERS, ConditionType.AUTHENTICATED, Reason.KEY_REJECTED))
-    seen = as_forwarders_see_it(having(working(ORDERS)), [rejected], VIEW.now)
+    turned_away = replica(status=failing(ORDERS, ConditionType.AUTHENTICATED, Reason.KEY_REJECTED))
+    seen = as_forwarders_see_it(having(working(ORDERS)), [turned_away], VIEW.now)
     assert not is_ready(seen)
-    assert "NOT READY: KeyRejected" in status_text(seen, [rejected], VIEW)
+    assert "NOT READY: KeyRejected" in status_text(seen, [turned_away], VIEW)
 
 
 def test_check_tells_of_a_forwarder_that_does_not_answer() -> None:
@@ -268,3 +271,53 @@ def test_check_asks_the_newest_pods() -> None:
     old = replace(old, pod=replace(old.pod, revision="before"))
     assert is_ready(as_forwarders_see_it(having(working(ORDERS)), [old, replica("new")], VIEW.now))
     assert not is_ready(as_forwarders_see_it(having(working(ORDERS)), [replica("new"), old], VIEW.now))
+
+
+def unmakeable(reason: Reason, generation: int = 3) -> DatabaseTunnel:
+    """A tunnel whose objects cannot be made, as the operator says of a generation; its earlier pods run."""
+    seen = observed(ORDERS, working(ORDERS), problem=Problem(reason, "Service orders"))
+    of = DatabaseTunnel.parse(manifest({"metadata.generation": generation}))
+    return ORDERS.model_copy(update={"status": decide(of, seen, INSTALLATION, NOW).status})
+
+
+@pytest.mark.parametrize("replicas", [[replica()], []], ids=["earlier pods run", "no pod runs"])
+@pytest.mark.parametrize("reason", [Reason.NAME_CONFLICT, Reason.REJECTED, Reason.QUOTA_EXCEEDED, Reason.PROGRESSING])
+def test_check_takes_from_the_operator_what_became_of_its_objects(reason: Reason, replicas: list[Replica]) -> None:
+    written = unmakeable(reason)
+    seen = as_forwarders_see_it(written, replicas, VIEW.now)
+    shown, kept = conditions_of(seen), conditions_of(written)
+    assert f"NOT READY: {reason}\n" in status_text(seen, replicas, VIEW)
+    assert not is_ready(seen)
+    assert [shown[kind] for kind in ("WorkloadReady", "Ready", "Reconciling", "Stalled")] == [
+        kept[kind] for kind in ("WorkloadReady", "Ready", "Reconciling", "Stalled")
+    ]
+    assert seen.status.last_failure == written.status.last_failure
+    assert shown["KeyReady"].status == ("True" if replicas else "Unknown"), "forwarders know the layers"
+
+
+def test_check_does_not_take_what_the_operator_says_of_an_earlier_spec() -> None:
+    assert is_ready(as_forwarders_see_it(unmakeable(Reason.NAME_CONFLICT, generation=2), [replica()], VIEW.now))
+
+
+def test_check_tells_of_a_spec_that_the_operator_cannot_read() -> None:
+    status = rejected(3, having(working(ORDERS)).status, "spec.new: not known", NOW)
+    seen = as_forwarders_see_it(ORDERS.model_copy(update={"status": status}), [replica()], VIEW.now)
+    assert not is_ready(seen)
+    assert "cannot read the spec: spec.new: not known" in " ".join(status_text(seen, [], VIEW).split())
+
+
+def test_check_wants_as_many_forwarders_as_the_installer() -> None:
+    installation = replace(INSTALLATION, defaults=Defaults(replicas=3))
+    status = decide(ORDERS, observed(ORDERS, working(ORDERS)), installation, NOW).status
+    of = ORDERS.model_copy(update={"status": status})
+    seen = as_forwarders_see_it(of, [replica()], VIEW.now)
+    assert conditions_of(seen)["WorkloadReady"].message == "1 of 3 forwarders run and answer."
+    assert not is_ready(seen)
+    assert is_ready(as_forwarders_see_it(of, [replica(name) for name in "abc"], VIEW.now))
+
+
+@pytest.mark.parametrize("replicas", [None, 0])
+def test_check_wants_one_forwarder_where_nobody_says_more(replicas: int | None) -> None:
+    """0: of a tunnel that was suspended until a moment ago."""
+    status = having(working(ORDERS)).status.model_copy(update={"replicas": replicas})
+    assert is_ready(as_forwarders_see_it(ORDERS.model_copy(update={"status": status}), [replica()], VIEW.now))

@@ -1,22 +1,36 @@
-"""`kubectl dbtunnel check`: the running forwarders are asked now, so that no word of the operator's is needed."""
+"""`kubectl dbtunnel check`: the running forwarders are asked now. The operator's word counts for what only it knows:
+that an object cannot be made, and how many forwarders the installer wants.
+"""
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from dbtunnel.api.conditions import ConditionType
+from dbtunnel.api.forwarder import LayerStatus
+from dbtunnel.api.reasons import Reason
 from dbtunnel.api.resource import DatabaseTunnel
+from dbtunnel.api.status import DatabaseTunnelStatus
 from dbtunnel.cli.plugin.options import add_view_arguments, cluster_of, view_of
 from dbtunnel.cli.plugin.replicas import Replica, read_replicas
-from dbtunnel.cli.plugin.status_text import is_ready, status_text
+from dbtunnel.cli.plugin.status_text import conditions_of, is_ready, status_text
 from dbtunnel.domain.children import build_deployment, current_revision
 from dbtunnel.domain.observed import Observation, Report
-from dbtunnel.domain.settings import Installation
+from dbtunnel.domain.settings import Defaults, Installation
 from dbtunnel.domain.status import decide
 
 EXAMPLE = "  kubectl dbtunnel check orders -n shop && echo it works"
 
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+
+_OF_CHILDREN = frozenset({Reason.NAME_CONFLICT, Reason.REJECTED, Reason.QUOTA_EXCEEDED, Reason.PROGRESSING})
+"""Why Ready is False where the operator cannot make what the tunnel needs: neither pods nor forwarders know of it."""
+
+_TAKEN_OVER = frozenset(
+    {ConditionType.WORKLOAD_READY, ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED}
+)
+"""What follows from such a reason: WorkloadReady is the first of the causal order."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +54,7 @@ def as_forwarders_see_it(tunnel: DatabaseTunnel, replicas: Sequence[Replica], no
         forwarder_image="none",
         egress_addresses=tuple(tunnel.status.egress_addresses or ()),
         unreachable_after_seconds=0,
+        defaults=Defaults(replicas=tunnel.status.replicas or 1),
     )
     # of pods that roll the newest are those to come
     newest = replicas[-1].pod.revision if replicas else ""
@@ -50,7 +65,21 @@ def as_forwarders_see_it(tunnel: DatabaseTunnel, replicas: Sequence[Replica], no
         reports={replica.pod.uid: _report(replica) for replica in current},
         cluster_ip=tunnel.status.endpoint.cluster_ip if tunnel.status.endpoint else None,
     )
-    return tunnel.model_copy(update={"status": decide(tunnel, observation, installation, now).status})
+    status = decide(tunnel, observation, installation, now).status
+    return tunnel.model_copy(update={"status": _with_word_of_children(tunnel, status)})
+
+
+def _with_word_of_children(tunnel: DatabaseTunnel, seen: DatabaseTunnelStatus) -> DatabaseTunnelStatus:
+    """What forwarders tell, but where the operator says of this generation that its objects cannot be made."""
+    written = conditions_of(tunnel)
+    ready = written.get(ConditionType.READY)
+    if ready is None or ready.observed_generation != tunnel.metadata.generation:
+        return seen
+    if ready.status != LayerStatus.FALSE or ready.reason not in _OF_CHILDREN:
+        return seen
+    taken = {kind: one for kind, one in written.items() if kind in _TAKEN_OVER}
+    conditions = tuple(taken.get(one.type, one) for one in seen.conditions or ())
+    return seen.model_copy(update={"conditions": conditions, "last_failure": tunnel.status.last_failure})
 
 
 def _report(replica: Replica) -> Report:
