@@ -5,11 +5,17 @@ from typing import Any, cast
 
 import pytest
 
+from dbtunnel.api.conditions import ConditionType
+from dbtunnel.api.forwarder import PublicKeyFact
+from dbtunnel.api.reasons import Reason
 from dbtunnel.controller.client import ApiError, Client, Kind
-from dbtunnel.controller.events import FOLD_SECONDS, Events
-from tests.support.values import NOW, manifest
+from dbtunnel.controller.events import FOLD_SECONDS, NOTE_LIMIT, Events
+from dbtunnel.domain.news import all_news
+from dbtunnel.domain.status import decide
+from tests.support.values import INSTALLATION, NOW, failing, manifest, observed, tunnel
 
 ORDERS = manifest()
+CUT = " ... (whole in the tunnel's status)"
 
 
 class Api:
@@ -85,7 +91,45 @@ async def test_one_that_cannot_be_posted_is_told_in_the_log_and_not_counted(capl
     assert board.api.counts() == [("Ready", 1)]
 
 
-async def test_a_long_note_is_cut() -> None:
+async def posted_note(note: str) -> str:
     board = Board()
-    await board.post(note="x" * 5000)
-    assert [len(one["note"]) for one in board.api.events.values()] == [1000]
+    await board.post(note=note)
+    (one,) = board.api.events.values()
+    return str(one["note"])
+
+
+@pytest.mark.parametrize("note", ["x" * NOTE_LIMIT, "\u00e9" * (NOTE_LIMIT // 2)])
+async def test_a_note_is_whole_as_far_as_the_api_takes_it(note: str) -> None:
+    assert await posted_note(note) == note
+
+
+@pytest.mark.parametrize("note", ["x" * (NOTE_LIMIT + 1), "\u00e9" * NOTE_LIMIT, "x" * 5000, " " * 5000])
+async def test_a_longer_note_is_cut_and_says_so(note: str) -> None:
+    found = await posted_note(note)
+    assert len(found.encode()) <= NOTE_LIMIT
+    assert found.endswith(" ... (whole in the tunnel's status)")
+    assert note.startswith(found.removesuffix(CUT))
+
+
+@pytest.mark.parametrize("key_bytes", range(460, 1000, 20))
+async def test_no_note_ends_within_a_key(key_bytes: int) -> None:
+    before, key, after = (
+        "Add to authorized_keys: restrict,port-forwarding ssh-rsa ",
+        "A" * key_bytes,
+        " shop/orders " * 40,
+    )
+    found = await posted_note(before + key + after)
+    assert found.endswith(CUT)
+    assert key in found or "AA" not in found
+
+
+async def test_the_note_of_a_long_key_that_is_rejected_has_all_of_the_line_or_none_of_its_key() -> None:
+    key = PublicKeyFact(key="ssh-rsa " + "A" * 716, fingerprint="SHA256:" + "k" * 43)
+    document = failing(tunnel(), ConditionType.AUTHENTICATED, Reason.KEY_REJECTED, public_key=key)
+    status = decide(tunnel(), observed(tunnel(), document), INSTALLATION, NOW).status
+    ((_, reason, note),) = all_news(ORDERS, status)
+    assert (reason, len(note) > NOTE_LIMIT) == ("KeyRejected", True)
+    found = await posted_note(note)
+    assert found.endswith(CUT)
+    assert "A" * 716 in found or "AAA" not in found
+    assert len(found) > 200

@@ -15,8 +15,10 @@ from dbtunnel.domain.children import Manifest
 FOLD_SECONDS = 600.0
 """How long after an Event an equal one is counted there."""
 
-_NOTE_LIMIT = 1000
-"""Characters of an Event's note; the API takes 1 kB."""
+NOTE_LIMIT = 1024
+"""Bytes of an Event's note that the API takes (events.k8s.io/v1)."""
+
+_CUT = " ... (whole in the tunnel's status)"
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class Events:
     async def post(self, manifest: Manifest, kind: str, reason: str, note: str) -> None:
         """Tells of a tunnel; `kind` is Normal or Warning."""
         now, metadata = self._clock(), manifest["metadata"]
-        text = metadata["uid"], kind, reason, note[:_NOTE_LIMIT]
+        text = metadata["uid"], kind, reason, _bounded(note)
         self._recent = {known: one for known, one in self._recent.items() if now - one.last < _FOLDED}
         try:
             if not await self._fold(metadata["namespace"], text, now):
@@ -68,6 +70,15 @@ class Events:
 
 
 _FOLDED = timedelta(seconds=FOLD_SECONDS)
+
+
+def _bounded(note: str) -> str:
+    """The note as far as the API takes it. It ends with a whole word, so that half of a key is never pasted."""
+    if len(note.encode()) <= NOTE_LIMIT:
+        return note
+    shown = note.encode()[: NOTE_LIMIT - len(_CUT) + 1].decode(errors="ignore")
+    words, space, _ = shown.rpartition(" ")
+    return (words if space else shown[:-1]).rstrip() + _CUT
 
 
 def _document(manifest: Manifest, text: _Text, now: datetime) -> Manifest:
