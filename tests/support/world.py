@@ -7,6 +7,7 @@ from typing import Any, cast
 from dbtunnel.api.forwarder import ForwarderStatus
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.status import DatabaseTunnelStatus
+from dbtunnel.controller.client import ApiError
 from dbtunnel.controller.cluster import Cluster, NamespaceEndingError
 from dbtunnel.controller.forwarders import Forwarders, Target
 from dbtunnel.controller.queue import TunnelKey
@@ -30,6 +31,9 @@ class FakeCluster:
         self.store = store
         self.done: list[str] = []
         self.events: list[tuple[str, str]] = []
+        self.news: list[tuple[str, str]] = []
+        """Events that are to be posted."""
+        self.drops_events = self.refuses_refresh = False
         self.secrets: list[Manifest] = []
         self.problem = self.secret_problem = cast(Problem | None, None)
         self.is_ending = False
@@ -76,11 +80,20 @@ class FakeCluster:
         return self.put("DatabaseTunnel", {**read, "status": dict(status)})
 
     async def refresh_mounts(self, _: TunnelKey, pods: Sequence[str], now: datetime) -> None:
+        if self.refuses_refresh:
+            raise ApiError(403, "Forbidden", "no")
         self.done.append(f"refresh {' '.join(pods)}")
 
-    async def post_event(self, _: Manifest, kind: str, reason: str, note: str) -> None:
+    def add_event(self, _: Manifest, kind: str, reason: str, note: str) -> None:
         assert note
-        self.events.append((kind, reason))
+        self.news.append((kind, reason))
+
+    async def post_events(self, _: TunnelKey) -> float | None:
+        if self.news and self.drops_events:
+            return 5
+        self.events += self.news
+        self.news.clear()
+        return None
 
 
 class FakeForwarders:

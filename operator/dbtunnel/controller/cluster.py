@@ -90,6 +90,7 @@ class Cluster:
     def forget(self, key: TunnelKey) -> None:
         """Drops what is remembered of a tunnel that has gone."""
         self._answers.pop(key, None)
+        self._events.forget(key)
 
     async def _ensure(self, tunnel: DatabaseTunnel, wanted: Manifest) -> Problem | None:
         kind, metadata = CHILD_KINDS[wanted["kind"]], wanted["metadata"]
@@ -204,9 +205,13 @@ class Cluster:
                 if error.status != 404:
                     raise
 
-    async def post_event(self, manifest: Manifest, kind: str, reason: str, note: str) -> None:
-        """Posts an Event about a tunnel; `kind` is Normal or Warning."""
-        await self._events.post(manifest, kind, reason, note)
+    def add_event(self, manifest: Manifest, kind: str, reason: str, note: str) -> None:
+        """An Event about a tunnel, to be posted by `post_events`; `kind` is Normal or Warning."""
+        self._events.add(manifest, kind, reason, note)
+
+    async def post_events(self, key: TunnelKey) -> float | None:
+        """Posts the Events about a tunnel. Returns the seconds after which to try again, where some could not be."""
+        return await self._events.post(key)
 
 
 def problem_of(error: ApiError, what: str) -> Problem:

@@ -1,14 +1,19 @@
 """Events about tunnels: one for each transition; those that are equal are folded into one that counts."""
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import uuid4
 
+import aiohttp
+
 from dbtunnel.api.resource import API_VERSION, KIND
 from dbtunnel.controller.client import EVENT, TUNNEL, ApiError, Client
+from dbtunnel.controller.forwarders import describe
 from dbtunnel.controller.logs import event
+from dbtunnel.controller.queue import TunnelKey
 from dbtunnel.domain import names
 from dbtunnel.domain.children import Manifest
 
@@ -20,10 +25,27 @@ NOTE_LIMIT = 1024
 
 _CUT = " ... (whole in the tunnel's status)"
 
+KEPT_SECONDS = 3600.0
+"""How long an Event that cannot be posted is kept: as long as the API server keeps one (--event-ttl)."""
+
+KEPT_EVENTS = 8
+"""How many of a tunnel are; the latest."""
+
+RETRY_SECONDS = 5.0
+"""When one is tried again at first; then each time after as long as it has been waiting."""
+
 logger = logging.getLogger(__name__)
 
 _Text = tuple[str, str, str, str]
 """The tunnel's uid, and the Event's type, reason and note."""
+
+
+@dataclass(frozen=True)
+class _News:
+    text: _Text
+    document: Manifest
+    """Of one name in every attempt: where an answer was lost, the next finds the Event there."""
+    at: datetime
 
 
 @dataclass
@@ -34,39 +56,72 @@ class _Posted:
 
 
 class Events:
-    """Posts Events. One that cannot be posted is not missed."""
+    """Posts Events. The status that they tell of is written by then, so that one that is lost would be told by none."""
 
     def __init__(self, client: Client, clock: Callable[[], datetime]) -> None:
         self._client, self._clock = client, clock
         self._recent: dict[_Text, _Posted] = {}
+        self._kept: dict[TunnelKey, deque[_News]] = {}
+        """Those to be posted, in their order."""
 
-    async def post(self, manifest: Manifest, kind: str, reason: str, note: str) -> None:
-        """Tells of a tunnel; `kind` is Normal or Warning."""
+    def add(self, manifest: Manifest, kind: str, reason: str, note: str) -> None:
+        """One to be posted about a tunnel; `kind` is Normal or Warning."""
         now, metadata = self._clock(), manifest["metadata"]
         text = metadata["uid"], kind, reason, _bounded(note)
-        self._recent = {known: one for known, one in self._recent.items() if now - one.last < _FOLDED}
-        try:
-            if not await self._fold(metadata["namespace"], text, now):
-                document = _document(manifest, text, now)
-                await self._client.create(EVENT, document)
-                self._recent[text] = _Posted(document["metadata"]["name"], 1, now)
-        except ApiError as error:
-            event(logger, "event not posted", level=logging.WARNING, status=error.status, reason=error.reason)
+        kept = self._kept.setdefault(TunnelKey(metadata["namespace"], metadata["name"]), deque(maxlen=KEPT_EVENTS))
+        kept.append(_News(text, _document(manifest, text, now), now))
 
-    async def _fold(self, namespace: str, text: _Text, now: datetime) -> bool:
+    def forget(self, key: TunnelKey) -> None:
+        """Of a tunnel that goes nothing is told any more."""
+        self._kept.pop(key, None)
+
+    async def post(self, key: TunnelKey) -> float | None:
+        """Posts those about a tunnel. Returns the seconds after which to try again, where the API server is away."""
+        kept, now = self._kept.get(key, deque[_News]()), self._clock()
+        self._recent = {known: one for known, one in self._recent.items() if now - one.last < _FOLDED}
+        while kept:
+            waited = (now - kept[0].at).total_seconds()
+            try:
+                await self._post(key.namespace, kept[0])
+            except (aiohttp.ClientError, OSError, ApiError) as error:
+                if _may_pass(error) and waited < KEPT_SECONDS:
+                    event(logger, "event waits", level=logging.WARNING, error=describe(error))
+                    return max(RETRY_SECONDS, waited)
+                event(logger, "event not posted", level=logging.WARNING, error=describe(error))
+            kept.popleft()
+        self._kept.pop(key, None)
+        return None
+
+    async def _post(self, namespace: str, news: _News) -> None:
+        if await self._fold(namespace, news):
+            return
+        try:
+            await self._client.create(EVENT, news.document)
+        except ApiError as error:
+            if error.reason != "AlreadyExists":
+                raise
+        self._recent[news.text] = _Posted(news.document["metadata"]["name"], 1, news.at)
+
+    async def _fold(self, namespace: str, news: _News) -> bool:
         """Counts it in an equal one; returns whether there is one still."""
-        known = self._recent.pop(text, None)
+        known = self._recent.get(news.text)
         if known is None:
             return False
-        series = {"count": known.count + 1, "lastObservedTime": _stamp(now)}
+        series = {"count": known.count + 1, "lastObservedTime": _stamp(news.at)}
         try:
             await self._client.patch(EVENT, namespace, known.name, {"series": series})
         except ApiError as error:
-            if error.status == 404:
-                return False
-            raise
-        self._recent[text] = _Posted(known.name, known.count + 1, now)
+            if error.status != 404:
+                raise
+            del self._recent[news.text]
+            return False
+        self._recent[news.text] = _Posted(known.name, known.count + 1, news.at)
         return True
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the API server did not answer, or has too much to do, or something behind it fails."""
+    return not isinstance(error, ApiError) or error.status == 429 or error.status >= 500
 
 
 _FOLDED = timedelta(seconds=FOLD_SECONDS)

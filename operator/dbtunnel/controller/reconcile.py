@@ -74,6 +74,14 @@ class Reconciler:
 
     async def reconcile(self, key: TunnelKey, now: datetime) -> float | None:
         """Brings a tunnel closer to what is wanted. Returns the seconds after which to look again."""
+        try:
+            again = await self._bring_closer(key, now)
+        finally:
+            # a status that is written is told of, whatever fails after it
+            unposted = await self._cluster.post_events(key)
+        return _earliest(again, unposted)
+
+    async def _bring_closer(self, key: TunnelKey, now: datetime) -> float | None:
         manifest = self._store.tunnel(key)
         if manifest is None or "deletionTimestamp" in manifest["metadata"]:
             self._leave_alone(key)
@@ -218,10 +226,10 @@ class Reconciler:
         return None
 
     async def _write(self, manifest: Manifest, status: DatabaseTunnelStatus) -> Manifest:
-        """Writes the status, and tells of what it changes. Returns the tunnel as it is then."""
+        """Writes the status, and has news of what it changes. Returns the tunnel as it is then."""
         answer = await self._cluster.write_status(manifest, status.document())
         for news in all_news(manifest, status):
-            await self._cluster.post_event(manifest, *news)
+            self._cluster.add_event(manifest, *news)
         return answer
 
     async def _refresh(self, key: TunnelKey, decision: Decision, pods: list[Pod], now: datetime) -> None:
