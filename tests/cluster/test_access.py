@@ -12,6 +12,7 @@ from tests.support.cluster import Cluster, ClusterError
 from tests.support.installation import NAMESPACE
 from tests.support.private_network import AUTHORITY, config_map
 from tests.support.processes import wait_until
+from tests.support.told_in_cluster import check_counted, run_check
 from tests.support.traffic import Traffic, target_of
 from tests.support.tunnels import (
     Manifest,
@@ -133,6 +134,9 @@ def test_an_operator_that_is_cut_off_says_so_and_sessions_go_on(
                 describe=lambda: condition(installed, shop, "WorkloadReady"),
             )
             assert "NetworkPolicy" in condition(installed, shop, "WorkloadReady")["message"]
+            check_counted(installed, tunnel, Reason.FORWARDER_UNREACHABLE)
+            code, shown = run_check(installed, tunnel["metadata"])
+            assert (code, "READY" in shown.splitlines()) == (0, True), "check asks the forwarder, which works"
         finally:
             installed.kubectl("delete", "networkpolicy", "cut-off", "-n", NAMESPACE)
         wait_for_ready(installed, shop, "orders")
