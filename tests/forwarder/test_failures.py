@@ -230,7 +230,7 @@ def test_a_tls_server_that_says_nothing(start_forwarder: StartForwarder, certifi
     with FaultServer(treat) as web:
         hop = ForwarderHop(host=web.host, port=web.port, user=USER, host_key=PIN)
         forwarder = start_forwarder(1, bastion=hop)
-        check(forwarder, "transport", "BastionRefusing", "as a server that expects TLS would")
+        check(forwarder, "transport", "BastionRefusing", "as a server that expects TLS does: check its port first")
 
 
 @produces(Reason.BASTION_REFUSING)

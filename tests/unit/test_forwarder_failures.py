@@ -83,7 +83,7 @@ def test_a_server_that_says_nothing_is_told_from_one_that_does_not_answer() -> N
 @pytest.mark.parametrize("greeting", [None, heard(b"")], ids=["at once", "later"])
 def test_a_reset_is_a_refusal_until_the_server_has_said_something(greeting: Greeting | None) -> None:
     reset = ConnectionResetError(errno.ECONNRESET, "reset by peer")
-    seen = "it resets the connection before its version line, as a server that expects TLS would, too"
+    seen = "it resets the connection before its version line, as a server that expects TLS does: check its port first"
     assert failure(reset, greeting) == (TRANSPORT, Reason.BASTION_REFUSING, seen)
     assert failure(reset, heard(b"HTTP/1.1"))[1] is Reason.NOT_AN_SSH_SERVER
 

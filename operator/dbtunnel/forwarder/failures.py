@@ -111,8 +111,12 @@ def transport_failure(reason: Reason, seen: str = "") -> Failure:
 
 
 def _closed_unheard(verb: str) -> Failure:
-    """A connection that ended without a word: so does one to a load balancer whose bastion restarts."""
-    seen = f"it {verb} the connection before its version line, as a server that expects TLS would, too"
+    """A connection that ended without a word: so does one to a load balancer whose bastion restarts.
+
+    OpenSSL ends one so, too, when it hears a version line and no TLS. Nothing here tells that from an old sshd's
+    MaxStartups; today's says why it turns a client away.
+    """
+    seen = f"it {verb} the connection before its version line, as a server that expects TLS does: check its port first"
     return Failure(ConditionType.TRANSPORT_READY, Reason.BASTION_REFUSING, seen, may_pass=True)
 
 
