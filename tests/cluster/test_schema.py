@@ -116,6 +116,7 @@ GOOD: dict[str, Mapping[str, Any]] = {
         "podTemplate": {"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}}
     },
     "names for an address": {"podTemplate": {"hostAliases": [{"ip": "198.51.100.1", "hostnames": ["bastion"]}]}},
+    "a binding": {"serviceBinding": "Enabled"},
     "switched off": {"suspend": True},
     **GOOD_HOPS,
 }

@@ -47,7 +47,8 @@ def installed_again(cluster: Cluster, tmp_path: Path) -> Iterator[None]:
         yield
     finally:
         name = ("upgrade", "--install", RELEASE, "charts/dbtunnel-operator", "--namespace", NAMESPACE)
-        helm(cluster, *name, "--values", str(values), "--hide-notes")
+        # its own operators rest, and would contend with the one at hand
+        helm(cluster, *name, "--values", str(values), "--set", "replicaCount=0", "--hide-notes")
         cluster.kubectl("wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=20s")
 
 
