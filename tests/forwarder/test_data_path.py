@@ -26,6 +26,8 @@ StartServer = Callable[[Serve], int]
 MEBIBYTE = 2**20
 DELAY_SECONDS = 0.025
 
+TAKEN = "dbtunnel_forwarder_clients_total"
+
 
 @pytest.fixture
 def start_server() -> Iterator[StartServer]:
@@ -313,6 +315,8 @@ def test_clients_that_leave_while_their_channel_opens_leave_nothing_behind(
         opened = postgres.log_text().count("connection received")
         for number in range(30):
             client = connect(forwarder)
+            # whoever has left before it is looked at gets no channel
+            wait_until(lambda number=number: forwarder.metric(TAKEN) > number, "it to be taken", interval_seconds=0.01)  # type: ignore[misc]
             time.sleep(DELAY_SECONDS * (number % 4) / 2)  # before, while and after the channel opens
             end(client)
         wait_until(
