@@ -2,6 +2,9 @@
 
 from datetime import timedelta
 
+import pytest
+
+from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.api.status import Condition, DatabaseTunnelStatus
 from dbtunnel.domain.observed import Observation, Problem
@@ -40,6 +43,30 @@ class Story:
         failure = self.status.last_failure
         assert failure is not None
         return failure.reason, (failure.time or "")[14:19]
+
+
+# --- of several pods --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reasons", "told", "count"),
+    [
+        ("ConnectionRefused HostKeyMismatch ConnectionRefused", "HostKeyMismatch", 1),
+        ("ConnectTimeout ConnectionRefused ConnectionRefused", "ConnectionRefused", 2),
+        ("HostKeyUnknown HostKeyRevoked HostKeyRevoked", "HostKeyRevoked", 2),
+        ("ConnectionRefused ConnectionRefused Quantum", "Quantum", 1),
+        ("ConnectionLost ConnectionRefused ConnectTimeout", "ConnectionLost", 1),
+    ],
+)
+def test_what_needs_a_person_is_told_before_what_may_pass_and_then_what_most_see(
+    reasons: str, told: str, count: int
+) -> None:
+    three = tunnel({"replicas": 3})
+    documents = [failing(three, ConditionType.TRANSPORT_READY, reason) for reason in reasons.split()]
+    status = decide(three, observed(three, *documents), INSTALLATION, NOW).status
+    ready = next(one for one in status.conditions or () if one.type == "Ready")
+    assert ready.reason == told
+    assert ready.message.startswith(f"{count} of 3 pods: ")
 
 
 # --- its grace --------------------------------------------------------------------------------------------------------

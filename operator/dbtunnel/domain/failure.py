@@ -14,6 +14,12 @@ def info_of(reason: str) -> ReasonInfo | None:
     return REASONS.get(Reason(reason)) if reason in set(Reason) else None
 
 
+def needs_person(reason: str) -> bool:
+    """Whether a failure does not mend by itself, as far as is known."""
+    known = info_of(reason)
+    return known is None or known.grace_seconds not in (OUTAGE_GRACE, None)
+
+
 def is_other(before: str, after: str) -> bool:
     """Whether a failure is news after another: not where both may mend by themselves and are of one layer, since such
     take turns while an outage lasts."""

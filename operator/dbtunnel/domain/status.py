@@ -1,5 +1,6 @@
 """The status of a tunnel, decided from what was observed."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -13,7 +14,15 @@ from dbtunnel.domain.children import build_deployment, current_revision
 from dbtunnel.domain.database import leavers
 from dbtunnel.domain.diagnosis import MESSAGE_LIMIT, Subject, explain, explain_next, printable
 from dbtunnel.domain.facts import build_status, hop_fact, next_key, users_of
-from dbtunnel.domain.failure import age_seconds, grace_seconds, info_of, is_stalled, last_failure, retry_seconds
+from dbtunnel.domain.failure import (
+    age_seconds,
+    grace_seconds,
+    info_of,
+    is_stalled,
+    last_failure,
+    needs_person,
+    retry_seconds,
+)
 from dbtunnel.domain.forwarding import forwarder_config, replicas, started_replicas
 from dbtunnel.domain.hops import ends_of, hop_name
 from dbtunnel.domain.observed import Observation, Pod, Report, deployment_problem
@@ -260,10 +269,15 @@ def _worst(facts: Sequence[LayerFact], total: int, subject: Subject) -> Verdict:
     for status in (FALSE, UNKNOWN, TRUE):
         found = [fact for fact in facts if fact.status is status]
         if found:
-            # of those that work, one may have more to tell: of what its own clients do
-            first = max(found, key=lambda fact: len(fact.seen)) if status is TRUE else found[0]
-            alike = sum((fact.status, fact.reason) == (first.status, first.reason) for fact in facts)
-            return _told(first, alike, total, subject)
+            alike = Counter(fact.reason for fact in found)
+            first = found[0]
+            if status is TRUE:
+                # one may have more to tell: of what its own clients do
+                first = max(found, key=lambda fact: len(fact.seen))
+            elif status is FALSE:
+                # what waits for a person hides behind no outage that mends by itself, however many see that
+                first = max(found, key=lambda fact: (needs_person(fact.reason), alike[fact.reason]))
+            return _told(first, alike[first.reason], total, subject)
     return Verdict(UNKNOWN, Reason.PROGRESSING, "Waits for a forwarder to report.")
 
 
