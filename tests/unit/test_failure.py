@@ -72,6 +72,14 @@ def test_what_needs_a_person_is_told_before_what_may_pass_and_then_what_most_see
 # --- its grace --------------------------------------------------------------------------------------------------------
 
 
+def test_each_layer_has_a_grace_of_its_own() -> None:
+    """Whoever has mended one thing after a long time has the next one's grace before them."""
+    story = Story().fails(0, Reason.SECRET_NOT_FOUND).fails(600, Reason.KEY_REJECTED)
+    seen = {kind: story.conditions[kind].status for kind in ("Ready", "Reconciling", "Stalled")}
+    assert seen == {"Ready": "False", "Reconciling": "True", "Stalled": "False"}
+    assert story.again == 300
+
+
 def test_each_reason_has_a_grace_of_its_own_within_a_layer_too() -> None:
     story = Story().fails(0, Reason.CONNECTION_REFUSED).fails(360, Reason.CONNECTION_REFUSED)
     assert story.conditions["Stalled"].status == "True"
@@ -121,3 +129,19 @@ def test_a_failure_that_another_hid_is_told_with_its_own_time() -> None:
     assert story.at(100, hidden).last == ("NameConflict", "01:40")
     assert story.at(200, refused).last == ("ConnectionRefused", "00:00")
     assert story.conditions["Stalled"].status == "True"
+
+
+def test_the_last_failure_is_the_last_transition_and_not_the_last_retry() -> None:
+    story = Story().fails(0, Reason.CONNECTION_LOST)
+    first = story.status.last_failure
+    assert story.fails(10, Reason.CONNECTION_REFUSED).status.last_failure == first
+    assert story.at(20, observed(ORDERS, working(ORDERS))).status.last_failure == first
+    assert story.fails(30, Reason.CONNECTION_REFUSED).last == ("ConnectionRefused", "00:30")
+
+
+def test_neither_waiting_nor_suspending_is_a_failure() -> None:
+    waiting = Observation(problem=Problem(Reason.PROGRESSING, "Waits until Service orders is deleted."))
+    assert Story().at(0, waiting).status.last_failure is None
+    assert Story().at(0, observed(ORDERS, working(ORDERS))).status.last_failure is None
+    suspended = decide(tunnel({"suspend": True}), Observation(), INSTALLATION, NOW).status
+    assert suspended.last_failure is None

@@ -21,10 +21,20 @@ from dbtunnel.api.forwarder import (
 )
 from dbtunnel.api.reasons import Reason
 from dbtunnel.api.resource import DatabaseTunnel
-from dbtunnel.api.status import DatabaseTunnelStatus, Endpoint, Hop, LastFailure
+from dbtunnel.api.status import DatabaseTunnelStatus, Endpoint, Hop
 from dbtunnel.domain.observed import Observation, Problem, Report
 from dbtunnel.domain.status import Decision, decide, needs_generated_key
-from tests.support.values import INSTALLATION, NOW, PUBLIC_KEY, current_pod, failing, observed, tunnel, working
+from tests.support.values import (
+    INSTALLATION,
+    NOW,
+    PUBLIC_KEY,
+    current_pod,
+    failing,
+    manifest,
+    observed,
+    tunnel,
+    working,
+)
 
 ORDERS = tunnel()
 HOP = HopFact(
@@ -132,6 +142,18 @@ def test_another_bastion_is_not_told_with_what_was_known_of_the_one_before() -> 
 def test_a_forwarder_that_knows_the_bastion_is_asked_before_one_that_does_not() -> None:
     of = tunnel({"replicas": 2})
     assert bastion(decided(observed(of, LOST, working(of, hops=(HOP,))), of).status).cipher == HOP.cipher
+
+
+def test_a_line_for_another_target_or_key_is_not_told_any_more() -> None:
+    known = decided(observed(ORDERS, working(ORDERS, hops=(HOP,)))).status
+    assert bastion(known).authorized_keys_line
+    other = manifest({"metadata.generation": 4, "spec.database.host": "other.internal"}, known.document())
+    assert bastion(decided(Observation(), DatabaseTunnel.parse(other)).status).authorized_keys_line is None
+    gone = failing(ORDERS, ConditionType.KEY_READY, Reason.SECRET_NOT_FOUND, public_key=None)
+    assert bastion(decided(observed(ORDERS, gone), after(known)).status).authorized_keys_line is None
+    starting = working(ORDERS, key=LayerFact(), public_key=None)
+    same = bastion(decided(observed(ORDERS, starting), after(known)).status)
+    assert same.authorized_keys_line == bastion(known).authorized_keys_line, "its key is not read yet"
 
 
 @pytest.mark.parametrize("is_detour", [False, True], ids=["failed", "by a fallback"])
@@ -283,31 +305,6 @@ def test_a_documents_free_text_is_bounded_to_what_the_schema_takes() -> None:
     assert (bastion(status).server_version or "").isascii()
 
 
-# --- the last failure -------------------------------------------------------------------------------------------------
-
-
-def test_the_last_failure_is_the_last_transition_and_not_the_last_retry() -> None:
-    status = decided(observed(ORDERS, LOST)).status
-    ready = next(one for one in status.conditions or () if one.type == "Ready")
-    first = LastFailure(time="2026-11-05T12:00:00Z", reason="ConnectionLost", message=ready.message)
-    assert status.last_failure == first
-    refused = failing(ORDERS, ConditionType.TRANSPORT_READY, Reason.CONNECTION_REFUSED)
-    status = decided(observed(ORDERS, refused), after(status), 10).status
-    assert status.last_failure == first
-    status = decided(observed(ORDERS, working(ORDERS)), after(status), 20).status
-    assert status.last_failure == first, "it is remembered"
-    status = decided(observed(ORDERS, refused), after(status), 30).status
-    assert status.last_failure is not None
-    assert (status.last_failure.time, status.last_failure.reason) == ("2026-11-05T12:00:30Z", "ConnectionRefused")
-
-
-def test_neither_waiting_nor_suspending_is_a_failure() -> None:
-    waiting = Observation(problem=Problem(Reason.PROGRESSING, "Waits until Service orders is deleted."))
-    assert decided(waiting).status.last_failure is None
-    assert decided(Observation(), tunnel({"suspend": True})).status.last_failure is None
-    assert decided(observed(ORDERS, working(ORDERS))).status.last_failure is None
-
-
 # --- when to look again -----------------------------------------------------------------------------------------------
 
 
@@ -343,19 +340,6 @@ def test_a_failure_is_looked_at_when_its_grace_ends(reason: Reason, seconds: flo
 def test_what_the_api_server_refused_is_tried_again(reason: Reason, again: float) -> None:
     assert requeue(problem(reason)) == again
     assert requeue(problem(reason), 10_000) == again
-
-
-def test_each_failure_has_a_grace_of_its_own() -> None:
-    """Whoever has mended one thing after a long time has the next one's grace before them."""
-    missing = observed(ORDERS, failing(ORDERS, ConditionType.KEY_READY, Reason.SECRET_NOT_FOUND))
-    known = ORDERS.model_copy(update={"status": decide(ORDERS, missing, INSTALLATION, NOW).status})
-    rejected = observed(ORDERS, failing(ORDERS, ConditionType.AUTHENTICATED, Reason.KEY_REJECTED))
-
-    after = decide(known, rejected, INSTALLATION, NOW + timedelta(seconds=600))
-
-    seen = {one.type: one.status for one in after.status.conditions or ()}
-    assert (seen["Ready"], seen["Reconciling"], seen["Stalled"]) == ("False", "True", "False")
-    assert after.requeue_seconds == pytest.approx(300, abs=1)
 
 
 def test_quota_is_looked_at_when_its_grace_ends() -> None:

@@ -128,9 +128,17 @@ def _hop(tunnel: DatabaseTunnel, documents: Sequence[ForwarderStatus], number: i
             "port": server.port,
             "active": bool(users),
             "replicas": len(users),
-            "authorized_keys_line": key_lines(subject, number) or known.authorized_keys_line,
+            "authorized_keys_line": key_lines(subject, number) or _known_line(tunnel, documents, known),
         }
     )
+
+
+def _known_line(tunnel: DatabaseTunnel, documents: Sequence[ForwarderStatus], known: Hop) -> str | None:
+    """What was told before, unless the spec has changed, or a forwarder says that the key is there no more: it would
+    permit what is not opened, or a key that is not used."""
+    is_of_this_spec = tunnel.status.observed_generation == tunnel.metadata.generation
+    has_no_key = any(document.key.status is LayerStatus.FALSE for document in documents)
+    return known.authorized_keys_line if is_of_this_spec and not has_no_key else None
 
 
 def _public_keys(tunnel: DatabaseTunnel, documents: Sequence[ForwarderStatus]) -> tuple[PublicKey, ...] | None:
