@@ -10,7 +10,7 @@ from dbtunnel.api.conditions import LAYERS, ConditionType
 from dbtunnel.api.forwarder import ForwarderStatus, LayerFact, LayerStatus
 from dbtunnel.api.reasons import PASSING_SECONDS, REASONS, Reason
 from dbtunnel.api.status import Condition
-from dbtunnel.domain.observed import Observation, Report
+from dbtunnel.domain.observed import Observation, Pod, Report
 from dbtunnel.domain.status import Decision, decide
 from tests.support.values import INSTALLATION, NOW, current_pod, failing, tunnel, working
 
@@ -38,6 +38,7 @@ class Story:
     def __init__(self, replicas: int = 1) -> None:
         self.changes: dict[str, Any] = {"replicas": replicas}
         self.reports = {f"pod-{number}": Report() for number in range(1, replicas + 1)}
+        self.others: tuple[Pod, ...] = ()
         self.seconds = 0.0
         self.tunnel = tunnel(self.changes)
         self._decide(Observation())  # written before anything else, as by the reconciler
@@ -60,7 +61,7 @@ class Story:
 
     def look(self) -> Decision:
         pods = tuple(current_pod(self.tunnel, uid) for uid in self.reports)
-        return self._decide(Observation(pods=pods, reports=self.reports))
+        return self._decide(Observation(pods=pods + self.others, reports=self.reports))
 
     def _decide(self, seen: Observation) -> Decision:
         decision = decide(self.tunnel, seen, INSTALLATION, at(self.seconds))
@@ -160,12 +161,29 @@ def test_a_database_that_is_not_probed_is_no_trouble() -> None:
     assert story.decision.requeue_seconds is None
 
 
-def test_a_condition_of_an_earlier_spec_holds_nothing() -> None:
+def of_an_earlier_spec() -> Story:
+    """What works, and the spec has changed since."""
     story = up()
     status = story.decision.status
     earlier = tuple(one.model_copy(update={"observed_generation": 2}) for one in status.conditions or ())
     story.tunnel = tunnel(story.changes, status.model_copy(update={"conditions": earlier}).document())
+    return story
+
+
+def test_a_change_that_rolls_no_forwarder_makes_no_moment_count() -> None:
+    story = of_an_earlier_spec().hear(LOST)
+    assert story.told() == ("True", "Succeeded")
+    assert story.conditions["TransportReady"].observed_generation == 3
+    assert story.wait(PASSING_SECONDS).told() == ("False", "ConnectionLost")
+
+
+def test_a_condition_of_an_earlier_spec_holds_nothing_while_forwarders_roll() -> None:
+    story = of_an_earlier_spec()
+    story.others = (current_pod(story.tunnel, "old", revision="of the earlier spec"),)
     assert story.hear(LOST).told() == ("False", "ConnectionLost")
+    ending = of_an_earlier_spec()
+    ending.others = (current_pod(story.tunnel, "old", revision="of the earlier spec", is_ending=True),)
+    assert ending.hear(LOST).told() == ("True", "Succeeded"), "the new one was ready before the old one had to go"
 
 
 # --- several replicas -------------------------------------------------------------------------------------------------

@@ -79,7 +79,8 @@ def decide(tunnel: DatabaseTunnel, seen: Observation, installation: Installation
     documents = [report.status for report in reports if report.status]
     subject = _subject(tunnel, documents, installation)
     verdicts = {ConditionType.WORKLOAD_READY: _workload(tunnel, seen, current, reports, installation, now, subject)}
-    verdicts |= _layers(tunnel, reports, subject, now)
+    is_rolled = len(current) == sum(not pod.is_ending for pod in seen.pods)
+    verdicts |= _layers(tunnel, reports, subject, now, is_rolled=is_rolled)
     conditions = _conditions(tunnel, verdicts, any(pod.is_ready for pod in current), now)
     failed = _failed_layer(tunnel, conditions, now)
     last = last_failure(tunnel, failed, _stamp(now))
@@ -185,7 +186,7 @@ def _counted(message: str, alike: int, total: int) -> str:
 
 
 def _layers(
-    tunnel: DatabaseTunnel, reports: Sequence[Report], subject: Subject, now: datetime
+    tunnel: DatabaseTunnel, reports: Sequence[Report], subject: Subject, now: datetime, *, is_rolled: bool
 ) -> dict[ConditionType, Verdict]:
     """A forwarder whose trouble may be over in a moment does not count; where none counts, all stays as it was."""
     if tunnel.spec.suspend:
@@ -194,7 +195,7 @@ def _layers(
     answers = [report.status for report in reports if report.status]
     documents = [report.status for report in reports if report.status and not report.is_passing(now)]
     if answers and not documents:
-        if known := _known(tunnel):
+        if known := _known(tunnel, is_rolled=is_rolled):
             return known
         documents = answers
     facts = [_facts(document) for document in documents]
@@ -205,10 +206,12 @@ def _layers(
     return verdicts | _next_keys(verdicts, subject)
 
 
-def _known(tunnel: DatabaseTunnel) -> dict[ConditionType, Verdict]:
-    """What the conditions say of this generation's layers; nothing where they speak of an earlier one."""
+def _known(tunnel: DatabaseTunnel, *, is_rolled: bool) -> dict[ConditionType, Verdict]:
+    """What the conditions say of the layers; nothing where they may speak of what another spec led to, which is while
+    forwarders of that are there yet."""
     known = {one.type: one for one in tunnel.status.conditions or ()}
-    if any(layer not in known or known[layer].observed_generation != tunnel.metadata.generation for layer in LAYERS):
+    generation = None if is_rolled else tunnel.metadata.generation
+    if any(layer not in known or generation not in (None, known[layer].observed_generation) for layer in LAYERS):
         return {}
     return {
         layer: Verdict(LayerStatus(one.status), one.reason, one.message) for layer in LAYERS if (one := known[layer])
