@@ -118,7 +118,7 @@ REASONS: dict[Reason, ReasonInfo] = {
         " the key, then pin the new one.",
         SLOW,
         cause="The key leaked and was revoked, and the server still has it.",
-        example="Host key is revoked",
+        example="Host key is revoked: ssh-ed25519 SHA256:eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee",
     ),
     Reason.HOST_CERTIFICATE_INVALID: ReasonInfo(
         _TRANSPORT,

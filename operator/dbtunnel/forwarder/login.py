@@ -95,6 +95,8 @@ class _Watcher(asyncssh.SSHClient):
                 # an old server may name SHA-2 among what it can do and take SHA-1 alone
                 self._offers.append(_WitnessedKeyPair(key, attempt, progress, [b"ssh-rsa"]))
         self.shown: asyncssh.SSHKey | None = None
+        self.stranger: asyncssh.SSHKey | None = None
+        """The authority of its certificate, where it is not pinned."""
         self.end = End(hop)
         self.stopwatch = Stopwatch()
         self.is_in = False
@@ -108,6 +110,10 @@ class _Watcher(asyncssh.SSHClient):
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:  # noqa: ARG002
         self.shown = key
         return self.trust.accepts(key)
+
+    def validate_host_ca_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:  # noqa: ARG002
+        self.stranger = key  # asked of those alone that known_hosts does not name
+        return False
 
     def begin_auth(self, username: str) -> None:  # noqa: ARG002
         self.progress.host_key_verified = True
@@ -348,6 +354,10 @@ _VERDICTS = {
 and nobody has proved who it is: it shall not tell people what to pin."""
 
 
+_REVOKED_TOLD = 4
+"""Keys that known_hosts revokes for a server. asyncssh does not say which of them it shows."""
+
+
 def _unverified(watcher: _Watcher, error: Exception) -> Failure | None:
     """Why a host key or certificate was not taken; None where that is not what failed."""
     if watcher.shown is not None and not watcher.trust.accepts(watcher.shown):
@@ -355,7 +365,12 @@ def _unverified(watcher: _Watcher, error: Exception) -> Failure | None:
     verdict = str(error).partition(" for host ")[0]
     if not isinstance(error, asyncssh.HostKeyNotVerifiable) or verdict not in _VERDICTS:
         return None
-    return transport_failure(_VERDICTS[verdict], verdict)
+    reason = _VERDICTS[verdict]
+    keys: Sequence[asyncssh.SSHKey] = watcher.trust.revoked if reason is Reason.HOST_KEY_REVOKED else ()
+    if watcher.stranger:
+        keys = [watcher.stranger]
+    told = " or ".join(f"{fact.algorithm} {fact.fingerprint}" for fact in map(_fact, keys[:_REVOKED_TOLD]))
+    return transport_failure(reason, f"{verdict}{': ' if told else ''}{told}")
 
 
 def _now() -> float:
