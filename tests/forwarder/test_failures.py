@@ -252,7 +252,7 @@ def test_an_old_bastion_needs_legacy_algorithms(
     rsa = key_pair("ssh-rsa")
     bastion.authorize(rsa.public)
     forwarder = start_forwarder(postgres.port, {KEY: rsa.private})
-    both = "server host key (HostKeyAlgorithms): the server offers ssh-rsa; the tunnel offers ssh-ed25519"
+    both = 'server host key (HostKeyAlgorithms): the server offers "ssh-rsa"; the tunnel offers ssh-ed25519'
     check(forwarder, "transport", "NoCommonAlgorithm", both, "spec.tunnel.algorithms to Legacy.")
     hop = replace(forwarder.config.bastion, algorithms=Algorithms.LEGACY)
     check_working(start_forwarder(postgres.port, {KEY: rsa.private}, bastion=hop))

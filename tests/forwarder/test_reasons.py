@@ -38,10 +38,10 @@ StartForwarder = Callable[..., Forwarder]
     [
         (
             ["KexAlgorithms diffie-hellman-group14-sha1"],
-            "key exchange (KexAlgorithms): the server offers diffie-hellman",
+            'key exchange (KexAlgorithms): the server offers "diffie-hellman',
         ),
-        (["Ciphers aes128-cbc"], "encryption (Ciphers): the server offers aes128-cbc"),
-        (["Ciphers aes128-ctr", "MACs hmac-sha1"], "MAC (MACs): the server offers hmac-sha1"),
+        (["Ciphers aes128-cbc"], 'encryption (Ciphers): the server offers "aes128-cbc"'),
+        (["Ciphers aes128-ctr", "MACs hmac-sha1"], 'MAC (MACs): the server offers "hmac-sha1"'),
     ],
     ids=["key exchange", "cipher", "MAC"],
 )
