@@ -56,8 +56,9 @@ class Following:
     def decide(self) -> float | None:
         """Decides anew. Returns the seconds after which to do so again."""
         pod = current_pod(self._tunnel, "pod-1")
-        seen = Observation(pods=(pod,), reports=dict(self.forwarders.reports(KEY)))
-        decision = decide(self._tunnel, seen, INSTALLATION, self.now())
+        now = self.now()
+        reports = {uid: report.counted(now) for uid, report in self.forwarders.reports(KEY).items()}
+        decision = decide(self._tunnel, Observation(pods=(pod,), reports=reports), INSTALLATION, now)
         spec = self._tunnel.spec
         self.event = transition(self._tunnel.status.document(), decision.status) or self.event
         self._tunnel = tunnel(None, decision.status.document()).model_copy(update={"spec": spec})

@@ -48,9 +48,10 @@ def conditions_page() -> str:
         "A reason is *Stalled* when a person must act; before that, for its grace period, it is *Reconciling*.",
         f"A failure that may mend by itself is *told* once it has lasted {PASSING_SECONDS} s in a forwarder: one that",
         "is over before changes no condition and posts no Event, and counts in the forwarder's metrics and log.",
-        "Recovery and clear failures are told at once. Of several forwarders the worst is told, with how many see",
-        "it: `2 of 3 pods: ...`. Each change of `Ready` posts one Event with the reason and the message below, and so",
-        "does another reason while it stays False, but not where both may mend by themselves and are of one layer. One",
+        "Clear failures and, but after a relapse, recoveries are told at once.",
+        "Of several forwarders the worst is told, with how many see it: `2 of 3 pods: ...`. Each change of `Ready`",
+        "posts one Event with the reason and the message below, and so does another reason while it stays",
+        "False, but not where both may mend by themselves and are of one layer. One",
         "that is like another of the last ten minutes is counted there.",
         "What a server sent is bounded and escaped. How long it takes is in [diagnosis.md](diagnosis.md).",
     ]

@@ -61,7 +61,8 @@ class Story:
 
     def look(self) -> Decision:
         pods = tuple(current_pod(self.tunnel, uid) for uid in self.reports)
-        return self._decide(Observation(pods=pods + self.others, reports=self.reports))
+        counted = {uid: report.counted(at(self.seconds)) for uid, report in self.reports.items()}
+        return self._decide(Observation(pods=pods + self.others, reports=counted))
 
     def _decide(self, seen: Observation) -> Decision:
         decision = decide(self.tunnel, seen, INSTALLATION, at(self.seconds))
@@ -210,3 +211,86 @@ def test_a_silence_keeps_a_trouble_and_its_time() -> None:
     assert (report.status, report.trouble_since, report.failing_since) == (LOST, at(1), at(2))
     assert report.unheard("refused", at(3)) == report
     assert report.heard(LOST, at(4)) == Report(LOST, trouble_since=at(1))
+
+
+# --- relapses ---------------------------------------------------------------------------------------------------------
+
+UP = working(ORDERS)
+FAILED = ("False", "ConnectionLost")
+
+
+def relapsed(replicas: int = 1) -> Story:
+    """A bastion that was away, let in for a moment, and cut again, for long."""
+    others: list[ForwarderStatus | None] = [None] * (replicas - 1)
+    story = up(replicas).hear(LOST, *others).wait(PASSING_SECONDS + 1)
+    assert story.told() == FAILED
+    assert story.hear(UP, *others).told() == ("True", "Succeeded"), "a first recovery is told at once"
+    assert story.hear(LOST, *others, after=1).told() == ("True", "Succeeded"), "this may be a moment's"
+    assert story.wait(PASSING_SECONDS + 1).told() == FAILED
+    return story
+
+
+@pytest.mark.parametrize("back", [UP, BACK], ids=["with its database", "before it"])
+@pytest.mark.parametrize("away", [1, PASSING_SECONDS + 1])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_bastion_that_lets_in_for_a_moment_again_and_again_is_told_once(
+    back: ForwarderStatus, away: float, replicas: int
+) -> None:
+    story = relapsed(replicas)
+    others: list[ForwarderStatus | None] = [None] * (replicas - 1)
+    before = story.conditions
+    for _ in range(5):
+        assert story.hear(back, *others).conditions == before
+        assert story.hear(back, *others, after=PASSING_SECONDS - 1).conditions == before
+        assert story.hear(LOST, *others, after=0.5).conditions == before
+        assert story.wait(away).conditions == before
+
+
+def test_a_recovery_after_a_relapse_is_told_once_it_has_lasted() -> None:
+    story = relapsed().hear(BACK).hear(UP, after=1)
+    assert story.decision.requeue_seconds == PASSING_SECONDS - 1, "looked at again when the time is up"
+    assert story.wait(PASSING_SECONDS - 1.1).told() == FAILED
+    assert story.wait(0.1).told() == ("True", "Succeeded")
+    assert story.hear(LOST).hear(UP, after=1).told() == ("True", "Succeeded"), "and is forgotten then"
+    story.hear(LOST, after=60).wait(PASSING_SECONDS)
+    assert (story.told(), story.hear(UP).told()) == (FAILED, ("True", "Succeeded"))
+
+
+def test_what_a_person_mends_step_by_step_is_told_at_each_step() -> None:
+    """What fails next is a layer further on: that is no relapse."""
+    story = Story()
+    steps = [
+        (ConditionType.KEY_READY, Reason.SECRET_NOT_FOUND),
+        (ConditionType.AUTHENTICATED, Reason.KEY_REJECTED),
+        (DATABASE, Reason.FORWARDING_PROHIBITED),
+    ]
+    for layer, reason in steps:
+        assert story.hear(failing(ORDERS, layer, reason), after=1).told() == ("False", reason)
+        story.hear(STARTING if layer is ConditionType.KEY_READY else BACK, after=1)
+        assert story.told() == ("Unknown", "Progressing")
+    assert story.hear(UP).told() == ("True", "Succeeded")
+
+
+def test_another_reason_after_a_relapse_is_told_at_once() -> None:
+    rejected = failing(ORDERS, ConditionType.AUTHENTICATED, Reason.KEY_REJECTED)
+    assert relapsed().hear(UP).hear(REFUSED, after=1).told() == ("False", "ConnectionRefused")
+    assert relapsed().hear(UP).hear(rejected, after=1).told() == ("False", "KeyRejected")
+    assert relapsed().hear(rejected).hear(UP, after=1).told() == ("True", "Succeeded"), "the way is there since long"
+
+
+def test_a_moment_right_after_a_recovery_is_no_relapse() -> None:
+    story = up().hear(LOST).wait(PASSING_SECONDS + 1).hear(UP)
+    before = story.conditions
+    assert before["Ready"].status == "True"
+    for _ in range(3):
+        assert story.hear(LOST, after=1).hear(BACK, after=PASSING_SECONDS - 2).hear(UP, after=1).conditions == before
+    story.hear(LOST, after=PASSING_SECONDS).wait(PASSING_SECONDS)
+    assert (story.told(), story.hear(UP).told()) == (FAILED, ("True", "Succeeded"))
+
+
+def test_moments_that_were_never_told_delay_no_recovery() -> None:
+    story = up()
+    for _ in range(3):
+        story.hear(LOST, after=1).hear(UP, after=1)
+    story.hear(LOST, after=1).wait(PASSING_SECONDS)
+    assert (story.told(), story.hear(UP).told()) == (FAILED, ("True", "Succeeded"))

@@ -101,7 +101,7 @@ class Reconciler:
             self._ending[key.namespace] = now
             return ENDING_SECONDS
         pods = self._follow(key, tunnel, installation)
-        decision = decide(tunnel, self._observe(key, tunnel, pods, problem), installation, now)
+        decision = decide(tunnel, self._observe(key, tunnel, pods, problem, now), installation, now)
         settle = await self._publish(key, manifest, decision.status, now)
         await self._refresh(key, decision, pods, now)
         waits = RETRY_SECONDS if installation.forwarder_image != self._installation.forwarder_image else None
@@ -188,13 +188,15 @@ class Reconciler:
         self._forwarders.follow(key, targets)
         return pods
 
-    def _observe(self, key: TunnelKey, tunnel: DatabaseTunnel, pods: list[Pod], problem: Problem | None) -> Observation:
+    def _observe(
+        self, key: TunnelKey, tunnel: DatabaseTunnel, pods: list[Pod], problem: Problem | None, now: datetime
+    ) -> Observation:
         service = self._owned(tunnel, SERVICE.name, names.service_name(tunnel))
         return Observation(
             deployment=self._owned(tunnel, DEPLOYMENT.name, names.workload_name(tunnel)),
             cluster_ip=service["spec"].get("clusterIP") if service else None,
             pods=tuple(pods),
-            reports=dict(self._forwarders.reports(key)),
+            reports={uid: report.counted(now) for uid, report in self._forwarders.reports(key).items()},
             problem=problem,
             binding=self._secrets.binding(key, tunnel),
         )

@@ -12,6 +12,8 @@ from dbtunnel.domain.diagnosis import quoted
 from dbtunnel.domain.forwarding import FIRST_REPLICAS
 from dbtunnel.domain.names import MANAGED_BY_LABEL, MANAGER, REVISION_LABEL, TUNNEL_LABEL
 
+_PASSING = timedelta(seconds=PASSING_SECONDS)
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -53,6 +55,33 @@ class Pod:
 
 
 @dataclass(frozen=True)
+class Outage:
+    """A failure that was told, until its layer has worked for PASSING_SECONDS."""
+
+    failed: ForwarderStatus
+    works_since: datetime | None = None
+    """Since when the layer that failed works again."""
+    has_worked: bool = False
+    """Whether it had worked for a moment when it failed anew."""
+    has_relapsed: bool = False
+    """Whether it has worked for a moment, failed anew, and that was told: until then a recovery counts at once."""
+
+    def heard(self, status: ForwarderStatus, now: datetime, *, is_told: bool) -> "Outage | None":
+        """The outage after an answer; None where it is over, or a layer after it fails, which is progress. `is_told`:
+        whether what was heard before counts.
+        """
+        if self.works_since and now >= self.works_since + _PASSING:
+            return None
+        obstacle, works = first_obstacle(status), _working_layers(status) > _working_layers(self.failed)
+        if obstacle and obstacle.status is LayerStatus.FALSE:
+            has_worked = self.has_worked or self.works_since is not None
+            return None if works else Outage(replace(status, sequence=0), None, has_worked, self.has_relapsed)
+        if not works or self.works_since:
+            return self
+        return Outage(self.failed, now, has_relapsed=self.has_relapsed or (self.has_worked and is_told))
+
+
+@dataclass(frozen=True)
 class Report:
     """What was last read from a forwarder's /status, and since when reading fails."""
 
@@ -62,12 +91,19 @@ class Report:
     trouble_since: datetime | None = None
     """Since when it tells of something that may mend by itself; None while it tells of nothing, or of something else.
     """
+    outage: Outage | None = None
+    """What it was last told for."""
 
     def heard(self, status: ForwarderStatus, now: datetime) -> "Report":
         """The report after this one: an answer has come."""
         fact = first_obstacle(status)
         is_worse = fact is not None and (may_pass(fact) or (_is_on_the_way(fact) and self._was_up()))
-        return Report(status, trouble_since=(self.trouble_since or now) if is_worse else None)
+        outage = self._outage_until(now)
+        return Report(
+            status,
+            trouble_since=(self.trouble_since or now) if is_worse else None,
+            outage=outage and outage.heard(status, now, is_told=not self.is_passing(now)),
+        )
 
     def unheard(self, failure: str, now: datetime) -> "Report":
         """The report after this one: none could be had. A silence is dated from its beginning."""
@@ -75,12 +111,28 @@ class Report:
 
     def is_passing(self, now: datetime) -> bool:
         """Whether its trouble may be over before anybody needs to hear of it: it changes no condition yet."""
-        return self.settles_at is not None and now < self.settles_at
+        return self.trouble_since is not None and now < self.trouble_since + _PASSING
 
     @property
     def settles_at(self) -> datetime | None:
-        """When its trouble counts; None where it has none."""
-        return self.trouble_since and self.trouble_since + timedelta(seconds=PASSING_SECONDS)
+        """When its trouble counts, or a recovery after a relapse; None where there is neither."""
+        since = self.trouble_since
+        if since is None and self.outage and self.outage.has_relapsed:
+            since = self.outage.works_since
+        return since and since + _PASSING
+
+    def counted(self, now: datetime) -> "Report":
+        """The report as it counts: after a relapse the failure stays until a recovery has lasted."""
+        if self.outage is None or not self.outage.has_relapsed:
+            return self
+        is_over = self.outage.works_since is not None and now >= self.outage.works_since + _PASSING
+        return self if is_over else replace(self, status=self.outage.failed, trouble_since=None)
+
+    def _outage_until(self, now: datetime) -> Outage | None:
+        if self.outage or self.status is None or self.is_passing(now):
+            return self.outage
+        fact = first_obstacle(self.status)
+        return Outage(replace(self.status, sequence=0)) if fact and fact.status is LayerStatus.FALSE else None
 
     def _was_up(self) -> bool:
         """Whether all was well before its trouble, so that a layer that is only being reached again is part of that."""
@@ -89,9 +141,18 @@ class Report:
 
 def first_obstacle(status: ForwarderStatus) -> LayerFact | None:
     """The first layer of a forwarder that does not work; None where each does, or is not probed."""
-    facts = (status.key, status.transport, status.authentication, status.database)
-    found = next((fact for fact in facts if fact.status is not LayerStatus.TRUE), None)
+    found = next((fact for fact in _facts(status) if fact.status is not LayerStatus.TRUE), None)
     return None if found and found.reason == Reason.NOT_PROBED else found
+
+
+def _facts(status: ForwarderStatus) -> tuple[LayerFact, ...]:
+    return status.key, status.transport, status.authentication, status.database
+
+
+def _working_layers(status: ForwarderStatus) -> int:
+    """How many layers stand before the first that does not work."""
+    obstacle = first_obstacle(status)
+    return len(_facts(status)) if obstacle is None else _facts(status).index(obstacle)
 
 
 def may_pass(fact: LayerFact) -> bool:
