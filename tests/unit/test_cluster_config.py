@@ -127,7 +127,7 @@ def test_a_kind_cluster_goes_with_a_killed_test_run(tmp_path: Path) -> None:
 
     run.kill()
 
-    wait_until(said.exists, "the deletion")
+    wait_until(lambda: said.exists() and said.read_text(), "the deletion")
     assert said.read_text() == "delete cluster --name dbtunnel-gone\n"
 
 
