@@ -55,6 +55,7 @@ def test_the_loss_of_one_ends_its_share_of_the_sessions_and_no_others(forwarder:
     for number, monitor in enumerate(before):
         bastion.cut(monitor)
         wait_until(lambda monitor=monitor: monitor not in bastion.monitors(), "its end")  # type: ignore[misc]
+        wait_until(lambda number=number: forwarder.metric(MADE) == COUNT + number + 1, "another")  # type: ignore[misc]
         wait_for(forwarder, COUNT)
         left = [session for session in sessions if answers(session)]
         assert len(left) == 5 * (COUNT - 1 - number)
