@@ -217,6 +217,22 @@ BAD_DEPLOYMENTS: tuple[tuple[str, Any, str], ...] = (
     (f"{CONTAINER}/args", ["operator"], "a forwarder's command is the image's"),
     (f"{CONTAINER}/args/1", "--listen=0.0.0.0:1", "a forwarder's command is the image's"),
     (f"{CONTAINER}/lifecycle", {"preStop": {"exec": {"command": ["sh"]}}}, "a forwarder's command is the image's"),
+    *(
+        (f"{CONTAINER}/{probe}Probe", {"exec": {"command": ["sh"]}}, "a forwarder's probes are httpGet")
+        for probe in ("liveness", "readiness", "startup")
+    ),
+    (f"{CONTAINER}/startupProbe", {"httpGet": {"path": "/livez", "port": "admin"}}, "a forwarder's probes are httpGet"),
+    *(
+        (f"{CONTAINER}/livenessProbe/httpGet/{field}", value, "a forwarder's probes are httpGet")
+        for field, value in (
+            ("host", "169.254.169.254"),
+            ("path", "/"),
+            ("port", 22),
+            ("scheme", "HTTPS"),
+            ("httpHeaders", [{"name": "a", "value": "b"}]),
+        )
+    ),
+    (f"{CONTAINER}/readinessProbe", {"tcpSocket": {"port": "admin"}}, "a forwarder's probes are httpGet"),
     (f"{CONTAINER}/env/2", {"name": "PYTHONPATH", "value": "/tmp"}, "containers[0].env"),
     (f"{CONTAINER}/env/1", FROM_SECRET, "nothing from a Secret"),
     (f"{CONTAINER}/envFrom", [{"secretRef": {"name": "other"}}], "nothing from a Secret"),
