@@ -5,15 +5,17 @@ under them.
 import json
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from dbtunnel.api.pods import PodSecurity
 from dbtunnel.domain.children import build_deployment, build_network_policy, build_service
 from dbtunnel.domain.names import REFRESH_ANNOTATION
 from dbtunnel.domain.secrets import build_binding, build_key_secret
 from dbtunnel.domain.settings import Installation
-from tests.support.admission import DATABASES, SSH_SERVERS, policies, refusals
+from tests.support.admission import DATABASES, SELINUX, SSH_SERVERS, policies, refusals
 from tests.support.cluster import Cluster, ClusterError
 from tests.support.operator import FORWARDER_IMAGE, Operator
 from tests.support.processes import wait_until
@@ -197,6 +199,7 @@ def altered(manifest: Manifest, path: str, value: Any) -> Manifest:
 
 
 POD, CONTAINER = "spec/template/spec", "spec/template/spec/containers/0"
+APPARMOR = "container.apparmor.security.beta.kubernetes.io/forwarder"
 SPY = {"name": "spy", "image": FORWARDER_IMAGE}
 SERVICE = in_default(build_service(parsed()))
 FROM_SECRET = {"name": "POD_UID", "valueFrom": {"secretKeyRef": {"name": "other", "key": "token"}}}
@@ -251,6 +254,18 @@ BAD_DEPLOYMENTS: tuple[tuple[str, Any, str], ...] = (
     (f"{CONTAINER}/securityContext/capabilities", {"drop": ["ALL"], "add": ["NET_ADMIN"]}, "is restricted"),
     (f"{CONTAINER}/securityContext/capabilities", {"drop": ["NET_RAW"]}, "is restricted"),
     *(
+        (f"{place}/securityContext/{field}", value, words)
+        for place in (POD, CONTAINER)
+        for field, value, words in (
+            ("appArmorProfile", {"type": "Unconfined"}, "no AppArmor profile"),
+            ("windowsOptions", {"runAsUserName": "ContainerAdministrator"}, "no Windows options"),
+            ("seLinuxOptions", {"type": "spc_t"}, "no SELinux labels but those of settings.forwarderPodSecurity"),
+        )
+    ),
+    (f"{POD}/securityContext/seLinuxOptions", {"level": "s0:c3"}, "no SELinux labels but"),
+    (f"{CONTAINER}/securityContext/seLinuxOptions", SELINUX, "no SELinux labels but"),
+    ("spec/template/metadata/annotations", {APPARMOR: "unconfined"}, "no AppArmor profile"),
+    *(
         (f"{POD}/volumes/1", {"name": name, **source}, "spec.template.spec.volumes")
         for name, source in (
             ("spy", {"secret": {"secretName": "other"}}),
@@ -288,7 +303,9 @@ BAD_OTHERS: tuple[tuple[Manifest, str, Any, str], ...] = (
 def test_the_operator_makes_forwarders_and_keys_alone(operator: Operator) -> None:
     with_log = Installation(forwarder_image=FORWARDER_IMAGE, forwarder_log_level="DEBUG")
     policy = in_default(build_network_policy(parsed(), INSTALLATION))
-    good = [deployment(), deployment(FULL), deployment(installation=with_log), SERVICE, policy, KEY, BINDING]
+    labelled = replace(INSTALLATION, forwarder_pod_security=PodSecurity.model_validate({"seLinuxOptions": SELINUX}))
+    good = [deployment(), deployment(FULL), *(deployment(installation=one) for one in (with_log, labelled))]
+    good += [SERVICE, policy, KEY, BINDING]
     token = altered(KEY, "type", "kubernetes.io/service-account-token")
     token["metadata"]["annotations"] = {"kubernetes.io/service-account.name": "default"}
     bad = [(altered(deployment(), path, value), words) for path, value, words in BAD_DEPLOYMENTS]

@@ -17,6 +17,7 @@ DATABASES: list[Manifest] = [
     {"hosts": ["*.internal", "10.0.0.0/8"]},
     {"hosts": ["localhost"], "ports": [5432], "namespaces": ["default"]},
 ]
+SELINUX: Manifest = {"type": "container_t", "level": "s0:c1,c2"}
 
 REFUSAL = re.compile(
     r'"([^"]+)" is forbidden: ValidatingAdmissionPolicy \'\S+\' with binding \'\S+\' denied request: (.*)'
@@ -30,6 +31,7 @@ def policies(ssh_servers: list[Manifest], databases: list[Manifest]) -> list[Man
     values = {
         "admissionPolicies": {"tunnels": tunnels, "operator": {"enabled": True}},
         "serviceAccount": {"create": False, "name": "operator"},
+        "settings": {"forwarderPodSecurity": {"seLinuxOptions": SELINUX}},
         "forwarder": {"image": {"repository": repository, "tag": tag}},
     }
     options = ("--namespace", "default", "--show-only", "templates/admission.yaml")
