@@ -197,6 +197,7 @@ _ANNOTATIONS = {"additionalProperties": False, "patternProperties": {_KEY: {"typ
 _AMOUNTS = {"type": "object", "additionalProperties": {"type": ["string", "number"]}}
 _RESOURCES = {"additionalProperties": False, "properties": {"requests": _AMOUNTS, "limits": _AMOUNTS}}
 _OBJECT_NAME = {"pattern": r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", "maxLength": 253}
+_LABEL_NAME = {"pattern": "^([a-z]([-a-z0-9]*[a-z0-9])?)?$", "maxLength": 63}
 _NAMESPACES = _list_of({"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"})
 _DIGEST = {"pattern": "^(sha256:[0-9a-f]{64})?$"}
 _TAG = {"pattern": r"^([A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?$"}
@@ -225,8 +226,8 @@ _TARGETS = {
 }
 
 SHAPES: Mapping[str, Schema] = {
-    "nameOverride": _OBJECT_NAME,
-    "fullnameOverride": _OBJECT_NAME,
+    "nameOverride": _LABEL_NAME,
+    "fullnameOverride": _LABEL_NAME,
     "image.repository": {"pattern": "^[^@ ]+$"},
     "image.tag": _TAG,
     "image.digest": _DIGEST,
@@ -274,6 +275,8 @@ SHAPES: Mapping[str, Schema] = {
     "rbac.writers": _one_of("edit", "admin", "nobody"),
     "admissionPolicies.tunnels.actions": {
         **_list_of(_one_of("Deny", "Warn", "Audit")),
+        # the API server refuses both together
+        "not": {"allOf": [{"contains": _one_of("Deny")}, {"contains": _one_of("Warn")}]},
         "minItems": 1,
         "uniqueItems": True,
     },

@@ -9,6 +9,7 @@ import yaml
 from dbtunnel.api.crd import crd
 from dbtunnel.api.engines import ENGINES
 from dbtunnel.cli.manifests import parse_tunnel
+from dbtunnel.controller.settings import SETTINGS
 from dbtunnel.domain.children import ADMIN_PORT_NAME, build_deployment
 from tests.support.chart import (
     CHART,
@@ -130,12 +131,39 @@ def test_admission_policies_know_the_engines_ports() -> None:
     assert json.loads(found[0]) == {engine: str(info.default_port) for engine, info in ENGINES.items()}
 
 
-@pytest.mark.parametrize("host", ["10.0.0.0/33", "10.0.0/8", "999.1.1.1", "1.2.3", "2001:db8::/129", "a:b"])
+NETWORKS = ("203.0.113.7", "0.0.0.0/0", "10.128.0.0/9", "::", "::1", "2001:DB8::8000/113", "1:2:3:4:5:6:7::", "::/0")
+
+EGRESS_ADDRESSES = next(one for one in SETTINGS if one.name == "egress-addresses")
+
+NO_NETWORKS = (
+    *("10.0.0.0/33", "10.0.0.0/99", "10.0.0/8", "999.1.1.1", "1.2.3", "10.128.0.0/8", "203.0.113.7/24"),
+    *("2001:db8::/129", "a:b", "2001:db8:1", ":::", "10:20:30/64", "1::2::3", "1:2:3:4:5:6:7:8::", "2001:db8::1/32"),
+)
+
+
+@pytest.mark.parametrize("host", NO_NETWORKS)
 def test_an_address_that_the_api_server_could_not_read_is_no_value(host: str) -> None:
     done = template({"admissionPolicies": {"tunnels": {"enabled": True, "databases": [{"hosts": ["x", host]}]}}})
 
     assert done.returncode != 0
-    assert host in done.stderr
+    assert f'admissionPolicies.tunnels: "{host}" is no address' in done.stderr
+
+
+@pytest.mark.parametrize("address", NO_NETWORKS)
+def test_an_address_that_the_operator_would_not_start_with_is_no_value(address: str) -> None:
+    done = template({"settings": {"egressAddresses": ["203.0.113.7", address]}})
+
+    assert done.returncode != 0
+    assert f'settings.egressAddresses: "{address}" is no address' in done.stderr
+    with pytest.raises(ValueError, match="write at most 32 addresses or networks"):
+        EGRESS_ADDRESSES.parse(address)
+
+
+def test_addresses_and_networks_of_both_families_are_values() -> None:
+    admission = {"tunnels": {"enabled": True, "databases": [{"hosts": list(NETWORKS)}]}}
+    values = {"settings": {"egressAddresses": list(NETWORKS)}, "admissionPolicies": admission}
+
+    assert settings_of(environment_of(values)).egress_addresses == NETWORKS
 
 
 def test_admission_policies_bind_the_service_account_and_image_of_the_release() -> None:

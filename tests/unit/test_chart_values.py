@@ -101,6 +101,8 @@ BAD: list[tuple[Manifest, str, str]] = [
     ({"replicas": 2}, "", "replicas"),
     ({"nameOverride": "My Tunnels"}, "/nameOverride", "pattern"),
     ({"fullnameOverride": "a_b"}, "/fullnameOverride", "pattern"),
+    *(({name: "my.tunnels"}, f"/{name}", "pattern") for name in ("nameOverride", "fullnameOverride")),
+    *(({name: "1tunnels"}, f"/{name}", "pattern") for name in ("nameOverride", "fullnameOverride")),
     ({"commonLabels": {"team": "data platform"}}, "/commonLabels/team", "pattern"),
     ({"commonLabels": {"cost center": "1"}}, "/commonLabels", "cost center"),
     ({"commonLabels": {"priority": 1}}, "/commonLabels/priority", "got number, want string"),
@@ -148,6 +150,11 @@ BAD: list[tuple[Manifest, str, str]] = [
     ({"networkPolicy": {"from": [{"podSelecter": {}}]}}, "/networkPolicy/from/0", "podSelecter"),
     ({"networkPolicy": {"egress": [{"port": 443}]}}, "/networkPolicy/egress/0", "port"),
     ({"terminationGracePeriodSeconds": 3601}, "/terminationGracePeriodSeconds", "maximum"),
+    (
+        {"admissionPolicies": {"tunnels": {"actions": ["Deny", "Audit", "Warn"]}}},
+        "/admissionPolicies/tunnels/actions",
+        "'not' failed",
+    ),
     (
         {"admissionPolicies": {"tunnels": {"actions": ["Refuse"]}}},
         "/admissionPolicies/tunnels/actions/0",

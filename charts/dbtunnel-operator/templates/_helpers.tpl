@@ -84,6 +84,37 @@ annotations: {{- toYaml . | nindent 2 }}
   expression: {{ printf `request.userInfo.username == "system:serviceaccount:%s:%s"` .Release.Namespace (include "dbtunnel.serviceAccountName" .) | squote }}
 {{- end -}}
 
+{{/* Fails unless each is an address, or a network without bits beyond its mask: a list of the value's name and the texts. */}}
+{{- define "dbtunnel.checkNetworks" -}}
+{{- $place := index . 0 -}}
+{{- $octet := "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])" -}}
+{{- $group := "[0-9a-fA-F]{1,4}" -}}
+{{- $whole := printf "^(%s:){7}%s$" $group $group -}}
+{{- $short := printf "^(%s(:%s)*)?::(%s(:%s)*)?$" $group $group $group $group -}}
+{{- range $text := index . 1 -}}
+{{- $address := splitList "/" $text | first -}}
+{{- $groups := regexFindAll "[0-9a-fA-F]+" $address -1 -}}
+{{- $bits := "" -}}
+{{- if regexMatch (printf "^(%s[.]){3}%s$" $octet $octet) $address -}}
+{{- range $groups -}}{{- $bits = printf "%s%08b" $bits (atoi .) -}}{{- end -}}
+{{- else if or (regexMatch $whole $address) (and (regexMatch $short $address) (lt (len $groups) 8)) -}}
+{{- $zeros := repeat (sub 8 (len $groups) | int) "0:" -}}
+{{- range regexFindAll "[0-9a-f]+" (replace "::" (print ":" $zeros) $address | lower) -1 -}}
+{{- $bits = print $bits (print "000" . | trunc -4) -}}
+{{- end -}}
+{{- /* signs that are no digits, so that none is replaced twice */ -}}
+{{- range $number, $digit := splitList "" "0123456789abcdef" -}}
+{{- $bits = replace $digit (printf "%04b" $number | replace "0" "-" | replace "1" "+") $bits -}}
+{{- end -}}
+{{- end -}}
+{{- $mask := ternary (trimPrefix (print $address "/") $text) (len $bits | toString) (contains "/" $text) -}}
+{{- $readable := and $bits (regexMatch "^(0|[1-9][0-9]{0,2})$" $mask) (le (atoi $mask) (len $bits)) -}}
+{{- if not (and $readable (not (regexMatch "[1+]" (substr (atoi $mask) -1 $bits)))) -}}
+{{- fail (printf "%s: %q is no address and no network; write one such as 203.0.113.7, 203.0.113.0/24 or 2001:db8::/32" $place $text) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Entries of admissionPolicies.tunnels as a list in CEL, whose maps hold lists of texts alone, as CEL wants it. */}}
 {{- define "dbtunnel.celTargets" -}}
 {{- $targets := list -}}
@@ -92,12 +123,7 @@ annotations: {{- toYaml . | nindent 2 }}
 {{- range .hosts -}}
 {{- /* one that the API server cannot read would have it refuse every tunnel */ -}}
 {{- if or (regexMatch "[/:]" .) (regexMatch "^[0-9.]+$" .) -}}
-{{- $octet := "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])" -}}
-{{- $four := printf "^(%s[.]){3}%s(/([0-9]|[12][0-9]|3[0-2]))?$" $octet $octet -}}
-{{- $six := "^[0-9a-fA-F]{0,4}(:[0-9a-fA-F]{0,4}){2,7}(/([0-9]|[1-9][0-9]|1[01][0-9]|12[0-8]))?$" -}}
-{{- if not (or (regexMatch $four .) (regexMatch $six .)) -}}
-{{- fail (printf "admissionPolicies.tunnels: %q is no address and no network; write one such as 203.0.113.0/24 or 2001:db8::/32" .) -}}
-{{- end -}}
+{{- include "dbtunnel.checkNetworks" (list "admissionPolicies.tunnels" (list .)) -}}
 {{- end -}}
 {{- if contains "/" . -}}
 {{- $networks = append $networks . -}}
