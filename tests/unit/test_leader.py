@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from dbtunnel.controller.client import ApiError, Client, Kind
-from dbtunnel.controller.leader import LEASE_SECONDS, RENEW_SECONDS, Election, LeaseLostError
+from dbtunnel.controller.leader import LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS, Election, LeaseLostError
 from dbtunnel.domain.children import Manifest
 from tests.support.virtual_time import now, run
 
@@ -119,6 +119,25 @@ def test_a_lease_that_is_given_up_is_taken_at_once() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("trouble", [None, refuse])
+def test_who_gives_the_lease_up_writes_nothing_from_then_on(
+    trouble: Callable[[], Coroutine[Any, Any, None]] | None,
+) -> None:
+    async def main() -> None:
+        api = Api()
+        first = Candidate(api)
+        await asyncio.sleep(100)
+        assert first.election.holds()
+        api.trouble = trouble
+        first.task.cancel()
+        await asyncio.sleep(0.001)
+        assert not first.election.holds(), "not while it is being given up either"
+        await first.end()
+        assert not first.election.holds()
+
+    run(main())
+
+
 def test_a_lease_whose_holder_is_gone_is_taken_once_it_is_over() -> None:
     async def main() -> None:
         api = Api()
@@ -204,8 +223,9 @@ def test_a_holder_whose_lease_another_took_stops() -> None:
         assert api.lease
         spec = {**api.lease["spec"], "holderIdentity": "another"}
         await api.replace(Kind("Lease", "", ""), {**api.lease, "spec": spec})
-        await asyncio.sleep(20)
-        assert first.lost_at
+        await asyncio.sleep(RETRY_SECONDS + 0.1)
+        assert first.lost_at, "it stops as soon as it sees the other"
+        assert not first.election.holds()
         assert api.lease["spec"]["holderIdentity"] == "another"
 
     run(main())

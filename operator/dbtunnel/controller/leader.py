@@ -84,8 +84,8 @@ class Election:
             level = logging.DEBUG if isinstance(error, ApiError) and error.status == 409 else logging.WARNING
             event(logger, "lease not taken", level=level, error=f"{type(error).__name__}: {error}")
             return False
-        if is_ours:
-            self._renewed = began
+        # another that holds it works already
+        self._renewed = began if is_ours else -inf
         return is_ours
 
     async def _take(self) -> bool:
@@ -120,7 +120,8 @@ class Election:
         }
 
     async def _give_up(self) -> None:
-        """Lets another take the Lease at once, where it is still ours."""
+        """Lets another take the Lease at once, where it is still ours. Whatever is still ending here writes no more."""
+        self._renewed = -inf
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 lease = await self._client.get(KIND, self._namespace, NAME)
