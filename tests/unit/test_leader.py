@@ -1,13 +1,21 @@
 """Who holds the Lease, in virtual time, with an API server that may be silent or refuse."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
 import pytest
 
 from dbtunnel.controller.client import ApiError, Client, Kind
-from dbtunnel.controller.leader import LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS, Election, LeaseLostError
+from dbtunnel.controller.leader import (
+    LEASE_SECONDS,
+    RENEW_SECONDS,
+    RETRY_SECONDS,
+    Election,
+    LeaseLostError,
+    waking_clock,
+)
 from dbtunnel.domain.children import Manifest
 from tests.support.virtual_time import now, run
 
@@ -54,7 +62,9 @@ class Candidate:
     """One that wants the Lease."""
 
     def __init__(self, api: Api) -> None:
-        self.election = Election(cast(Client, api), "system")
+        self.suspended = 0.0
+        """Seconds for which its machine slept, and its event loop with it."""
+        self.election = Election(cast(Client, api), "system", lambda: now() + self.suspended)
         self.elected = asyncio.Event()
         self.elected_at = 0.0
         self.lost_at = 0.0
@@ -183,6 +193,30 @@ def test_what_is_written_after_a_silence_is_given_up_before_another_may_begin() 
         await first.end()
 
     run(main())
+
+
+def test_who_wakes_up_on_a_machine_that_was_suspended_asks_for_the_lease_before_it_writes() -> None:
+    async def main() -> None:
+        first = Candidate(Api())
+        await asyncio.sleep(100)
+        assert first.election.holds()
+        first.suspended = RENEW_SECONDS
+        assert not first.election.holds()
+        await asyncio.sleep(RETRY_SECONDS + 0.1)
+        assert first.election.holds(), "nobody has taken it meanwhile"
+        await first.end()
+
+    run(main())
+
+
+def test_the_clock_is_one_that_goes_on_in_a_suspended_machine_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(time, "CLOCK_BOOTTIME", 7, raising=False)
+    monkeypatch.setattr(time, "clock_gettime", {7: 70.0, time.CLOCK_MONOTONIC: 10.0}.__getitem__)
+    assert waking_clock() == 70
+    monkeypatch.delattr(time, "CLOCK_BOOTTIME")
+    assert waking_clock() == 10
 
 
 def test_a_short_silence_ends_nobody() -> None:

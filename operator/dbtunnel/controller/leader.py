@@ -6,7 +6,8 @@ The Kubernetes client's own election cannot create a Lease, has no time limit fo
 import asyncio
 import logging
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from math import inf
 from typing import Any
@@ -37,23 +38,30 @@ class LeaseLostError(RuntimeError):
     """The Lease is another's, or could not be renewed in time: nobody may go on working."""
 
 
+def waking_clock() -> float:
+    """Seconds that go on while the machine is suspended, where the system counts them."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 class Election:
     """One candidate. Time is measured by its own clock alone: it need not agree with anybody's."""
 
-    def __init__(self, client: Client, namespace: str) -> None:
+    def __init__(self, client: Client, namespace: str, clock: Callable[[], float] = waking_clock) -> None:
+        """`clock`: seconds that only grow, and that no sleep of the machine stops."""
         self.identity = f"{socket.gethostname()}_{uuid4()}"
         self._client = client
         self._namespace = namespace
+        self._clock = clock
         self._seen: tuple[str, float] = ("", 0.0)
         """The version of the Lease that was last seen, and since when it is the latest."""
         self._renewed = -inf
         """When the last renewal that succeeded began."""
 
     def holds(self) -> bool:
-        """Whether the Lease is surely ours. Its clock goes on while the process is stopped, so that one that wakes up
-        after its lease was over writes nothing, before it has asked for the Lease.
+        """Whether the Lease is surely ours. Its clock goes on while the process is stopped or the machine suspended, so
+        that one that wakes up after its lease was over writes nothing, before it has asked for the Lease.
         """
-        return asyncio.get_running_loop().time() - self._renewed < RENEW_SECONDS
+        return self._clock() - self._renewed < RENEW_SECONDS
 
     async def hold(self, elected: asyncio.Event) -> None:
         """Takes the Lease, sets `elected`, and renews it until cancelled. Raises LeaseLostError where it cannot."""
@@ -76,7 +84,7 @@ class Election:
 
     async def _attempt(self) -> bool:
         """Whether the Lease is ours for another while."""
-        began = asyncio.get_running_loop().time()
+        began = self._clock()
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 is_ours = await self._take()
@@ -102,7 +110,7 @@ class Election:
         return True
 
     def _is_over(self, lease: Mapping[str, Any]) -> bool:
-        version, now = lease["metadata"]["resourceVersion"], asyncio.get_running_loop().time()
+        version, now = lease["metadata"]["resourceVersion"], self._clock()
         if version != self._seen[0]:
             self._seen = version, now
         return now - self._seen[1] >= (lease["spec"].get("leaseDurationSeconds") or LEASE_SECONDS)
