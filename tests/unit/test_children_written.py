@@ -163,6 +163,22 @@ async def test_what_is_removed_is_this_tunnels_own() -> None:
     assert world.api.done == ["delete Service former"]
 
 
+async def test_an_orphan_that_is_not_wanted_any_more_is_removed() -> None:
+    world = await settled()
+    open_to_all = [child for child in WANTED if child["kind"] != "NetworkPolicy"]
+    written = {"metadata.annotations": {"dbtunnel.dev/desired": "0123456789abcdef"}}
+    foreign = written | {"metadata.labels": {**WANTED[0]["metadata"]["labels"], "app.kubernetes.io/managed-by": "Helm"}}
+    going = {"metadata.deletionTimestamp": "2026-11-05T12:00:00Z"}
+    for name, changes in (("former", written), ("foreign", foreign), ("going", written | going), ("exposed", {})):
+        named = {"metadata.name": name, "metadata.uid": name, "metadata.ownerReferences": [], **changes}
+        world.store.put("Service", world.api.put(WANTED[0], named))
+    world.edit(POLICY, {"metadata.ownerReferences": []})
+
+    await world.cluster.prune(ORDERS, open_to_all)
+
+    assert world.api.done == ["delete NetworkPolicy orders-tunnel", "delete Service former"]
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 

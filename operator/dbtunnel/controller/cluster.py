@@ -78,12 +78,11 @@ class Cluster:
         return next(iter(problems.values()), None)
 
     async def prune(self, tunnel: DatabaseTunnel, wanted: Iterable[Manifest]) -> None:
-        """Deletes the children that this tunnel owns and no longer wants."""
+        """Deletes what this tunnel no longer wants: its children, and orphans that it would else take up."""
         kept = {(child["kind"], child["metadata"]["name"]) for child in wanted}
         key = _tunnel_key(tunnel)
         for found, live in self._store.of_tunnel(key, *CHILD_KINDS):
-            is_own = controller_uid(live) == tunnel.metadata.uid and "deletionTimestamp" not in live["metadata"]
-            if (found.kind, found.name) not in kept and is_own:
+            if (found.kind, found.name) not in kept and _is_done_with(live, tunnel):
                 await self._delete(CHILD_KINDS[found.kind], live)
                 self._answers.get(key, {}).pop(found, None)
 
@@ -222,6 +221,13 @@ def problem_of(error: ApiError, what: str) -> Problem:
         raise error
     reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in error.message else Reason.REJECTED
     return Problem(reason, f"{what}: {error.message}")
+
+
+def _is_done_with(live: Manifest, tunnel: DatabaseTunnel) -> bool:
+    """Whether an object is the tunnel's, and there. An orphan has to bear what the operator writes beside the labels:
+    `kubectl expose` copies those.
+    """
+    return standing(live, tunnel) is None and bool(controller_uid(live) or desired_hash(live))
 
 
 def _tunnel_key(tunnel: DatabaseTunnel) -> TunnelKey:
