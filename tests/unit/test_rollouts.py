@@ -27,7 +27,7 @@ def deployment(image: str = OLD, changes: dict[str, Any] | None = None) -> Manif
     containers = [{"name": "injected", "image": "mesh"}, {"name": "forwarder", "image": image}]
     complete = {"observedGeneration": 4, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2}
     whole = {
-        "metadata": {"generation": 4},
+        "metadata": {"namespace": "shop", "labels": {"dbtunnel.dev/tunnel": "0"}, "generation": 4},
         "spec": {"replicas": 2, "template": {"spec": {"containers": containers}}},
         "status": complete,
     }
@@ -79,6 +79,48 @@ def test_the_next_one_rolls_when_the_one_before_is_complete(unfinished: dict[str
     assert rollouts.installation_for(KEYS[1], deployment(), INSTALLATION).forwarder_image == OLD
     rollouts.installation_for(KEYS[0], deployment(NEW), INSTALLATION)
     assert rollouts.installation_for(KEYS[1], deployment(), INSTALLATION).forwarder_image == NEW
+
+
+@pytest.mark.parametrize(
+    "half",
+    [
+        {"status": {"observedGeneration": 3, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2}},
+        {"status": {"observedGeneration": 4, "replicas": 2, "availableReplicas": 2}},
+        {"status": {"observedGeneration": 4, "replicas": 3, "updatedReplicas": 1, "availableReplicas": 2}},
+        {"status": {"observedGeneration": 4, "replicas": 3, "updatedReplicas": 2, "availableReplicas": 3}},
+    ],
+)
+def test_what_an_earlier_operator_left_half_rolled_goes_first(half: dict[str, Any]) -> None:
+    clock = Clock()
+    left = [deployment(NEW, half)]
+    rollouts = Rollouts(1, clock, lambda: left)
+    assert rollouts.installation_for(KEYS[1], deployment(), INSTALLATION).forwarder_image == OLD
+    clock.now += LONGEST - 1
+    assert rollouts.installation_for(KEYS[1], deployment(), INSTALLATION).forwarder_image == OLD
+    rollouts.installation_for(KEYS[0], deployment(NEW), INSTALLATION)
+    assert rollouts.installation_for(KEYS[1], deployment(), INSTALLATION).forwarder_image == NEW
+
+
+def test_what_an_earlier_operator_left_half_rolled_keeps_the_others_waiting_for_a_while_only() -> None:
+    clock = Clock()
+    rollouts = Rollouts(1, clock, lambda: [deployment(NEW, {"status.updatedReplicas": 1})])
+    assert rollouts.installation_for(KEYS[1], deployment(), INSTALLATION).forwarder_image == OLD
+    clock.now += LONGEST
+    assert rollouts.installation_for(KEYS[1], deployment(), INSTALLATION).forwarder_image == NEW
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        deployment(NEW),
+        deployment(NEW, {"status.availableReplicas": 0}),
+        deployment(NEW, {"status": {}}),
+        deployment(OLD, {"status.updatedReplicas": 1}),
+    ],
+)
+def test_what_is_new_or_does_not_work_or_rolls_for_its_owner_is_not_half_rolled(other: Manifest) -> None:
+    rollouts = Rollouts(1, Clock(), lambda: [other])
+    assert rollouts.installation_for(KEYS[1], deployment(), INSTALLATION) is INSTALLATION
 
 
 def test_a_suspended_tunnel_is_complete_without_pods() -> None:

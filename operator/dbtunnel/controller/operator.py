@@ -14,7 +14,7 @@ import kopf
 
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.controller import forwarders as pods
-from dbtunnel.controller.client import TUNNEL, ApiError, Client
+from dbtunnel.controller.client import DEPLOYMENT, TUNNEL, ApiError, Client
 from dbtunnel.controller.cluster import Cluster
 from dbtunnel.controller.handlers import WATCHED, StuckError, build_registry
 from dbtunnel.controller.logs import event
@@ -89,7 +89,7 @@ class Operator:
             Cluster(client, self.store, metrics),
             self.store,
             self.forwarders,
-            Rollouts(settings.rollouts, time.monotonic),
+            Rollouts(settings.rollouts, time.monotonic, lambda: self.store.of_kind(DEPLOYMENT.name)),
             settings.installation(),
         )
         metrics.look_up(QUEUE_DEPTH, lambda: {"": self.queue.depth})

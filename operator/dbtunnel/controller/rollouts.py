@@ -1,10 +1,11 @@
 """At most a few tunnels roll at once when the installer changes the forwarder's image."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from dbtunnel.controller.queue import TunnelKey
 from dbtunnel.domain.children import Manifest
+from dbtunnel.domain.names import TUNNEL_LABEL
 from dbtunnel.domain.settings import Installation
 
 _LONGEST_SECONDS = 60
@@ -14,11 +15,17 @@ _LONGEST_SECONDS = 60
 class Rollouts:
     """Who may roll now."""
 
-    def __init__(self, limit: int, clock: Callable[[], float]) -> None:
-        """`clock`: seconds that only grow."""
+    def __init__(
+        self, limit: int, clock: Callable[[], float], deployments: Callable[[], Iterable[Manifest]] = tuple
+    ) -> None:
+        """`clock`: seconds that only grow. `deployments`: those of all tunnels, of which an operator that ended before
+        this one began may have left some half rolled.
+        """
         self._limit = limit
         self._clock = clock
+        self._deployments = deployments
         self._rolling: dict[TunnelKey, float] = {}
+        self._has_looked = False
 
     def installation_for(self, key: TunnelKey, deployment: Manifest | None, wanted: Installation) -> Installation:
         """The installation as this tunnel gets it: with its present image until it is its turn."""
@@ -27,17 +34,26 @@ class Rollouts:
             if key in self._rolling and (deployment is None or _is_complete(deployment)):
                 del self._rolling[key]
             return wanted
-        if self._may_roll(key):
+        if self._may_roll(key, wanted.forwarder_image):
             return wanted
         return replace(wanted, forwarder_image=str(present))
 
-    def _may_roll(self, key: TunnelKey) -> bool:
+    def _may_roll(self, key: TunnelKey, image: str) -> bool:
         now = self._clock()
+        if not self._has_looked:
+            self._has_looked = True
+            begun = [one for one in self._deployments() if _image(one) == image and _is_half_rolled(one)]
+            self._rolling = dict.fromkeys(map(_tunnel_key, begun), now + _LONGEST_SECONDS)
         self._rolling = {key: end for key, end in self._rolling.items() if end > now}
         if key not in self._rolling and len(self._rolling) >= self._limit:
             return False
         self._rolling.setdefault(key, now + _LONGEST_SECONDS)
         return True
+
+
+def _tunnel_key(deployment: Manifest) -> TunnelKey:
+    metadata = deployment["metadata"]
+    return TunnelKey(metadata["namespace"], (metadata.get("labels") or {}).get(TUNNEL_LABEL, ""))
 
 
 def _image(deployment: Manifest | None) -> str | None:
@@ -46,6 +62,13 @@ def _image(deployment: Manifest | None) -> str | None:
     containers = deployment["spec"]["template"]["spec"].get("containers") or [{}]
     named = [container.get("image") for container in containers if container.get("name") == "forwarder"]
     return named[0] if named else None
+
+
+def _is_half_rolled(deployment: Manifest) -> bool:
+    """Whether it has pods of an earlier template. One whose pods are all new, and do not work, does not roll."""
+    status = deployment.get("status", {})
+    is_seen = status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0)
+    return bool(status.get("replicas", 0)) and (not is_seen or status["replicas"] > status.get("updatedReplicas", 0))
 
 
 def _is_complete(deployment: Manifest) -> bool:
