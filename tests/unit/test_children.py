@@ -204,7 +204,7 @@ def test_deployment() -> None:
     assert deployment == {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": metadata("orders-tunnel"),
+        "metadata": metadata("orders-tunnel") | {"annotations": {"dbtunnel.dev/generation": "3"}},
         "spec": {
             "replicas": 1,
             "selector": {"matchLabels": SELECTOR},

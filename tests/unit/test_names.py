@@ -25,6 +25,7 @@ def test_names_and_labels_never_change() -> None:
     assert names.CHILD_SELECTOR == "app.kubernetes.io/managed-by=dbtunnel-operator,dbtunnel.dev/tunnel"
     assert names.REVISION_LABEL == "dbtunnel.dev/revision"
     assert names.DESIRED_ANNOTATION == "dbtunnel.dev/desired"
+    assert names.GENERATION_ANNOTATION == "dbtunnel.dev/generation"
     assert names.REFRESH_ANNOTATION == "dbtunnel.dev/mount-refresh"
 
 

@@ -16,7 +16,6 @@ from dbtunnel.controller.cluster import NamespaceEndingError, problem_of
 from dbtunnel.controller.forwarders import Target
 from dbtunnel.controller.keys import generate_key
 from dbtunnel.controller.queue import TunnelKey
-from dbtunnel.domain.children import build_deployment
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.observed import Problem, Report
 from tests.support.keys import key_pair
@@ -177,35 +176,6 @@ async def test_many_tunnels_that_wait_for_a_key_are_refreshed_more_rarely() -> N
         await world.reconcile(seconds)
         refreshed += [seconds for done in world.cluster.done if done == "refresh pod-1"]
     assert refreshed == [10, 20, 30, 40, 50]
-
-
-# --- a new image ------------------------------------------------------------------------------------------------------
-
-
-async def image_while_another_rolls(changes: Mapping[str, Any]) -> str:
-    """The image that a tunnel gets when the installer's is another, and it is not the tunnel's turn."""
-    world = await settled()
-    deployment = world.store.get("Deployment", "shop", "orders-tunnel") or {}
-    world.cluster.put("Deployment", changed(deployment, changes))
-    world.rollouts.installation_for(TunnelKey("shop", "other"), deployment, NEXT)
-    world.reconciler = world.reconciler_with(NEXT)
-    await world.reconcile(10)
-    written = world.store.get("Deployment", "shop", "orders-tunnel") or {}
-    return str(written["spec"]["template"]["spec"]["containers"][0]["image"])
-
-
-NEXT = replace(INSTALLATION, forwarder_image="example.com/next")
-CONTAINER = "spec.template.spec.containers"
-
-
-async def test_a_tunnel_keeps_its_image_until_it_is_its_turn() -> None:
-    assert await image_while_another_rolls({}) == INSTALLATION.forwarder_image
-
-
-async def test_an_image_that_somebody_else_set_is_not_kept_until_then() -> None:
-    edited = build_deployment(ORDERS, replace(INSTALLATION, forwarder_image="example.com/edited"))
-    containers = edited["spec"]["template"]["spec"]["containers"]
-    assert await image_while_another_rolls({CONTAINER: containers}) == NEXT.forwarder_image
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------

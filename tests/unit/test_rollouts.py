@@ -1,4 +1,4 @@
-"""At most a few tunnels roll at once when the forwarder's image changes."""
+"""At most a few tunnels roll at once when the installer changes their pods."""
 
 from dataclasses import replace
 from typing import Any

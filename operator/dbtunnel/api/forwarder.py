@@ -161,7 +161,12 @@ class ForwarderConfig(Document):
 
     def digest(self) -> str:
         """Hash of the configuration: the forwarder reports it, so that the operator believes current pods only."""
-        return sha256(self.to_json().encode()).hexdigest()[:16]
+        return digest_of(self.to_json())
+
+
+def digest_of(config: str) -> str:
+    """Hash of a configuration's document."""
+    return sha256(config.encode()).hexdigest()[:16]
 
 
 class LayerStatus(StrEnum):

@@ -21,8 +21,8 @@ from dbtunnel.controller.rollouts import Rollouts
 from dbtunnel.controller.secrets import Secrets
 from dbtunnel.controller.store import Store, version
 from dbtunnel.domain import names
-from dbtunnel.domain.children import Manifest, build_deployment, current_revision, desired_children
-from dbtunnel.domain.drift import controller_uid, desired_hash, merge_patch, signed
+from dbtunnel.domain.children import Manifest, desired_children, is_written_for, kept_template, pods_revision
+from dbtunnel.domain.drift import controller_uid, merge_patch
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.news import all_news
 from dbtunnel.domain.observed import Observation, Pod, Problem, is_let_in
@@ -104,7 +104,8 @@ class Reconciler:
         decision = decide(tunnel, self._observe(key, tunnel, pods, problem, now), installation, now)
         settle = await self._publish(key, manifest, decision.status, now)
         await self._refresh(key, decision, pods, now)
-        waits = RETRY_SECONDS if installation.forwarder_image != self._installation.forwarder_image else None
+        is_waiting = installation.kept or installation.forwarder_image != self._installation.forwarder_image
+        waits = RETRY_SECONDS if is_waiting else None
         return _earliest(decision.requeue_seconds, settle, waits, _retry_seconds(problem))
 
     # --- the steps ------------------------------------------------------------------------------------------------
@@ -128,17 +129,21 @@ class Reconciler:
         return is_recent
 
     def _installation_for(self, key: TunnelKey, tunnel: DatabaseTunnel) -> Installation:
-        """The installation, with the image that the tunnel's pods have now while it waits for its turn to roll, and
-        with whether all of them may start.
+        """The installation, with the image that the tunnel's pods have now while it waits for its turn to roll, or with
+        all that they have, and with whether all of them may start.
         """
         deployment = self._owned(tunnel, DEPLOYMENT.name, names.workload_name(tunnel))
         wanted = replace(self._installation, is_let_in=is_let_in(deployment, self._forwarders.reports(key).values()))
         installation = self._rollouts.installation_for(key, deployment, wanted)
-        if deployment is None or installation is wanted:
+        kept = kept_template(deployment) if deployment else None
+        if deployment is None or kept is None:
             return wanted
-        # what the operator has not written is an edit, which does not wait; nor does what rolls for another reason
-        written = desired_hash(signed(build_deployment(tunnel, installation)))
-        return installation if desired_hash(deployment) == written else wanted
+        if pods_revision(tunnel, installation) == kept.revision:
+            return installation
+        # neither somebody's edit waits, nor what the tunnel's owner changed
+        if not is_written_for(deployment, tunnel) or self._rollouts.may_roll(key, wanted.forwarder_image):
+            return wanted
+        return replace(wanted, kept=kept)
 
     async def _reject(self, key: TunnelKey, manifest: Manifest, error: ValidationError, now: datetime) -> None:
         metadata, previous = manifest["metadata"], DatabaseTunnelStatus.known(manifest.get("status"))
@@ -165,7 +170,8 @@ class Reconciler:
         has_pods = self._owned(tunnel, DEPLOYMENT.name, names.workload_name(tunnel)) is not None
         problem = await self._secrets.make_key(key, tunnel, now, deployment_exists=has_pods)
         wanted = desired_children(tunnel, installation)
-        problem = await self._cluster.ensure(tunnel, wanted) or problem
+        made = [child for child in wanted if child["kind"] != DEPLOYMENT.name or not installation.kept]
+        problem = await self._cluster.ensure(tunnel, made) or problem
         problem = await self._secrets.make_binding(key, tunnel, now) or problem
         if problem is None:
             # what replaces it is there
@@ -174,9 +180,10 @@ class Reconciler:
 
     def _follow(self, key: TunnelKey, tunnel: DatabaseTunnel, installation: Installation) -> list[Pod]:
         """The tunnel's pods; the forwarders in the current ones are listened to from now on."""
-        config_hash = forwarder_config(tunnel, installation.defaults).digest()
+        kept = installation.kept
+        config_hash = kept.config_hash if kept else forwarder_config(tunnel, installation.defaults).digest()
         pods = [Pod.of(manifest) for _, manifest in self._store.of_tunnel(key, POD.name)]
-        revision = current_revision(build_deployment(tunnel, installation))
+        revision = pods_revision(tunnel, installation)
         known = self._forwarders.reports(key)
         # one that has not run yet cannot answer, and its start is heard of
         current = [

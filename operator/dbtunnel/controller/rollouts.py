@@ -1,4 +1,4 @@
-"""At most a few tunnels roll at once when the installer changes the forwarder's image."""
+"""At most a few tunnels roll at once when the installer changes their pods."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -34,11 +34,12 @@ class Rollouts:
             if key in self._rolling and (deployment is None or _is_complete(deployment)):
                 del self._rolling[key]
             return wanted
-        if self._may_roll(key, wanted.forwarder_image):
+        if self.may_roll(key, wanted.forwarder_image):
             return wanted
         return replace(wanted, forwarder_image=str(present))
 
-    def _may_roll(self, key: TunnelKey, image: str) -> bool:
+    def may_roll(self, key: TunnelKey, image: str) -> bool:
+        """Whether it is this tunnel's turn; `image` is what its forwarders have then."""
         now = self._clock()
         if not self._has_looked:
             self._has_looked = True

@@ -176,7 +176,7 @@ SETTINGS = (
     ),
     Setting("workers", "8", _integer(1, 64), "tunnels that are reconciled at the same time"),
     Setting(
-        "rollouts", "4", _integer(1, 1000), "tunnels that roll at the same time when the forwarder's image changes"
+        "rollouts", "4", _integer(1, 1000), "tunnels that roll at the same time when the installer changes their pods"
     ),
     Setting("resync-seconds", "300", _integer(10, 86400), "time between two comparisons with a fresh list"),
     Setting("unreachable-after-seconds", "20", _integer(1, 3600), "how long facts of a silent forwarder hold"),

@@ -19,7 +19,7 @@ from dbtunnel.domain.forwarding import (
     service_port,
     started_replicas,
 )
-from dbtunnel.domain.settings import FORWARDER_RESOURCES, Installation
+from dbtunnel.domain.settings import FORWARDER_RESOURCES, Installation, Kept
 
 Manifest = dict[str, Any]
 
@@ -102,6 +102,7 @@ def build_deployment(tunnel: DatabaseTunnel, installation: Installation) -> Mani
         "template": template,
     }
     metadata = child_metadata(tunnel, names.workload_name(tunnel))
+    metadata["annotations"] = {names.GENERATION_ANNOTATION: str(tunnel.metadata.generation)}
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec}
 
 
@@ -133,6 +134,27 @@ def digest(manifest: Mapping[str, Any]) -> str:
 def current_revision(deployment: Manifest) -> str:
     """The revision label of the pods that a built Deployment asks for."""
     return str(deployment["spec"]["template"]["metadata"]["labels"][names.REVISION_LABEL])
+
+
+def pods_revision(tunnel: DatabaseTunnel, installation: Installation) -> str:
+    """The revision label of the tunnel's current pods."""
+    return installation.kept.revision if installation.kept else current_revision(build_deployment(tunnel, installation))
+
+
+def kept_template(deployment: Manifest) -> Kept | None:
+    """The template of a live Deployment; None where it is none of the operator's."""
+    template = deployment["spec"]["template"]
+    revision = (template.get("metadata", {}).get("labels") or {}).get(names.REVISION_LABEL)
+    variables = [one for container in template["spec"].get("containers") or () for one in container.get("env") or ()]
+    config = next((one.get("value") for one in variables if one["name"] == wire.CONFIG_VARIABLE), None)
+    return Kept(revision, wire.digest_of(config)) if revision and config else None
+
+
+def is_written_for(deployment: Manifest, tunnel: DatabaseTunnel) -> bool:
+    """Whether a live Deployment is of the tunnel's present spec, and nobody else has set anything in it."""
+    metadata, present = deployment["metadata"], str(tunnel.metadata.generation)
+    generation = (metadata.get("annotations") or {}).get(names.GENERATION_ANNOTATION, present)
+    return bool(generation == present and not metadata.get("managedFields"))
 
 
 def _pod_template(tunnel: DatabaseTunnel, installation: Installation) -> Manifest:

@@ -22,6 +22,9 @@ REVISION_LABEL = f"{GROUP}/revision"
 DESIRED_ANNOTATION = f"{GROUP}/desired"
 """On children: hash of the manifest that the operator last wrote."""
 
+GENERATION_ANNOTATION = f"{GROUP}/generation"
+"""On Deployments: the tunnel's generation that it was written for, to tell what the installer changed from the rest."""
+
 REFRESH_ANNOTATION = f"{GROUP}/mount-refresh"
 """On pods: changed to make the kubelet read mounted Secrets anew at once."""
 

@@ -27,6 +27,14 @@ class Defaults:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """The template that pods have, whatever would be built now."""
+
+    revision: str
+    config_hash: str
+
+
+@dataclass(frozen=True)
 class Installation:
     """The operator's own surroundings, as far as decisions depend on them."""
 
@@ -48,3 +56,5 @@ class Installation:
     """How long the last known facts of a forwarder hold while its admin port does not answer."""
     is_let_in: bool = True
     """Whether an SSH server has let a forwarder of the tunnel at hand in: before that a few start."""
+    kept: Kept | None = None
+    """What the pods of the tunnel at hand keep until their turn to roll; its Deployment is left alone till then."""

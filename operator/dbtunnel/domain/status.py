@@ -10,7 +10,7 @@ from dbtunnel.api.forwarder import ForwarderStatus, LayerFact, LayerStatus
 from dbtunnel.api.reasons import SUPPLY_GRACE, Reason
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.status import Condition, DatabaseTunnelStatus
-from dbtunnel.domain.children import build_deployment, current_revision
+from dbtunnel.domain.children import pods_revision
 from dbtunnel.domain.database import leavers
 from dbtunnel.domain.diagnosis import MESSAGE_LIMIT, Subject, explain, explain_next, printable
 from dbtunnel.domain.facts import build_status, hop_fact, next_key, users_of
@@ -119,7 +119,7 @@ def needs_generated_key(tunnel: DatabaseTunnel, deployment_exists: bool) -> bool
 
 
 def _current_pods(tunnel: DatabaseTunnel, seen: Observation, installation: Installation) -> list[Pod]:
-    revision = current_revision(build_deployment(tunnel, installation))
+    revision = pods_revision(tunnel, installation)
     return [pod for pod in seen.pods if pod.revision == revision and not pod.is_ending]
 
 
