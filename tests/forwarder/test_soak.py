@@ -67,7 +67,8 @@ class Site:
         assert median(one.tasks for one in last) <= max(one.tasks for one in first) + 2
         served = clients * ROUNDS * 2 // 3  # from the middle of the one third to that of the other
         blocks = median(one.blocks for one in last) - median(one.blocks for one in first)
-        assert blocks < max(served / 4, 500)
+        # they come and go by some hundred; twenty objects for each probe would be thousands
+        assert blocks < max(served / 4, 1000)
         # the allocator takes more until it has seen everything, two connections at a time too, and then none
         assert median(one.kibibytes for one in last) - median(one.kibibytes for one in first) < 4096
         assert self.used[-1].clock - self.used[0].clock >= (ROUNDS - 1) * ROUND_SECONDS
