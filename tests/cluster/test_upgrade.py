@@ -44,9 +44,10 @@ class Fleet:
         install_operator(self.cluster, image, f"forwarder.image.tag={tag}", POLICIES)
 
     def pods(self) -> dict[str, str]:
-        """uid of each pod, by name."""
+        """uid of each pod that is not ending, by name."""
         listed = self.cluster.get("pods", "-n", self.namespace, "-l", "dbtunnel.dev/tunnel")["items"]
-        return {one["metadata"]["name"]: one["metadata"]["uid"] for one in listed}
+        found = [one["metadata"] for one in listed if "deletionTimestamp" not in one["metadata"]]
+        return {one["name"]: one["uid"] for one in found}
 
     def failures(self) -> set[str]:
         """The reasons for which tunnels were not Ready for a while."""
