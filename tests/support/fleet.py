@@ -53,6 +53,7 @@ async def hold(target):
     while not is_over():
         session = await connected(target)
         if session is None:
+            await asyncio.sleep(0.1)
             continue
         held.add(target)
         try:
@@ -77,9 +78,10 @@ async def arrive(number, target):
         await asyncio.sleep(pause)
 async def all_of_them():
     tasks = [asyncio.ensure_future(hold(target)) for target in targets]
-    tasks += [asyncio.ensure_future(arrive(*one)) for one in enumerate(targets)]
     while len(held) < len(targets) and not is_over():
         await asyncio.sleep(0.05)
+    failed.clear()  # nodes learn of an endpoint a moment after the API, by which a tunnel is Ready
+    tasks += [asyncio.ensure_future(arrive(*one)) for one in enumerate(targets)]
     begun()
     await asyncio.gather(*tasks)
 asyncio.run(all_of_them())
