@@ -19,8 +19,8 @@ from tests.support.processes import run
 RELEASE = "trixie"
 """Debian 13, with OpenSSH 10.0."""
 
-_SITE = "http://deb.debian.org/debian"
-"""Where it comes from on a machine that is no Debian."""
+_MIRROR = "DEBIAN_MIRROR"
+"""The variable that names a mirror of Debian on a machine that is no Debian."""
 
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
@@ -110,6 +110,18 @@ def _make(store: Store) -> Path:
         return store.put(f"{RELEASE}.tar", archive)
 
 
+def _mirror() -> str:
+    """This machine's own, where it is a Debian. Raises MissingPackageError."""
+    if "ID=debian\n" in Path("/etc/os-release").read_text():
+        return machine_release().mirror
+    if mirror := os.environ.get(_MIRROR):
+        return mirror
+    raise MissingPackageError(
+        f"an sshd of 9.8 or later is needed, for its penalties, and comes from Debian {RELEASE} here: write the address "
+        f"of a mirror of Debian into {_MIRROR}"
+    )
+
+
 def _laid_out(root: Path) -> Path:
     """What Debian's own first packages would make, and what sshd looks for in a system."""
     if root.exists():
@@ -132,7 +144,7 @@ def _download(scratch: Path) -> Sequence[Path]:
     for name in ("state/lists/partial", "cache/archives/partial", "packages"):
         (scratch / name).mkdir(parents=True)
     (scratch / "status").touch()
-    mirror = machine_release().mirror if "ID=debian\n" in Path("/etc/os-release").read_text() else _SITE
+    mirror = _mirror()
     (scratch / "sources.list").write_text(f"deb [signed-by={_KEYRING}] {mirror} {RELEASE} main\n")
     options = {
         "Dir::State": scratch / "state",
