@@ -117,8 +117,8 @@ def _mirror() -> str:
     if mirror := os.environ.get(_MIRROR):
         return mirror
     raise MissingPackageError(
-        f"an sshd of 9.8 or later is needed, for its penalties, and comes from Debian {RELEASE} here: write the address "
-        f"of a mirror of Debian into {_MIRROR}"
+        f"an sshd of 9.8 or later is needed, for its penalties, and comes from Debian {RELEASE} here: write the "
+        f"address of a mirror of Debian into {_MIRROR}"
     )
 
 
