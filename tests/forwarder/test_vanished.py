@@ -4,7 +4,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,16 @@ def far(tmp_path: Path, client_key: KeyPair, postgres: PostgresServer) -> Iterat
         yield FarBastion(tmp_path, client_key, postgres, stack)
 
 
+def come_and_be_parked(far: FarBastion, clients: ThreadPoolExecutor, began: float) -> tuple[list[Future[int]], float]:
+    """Clients before and after the loss is noticed, all of which wait; and the seconds until it was."""
+    coming = [clients.submit(far.ask) for _ in range(10)]
+    far.forwarder.wait(lambda status: status.transport.status == "False", "the loss to be noticed")
+    noticed = time.monotonic() - began
+    coming += [clients.submit(far.ask) for _ in range(10)]
+    wait_until(lambda: far.forwarder.metric(PARKED) == len(coming), "all clients to be parked")
+    return coming, noticed
+
+
 @pytest.mark.parametrize("one_way", [False, True], ids=["both ways", "answers alone"])
 def test_a_link_that_drops_packets_is_noticed_and_those_who_come_meanwhile_are_served(
     far: FarBastion, one_way: bool
@@ -119,11 +129,7 @@ def test_a_link_that_drops_packets_is_noticed_and_those_who_come_meanwhile_are_s
     far.cut(one_way=one_way)
     began = time.monotonic()
     with ThreadPoolExecutor(20) as clients:
-        coming = [clients.submit(far.ask) for _ in range(10)]
-        far.forwarder.wait(lambda status: status.transport.status == "False", "the loss to be noticed")
-        noticed = time.monotonic() - began
-        coming += [clients.submit(far.ask) for _ in range(10)]
-        wait_until(lambda: far.forwarder.metric(PARKED) == len(coming), "all clients to be parked")
+        coming, noticed = come_and_be_parked(far, clients, began)
         with pytest.raises(psycopg.OperationalError):
             session.execute("select 1")
         far.forwarder.wait_for("transport", "ConnectTimeout")
@@ -144,11 +150,7 @@ def test_a_fallback_takes_over_from_a_link_that_drops_packets_and_serves_those_w
         far.cut()
         began = time.monotonic()
         with ThreadPoolExecutor(20) as clients:
-            coming = [clients.submit(far.ask) for _ in range(10)]
-            far.forwarder.wait(lambda status: status.transport.status == "False", "the loss to be noticed")
-            noticed = time.monotonic() - began
-            coming += [clients.submit(far.ask) for _ in range(10)]
-            wait_until(lambda: far.forwarder.metric(PARKED) == len(coming), "all clients to be parked")
+            coming, noticed = come_and_be_parked(far, clients, began)
             assert [client.result(PARKING_SECONDS) for client in coming] == [3] * len(coming)
         served = time.monotonic() - began
         print(f"noticed after {noticed:.1f} s, all {len(coming)} served after {served:.1f} s")

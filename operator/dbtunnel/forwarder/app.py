@@ -83,16 +83,7 @@ async def _run(config: ForwarderConfig, around: Surroundings) -> None:
     listener.start(clients)
     why_not_own = why_never(own=config.own_packets)  # before there is a client, whom it would hold up
     metrics.set(OWN_PACKETS, not why_not_own)
-    event(
-        _LOG,
-        "started",
-        tunnel=f"{config.namespace}/{config.name}",
-        config=config.digest(),
-        listen=str(Address(*clients.getsockname()[:2])),
-        admin=str(Address(*administrators.getsockname()[:2])),
-        packets="asyncssh" if why_not_own else "own",
-        why_not_own=why_not_own,
-    )
+    _tell_start(config, clients, administrators, why_not_own)
     tasks = [asyncio.ensure_future(part.run()) for part in (connector, prober, listener)]
     try:
         await _until_stopped(stop, tasks)
@@ -106,6 +97,21 @@ async def _run(config: ForwarderConfig, around: Surroundings) -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         event(_LOG, "ended")
+
+
+def _tell_start(
+    config: ForwarderConfig, clients: socket.socket, administrators: socket.socket, why_not_own: str
+) -> None:
+    event(
+        _LOG,
+        "started",
+        tunnel=f"{config.namespace}/{config.name}",
+        config=config.digest(),
+        listen=str(Address(*clients.getsockname()[:2])),
+        admin=str(Address(*administrators.getsockname()[:2])),
+        packets="asyncssh" if why_not_own else "own",
+        why_not_own=why_not_own,
+    )
 
 
 def _bound(address: Address) -> socket.socket:
