@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench.programs import program
@@ -15,7 +16,8 @@ from tests.support.processes import Process
 Start = Callable[[Site, Path, int], Process]
 """Starts the process that listens at a port of 127.0.0.1, its files in a directory."""
 
-OURS, SSH, SSH_GCM, ASYNCSSH, RELAY, DIRECT = "dbtunnel", "ssh", "ssh-gcm", "asyncssh", "relay", "direct"
+OURS, OURS_2 = "dbtunnel", "dbtunnel-2"
+SSH, SSH_GCM, ASYNCSSH, RELAY, DIRECT = "ssh", "ssh-gcm", "asyncssh", "relay", "direct"
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,13 @@ class Contender:
     """None where clients go to the server itself."""
 
 
-def start_ours(site: Site, directory: Path, port: int, environment: Mapping[str, str] | None = None) -> Process:
-    """`dbtunnel forward` with the defaults of the resource."""
-    config = forwarder_config(site.bastion, site.port, keepalive_count_max=3, seconds=Seconds())
+def start_ours(
+    site: Site, directory: Path, port: int, environment: Mapping[str, str] | None = None, connections: int = 1
+) -> Process:
+    """`dbtunnel forward` with the defaults of the resource, but for the number of SSH connections."""
+    config = forwarder_config(
+        site.bastion, site.port, keepalive_count_max=3, seconds=Seconds(), connections=connections
+    )
     forwarder = Forwarder(directory, config, {KEY: site.key.private})
     forwarder.port = port
     return forwarder.start(*site.near, environment=environment).process
@@ -61,6 +67,7 @@ def _begun(site: Site, directory: Path, *command: object) -> Process:
 
 CONTENDERS: Mapping[str, Contender] = {
     OURS: Contender("dbtunnel forward", start_ours),
+    OURS_2: Contender("the same, 2 connections", partial(start_ours, connections=2)),
     SSH: Contender("ssh -N -L", _ssh()),
     SSH_GCM: Contender("ssh, aes128-gcm", _ssh("-c", "aes128-gcm@openssh.com")),
     ASYNCSSH: Contender("asyncssh", _asyncssh),

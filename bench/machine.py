@@ -15,12 +15,13 @@ _MODEL = re.compile(r"^model name\s*: (.*)$", re.MULTILINE)
 
 
 def machine() -> dict[str, str]:
-    """Day, processor, kernel, and the versions of what takes part."""
+    """Day, processor, kernel and its congestion control, and the versions of what takes part."""
     processors = _MODEL.findall(Path("/proc/cpuinfo").read_text())
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "processor": f"{processors[0] if processors else platform.machine()} ({len(processors)})",
         "kernel": platform.release(),
+        "TCP": Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
         "load before": f"{os.getloadavg()[0]:.1f}",
         "OpenSSH": _openssh(),
         "asyncssh": version("asyncssh"),

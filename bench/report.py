@@ -6,7 +6,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from bench.contenders import ASYNCSSH, CONTENDERS, OURS, RELAY, SSH, SSH_GCM
+from bench.contenders import ASYNCSSH, CONTENDERS, OURS, OURS_2, RELAY, SSH, SSH_GCM
 from bench.figures import Aim, is_met, ratios, spread
 from bench.rows import ROWS, Row
 
@@ -71,10 +71,15 @@ def _medians(results: Document) -> list[list[str]]:
 
 def _ratios(results: Document) -> list[list[str]]:
     """A line for each row that was measured, with the aim and whether it is met."""
-    lines = [["ratio", *(f"to {CONTENDERS[name].title}" for name in _RATIOS_TO), "aim", ""]]
+    heads = [
+        *(f"to {CONTENDERS[name].title}" for name in _RATIOS_TO),
+        f"with 2 connections, to {CONTENDERS[SSH].title}",
+    ]
+    lines = [["ratio", *heads, "aim", ""]]
     for row in _measured(results):
         samples = results[row.name]
         found = [_ratio(ratios(samples, OURS, name)) for name in _RATIOS_TO]
+        found.append(_ratio(ratios(samples, OURS_2, SSH)))
         lines.append([row.title, *found, ", ".join(_aim(row, aim) for aim in row.aims), _verdict(row, samples)])
     return lines
 

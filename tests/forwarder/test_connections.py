@@ -1,9 +1,10 @@
 """Several SSH connections for one forwarder: clients are spread over them, and the loss of one moves nobody else."""
 
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 import pytest
@@ -32,6 +33,51 @@ def answers(session: Session) -> bool:
         return session.execute("select 1").fetchone() == (1,)
     except psycopg.OperationalError:
         return False
+
+
+class Stream:
+    """A COPY without an end, `out` of the database or `in`to it."""
+
+    def __init__(self, session: Session, way: str) -> None:
+        self._session, self._way = session, way
+        self.bytes = 0
+        self._must_end = False
+        self._thread = threading.Thread(target=self._go, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._must_end = True
+        self._thread.join(30)
+        self._session.close()
+
+    @property
+    def goes_on(self) -> bool:
+        return self._thread.is_alive()
+
+    def _go(self) -> None:
+        with contextlib.suppress(psycopg.Error):
+            self._copy_out() if self._way == "out" else self._copy_in()
+
+    def _copy_out(self) -> None:
+        # a series in FROM would be made whole before the first row
+        rows = "copy (select repeat('x', 8191), generate_series(1, 100000000)) to stdout"
+        with self._session.cursor().copy(rows) as copy:
+            for piece in copy:
+                self.bytes += len(piece)
+                if self._must_end:
+                    self._session.pgconn.finish()
+                    return
+
+    def _copy_in(self) -> None:
+        line = b"x" * 65535 + b"\n"
+        self._session.execute("create temporary table filled (item text)")
+        with self._session.cursor().copy("copy filled from stdin where false") as copy:
+            while not self._must_end:
+                copy.write(line)
+                self.bytes += len(line)
 
 
 @pytest.fixture
@@ -66,6 +112,26 @@ def test_the_loss_of_one_ends_its_share_of_the_sessions_and_no_others(forwarder:
     assert forwarder.metric(MADE) == 2 * COUNT
     for session in (*sessions, *again):
         session.close()
+
+
+@pytest.mark.parametrize("way", ["out", "in"])
+def test_clients_keep_out_of_the_way_of_a_stream(
+    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer, way: str
+) -> None:
+    forwarder = start_forwarder(postgres.port, connections=2)
+    wait_for(forwarder, 2)
+    with Stream(connect(forwarder), way) as stream:
+        wait_until(lambda: stream.bytes > 64 * 2**20, "the stream", 60)
+        sessions = [connect(forwarder) for _ in range(4)]
+        bastion.cut(bastion.monitors()[0])
+        wait_until(lambda: forwarder.metric(MADE) == 3, "another")
+        left = [session for session in sessions if answers(session)]
+        before = stream.bytes
+        assert len(left) in (0, 4), "they are together"
+        if left:
+            wait_until(lambda: not stream.goes_on, "the end of the stream, alone on the connection that was cut")
+        else:
+            wait_until(lambda: stream.bytes > before, "the stream to go on, alone on the other connection")
 
 
 def test_clients_that_come_while_one_is_lost_are_served_by_the_others(forwarder: Forwarder, bastion: Bastion) -> None:

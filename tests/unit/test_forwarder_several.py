@@ -110,6 +110,36 @@ def test_clients_are_spread(in_world: Live) -> None:
     in_world(story)
 
 
+def test_clients_keep_out_of_the_way_of_a_stream(in_world: Live) -> None:
+    async def story(world: World) -> None:
+        busy, *others = (one.link for one in world.standing)
+        for link in others:
+            link.enter()
+        for seconds, is_stream in ((1.0, False), (0.1, True)):
+            for _ in range(4):
+                await asyncio.sleep(seconds)
+                busy.carried(2**20)
+            assert (world.connector.least_used() is not busy) == is_stream
+        for link in others:
+            link.carried(2**21)
+            link.carried(2**21)
+        assert world.connector.least_used() is busy, "all have a stream: the fewest count"
+
+    in_world(story)
+
+
+def test_what_was_a_stream_is_forgotten(in_world: Live) -> None:
+    async def story(world: World) -> None:
+        link = world.standing[0].link
+        for _ in range(2):
+            link.carried(2**20)
+        assert link.has_stream()
+        await asyncio.sleep(1)
+        assert not link.has_stream()
+
+    in_world(story)
+
+
 @pytest.mark.parametrize("is_first", [True, False])
 def test_the_loss_of_one_is_no_failure(in_world: Live, is_first: bool) -> None:
     async def story(world: World) -> None:

@@ -113,6 +113,7 @@ class Channel(SSHPacketHandler):
         """So many received bytes wait here no longer."""
         self._taken += size
         if self._taken * 2 >= self._full_window and not self._has_closed:
+            self._link.carried(self._taken)
             growth = self._taken + self._growth()
             self._window += growth
             self._taken = 0
@@ -151,6 +152,7 @@ class Channel(SSHPacketHandler):
         """As Receiver."""
         if self.may_send_bytes + growth > 0xFFFFFFFF:
             return False
+        self._link.carried(growth)
         self.may_send_bytes += growth
         self._is_relieved = True
         return True

@@ -1,6 +1,7 @@
 """An SSH connection that stands, as those see it who open channels on it."""
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -18,6 +19,13 @@ OPENING_AT_ONCE = 128
 
 ABANDONED_AT_MOST = 384
 """Openings that nobody waits for any more and that do not hold up others. Each is still a socket of the bastion's."""
+
+
+_STREAM_BYTES, _STREAM_SECONDS = 2**20, 0.25
+"""As much within so long is a stream: whoever shares its connection waits behind it."""
+
+_REMEMBERED_SECONDS = 1.0
+"""How long a connection counts as one with a stream after it was last seen."""
 
 
 class Opening(Protocol):
@@ -124,6 +132,9 @@ class Link:
     """When the channel of the last probe was open; `time.monotonic`."""
     windows: Windows = field(default_factory=Windows)
     """Those of its channels, and of the other connections of the process."""
+    _counted: int = 0
+    _counted_since: float = -math.inf
+    _streamed_at: float = -math.inf
 
     @property
     def lost(self) -> asyncio.Event:
@@ -145,6 +156,19 @@ class Link:
         """Whether both were made through the same servers, with the same keys and certificates."""
         mine, theirs = ({number: key.identity for number, key in one.logins()} for one in (self, other))
         return mine == theirs
+
+    def carried(self, count: int) -> None:
+        """So many bytes of one channel were taken at their end; told where a window is widened, for them together."""
+        self._counted += count
+        if self._counted >= _STREAM_BYTES:
+            now = asyncio.get_running_loop().time()
+            if now - self._counted_since < _STREAM_SECONDS:
+                self._streamed_at = now
+            self._counted, self._counted_since = 0, now
+
+    def has_stream(self) -> bool:
+        """Whether bytes went over it lately as fast as those of a stream do, in either direction."""
+        return asyncio.get_running_loop().time() - self._streamed_at < _REMEMBERED_SECONDS
 
     def enter(self) -> None:
         """A channel is being opened, or is open."""
