@@ -13,6 +13,7 @@ import yaml
 
 from dbtunnel.api.forwarder import ForwarderKey
 from dbtunnel.cli.plugin.rotate_key import finish_operations, next_key_operations
+from dbtunnel.cli.terminal import COLUMNS
 from tests.support.bastion import Bastion
 from tests.support.binaries import binary
 from tests.support.clients import Endpoint
@@ -38,10 +39,10 @@ class User:
         """What kubectl's completion offers in place of the last word."""
         return self._kubectl(*words, before="__complete", stderr=subprocess.DEVNULL).stdout.split()
 
-    def types(self, typed: str, until: str, *words: str) -> str:
+    def types(self, typed: str, until: str, *words: str, columns: int = COLUMNS) -> str:
         """What is shown at a terminal, up to `until`, where this is typed at the question."""
         command = [binary("kubectl"), "dbtunnel", *words, "-n", self.namespace]
-        return at_a_terminal([*map(str, command)], typed, until, "Type yes: ", self._environment())
+        return at_a_terminal([*map(str, command)], typed, until, "Type yes: ", self._environment(), columns)
 
     def _environment(self) -> dict[str, str]:
         path = f"{binary('kubectl').parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -98,6 +99,8 @@ def test_a_tunnel_that_works(admin: User, orders: Manifest) -> None:
         assert "READY" in lines
         assert any(line.startswith("orders-tunnel-") and "  yes  " in line for line in lines)
         assert "orders.internal:5432" in lines[0]
+    at_terminals = [admin.types("", "The tunnel works.", "status", "orders", columns=width) for width in (80, 200)]
+    assert ["NODE" in shown for shown in at_terminals] == [False, True]
     handout = admin("handout", "orders")
     assert orders["status"]["hops"][0]["authorizedKeysLine"] in handout.splitlines()
     assert "\nMatch User dbtunnel\n" in handout

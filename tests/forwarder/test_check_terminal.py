@@ -10,7 +10,7 @@ import pytest
 from tests.support import faults
 from tests.support.bastion import Bastion
 from tests.support.keys import KeyPair, key_pair
-from tests.support.laptop import PASSPHRASE, Laptop, at_a_terminal
+from tests.support.laptop import PASSPHRASE, Laptop, at_a_terminal, too_wide
 from tests.support.processes import wait_until
 
 _COLORED = re.compile(r"\x1b\[(\d+)m")
@@ -25,13 +25,20 @@ def colors(text: str) -> set[str]:
 GREEN, RED = "32", "31"
 
 
-@pytest.mark.parametrize(("works", "color"), [(True, GREEN), (False, RED)], ids=["green", "red"])
-def test_a_terminal_has_colors(laptop: Laptop, works: bool, color: str) -> None:
+@pytest.mark.parametrize(
+    ("works", "columns", "narrower"),
+    [(True, 80, 60), (False, 120, 80), (False, 200, 120)],
+    ids=["green", "red", "wide"],
+)
+def test_a_terminal_has_colors_and_lines_of_its_width(laptop: Laptop, works: bool, columns: int, narrower: int) -> None:
     if not works:
         laptop.tunnel["hostKey"] = {}
-    text = at_a_terminal(laptop.arguments(command="check"), "", "The tunnel works." if works else "fingerprints:")
-    assert color in colors(text)
+    until = "The tunnel works." if works else "fingerprints:"
+    text = at_a_terminal(laptop.arguments(command="check"), "", until, columns=columns)
     assert {GREEN, RED} & colors(text) == ({GREEN} if works else {GREEN, RED})
+    plain = _COLORED.sub("", text)
+    assert too_wide(plain, columns) == []
+    assert max(map(len, plain.splitlines())) > narrower
 
 
 def test_a_pipe_has_none_unless_they_are_asked_for(laptop: Laptop) -> None:

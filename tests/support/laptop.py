@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pty
+import struct
 import subprocess
 import sys
 import termios
@@ -102,15 +103,23 @@ class Laptop:
         return (self.directory / "log").read_text()
 
 
+def terminal(columns: int) -> tuple[int, int]:
+    """Both ends of a terminal of this width: what a person has, and what a command has."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    return ours, theirs
+
+
 def at_a_terminal(
     arguments: list[str],
     typed: str,
     until: str,
     asks: str = "Passphrase of ",
     environment: Mapping[str, str] | None = None,
+    columns: int = COLUMNS,
 ) -> str:
     """What a command shows at a terminal that is typed at once it asks; ends it when it has shown `until`."""
-    ours, theirs = pty.openpty()
+    ours, theirs = terminal(columns)
 
     def control() -> None:
         os.setsid()
@@ -142,6 +151,6 @@ def statuses(place: dict[str, Any]) -> list[str]:
     return [layer["status"] for layer in place["layers"]]
 
 
-def too_wide(text: str) -> list[str]:
+def too_wide(text: str, columns: int = COLUMNS) -> list[str]:
     """Lines that do not fit, but for those that must stay in one piece."""
-    return [line for line in text.splitlines() if len(line) > COLUMNS and "ssh-ed25519 AAAA" not in line]
+    return [line for line in text.splitlines() if len(line) > columns and "ssh-ed25519 AAAA" not in line]

@@ -16,7 +16,7 @@ from dbtunnel.cli import results
 from dbtunnel.cli.check_text import text_of
 from dbtunnel.cli.main import main
 from dbtunnel.cli.results import CheckResult
-from dbtunnel.cli.terminal import COLUMNS, Color, Style, style_for, wrapped
+from dbtunnel.cli.terminal import COLUMNS, Color, Style, style_for
 from tests.support.generated import ROOT
 from tests.support.laptop import as_text, too_wide
 from tests.unit.test_docs import blocks
@@ -162,7 +162,7 @@ def test_what_the_terminal_can_show(encoding: str, last: str) -> None:
 
 def test_lines_fit_and_nothing_is_lost() -> None:
     text = f"{'word ' * 40}{'x' * 200} AllowTcpForwarding-local"
-    lines = list(wrapped(text))
+    lines = list(Style(color=False, unicode=False).wrapped(text))
     assert max(map(len, lines)) == COLUMNS
     assert "".join("".join(lines).split()) == "".join(text.split())
     assert json.dumps(lines).isascii()

@@ -1,5 +1,6 @@
 """Columns, ages, times of day, sizes."""
 
+import time
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -78,6 +79,16 @@ def test_times_of_day_are_those_of_the_zone() -> None:
     assert time_of_day("2026-11-05T10:00:00Z", NOW, east) == "15:30:00 (2h ago)"
     west = timezone(timedelta(hours=-11))
     assert time_of_day("2026-11-05T10:00:00Z", NOW, west) == "2026-11-04 23:00 (2h ago)", "where now is the day after"
+
+
+def test_where_none_is_given_the_zone_is_the_user_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "XYZ-5:30")
+    time.tzset()
+    try:
+        assert time_of_day("2026-11-05T10:00:00Z", NOW, None) == "15:30:00 (2h ago)"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from dbtunnel.cli.terminal import Color, Style, wrapped
+from dbtunnel.cli.terminal import Color, Style
 from dbtunnel.domain.diagnosis import unquoted
 from dbtunnel.domain.hops import Role, server_name
 
@@ -44,7 +44,7 @@ def told(message: str, servers: Sequence[Server], style: Style) -> Iterator[str]
     place = next((server for server in servers if f"{name_of(server)}: " in ours), None)
     if place and (found := _PIN.search(ours)):
         message, pasted = f"{message[: found.end()]}(below)", pin_lines([place])
-    yield from (style.text(text) for text in wrapped(message))
+    yield from style.wrapped(message)
     if pasted:
         yield ""
         yield from (style.text(text, Color.BOLD) for text in pasted)

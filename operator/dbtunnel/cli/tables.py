@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, tzinfo
 from typing import NamedTuple
 
-from dbtunnel.cli.terminal import COLUMNS, Color, Style
+from dbtunnel.cli.terminal import Color, Style
 from dbtunnel.domain.diagnosis import printable
 
 _GAP = "  "
@@ -26,23 +26,36 @@ class Cell(NamedTuple):
 Row = Sequence[str | Cell]
 
 
-def table(rows: Sequence[Row], style: Style, *, right: Collection[int] = (), columns: int = COLUMNS) -> Iterator[str]:
-    """Aligned columns, those of `right` to the right; the first row is the head.
+def table(
+    rows: Sequence[Row], style: Style, *, right: Collection[int] = (), further: int = 0, columns: int | None = None
+) -> Iterator[str]:
+    """Aligned columns, those of `right` to the right; the first row is the head. Of the last `further` as many as there
+    is room for. `columns`: the width, if not the style's.
 
-    The first cell of a row that would be wider than `columns` gets a line of its own, and so stays whole.
+    The first cell of a row that would be wider than this gets a line of its own, and so stays whole.
     """
     plain = [[printable(_cell(cell).text, _LIMIT) for cell in row] for row in rows]
-    later = [max(map(len, column)) for column in list(zip(*plain, strict=True))[1:]]
+    columns = columns or style.columns
+    widths = [max(map(len, column)) for column in zip(*plain, strict=True)]
+    later = widths[1 : _fitting(widths, further, columns)]
     room = columns - sum(later) - len(_GAP) * len(later)
     first = max((len(row[0]) for row in plain if len(row[0]) <= room), default=0)
     for row, texts in zip(rows, plain, strict=True):
         padded = [_padded(texts[place], width, place in right) for place, width in enumerate((first, *later))]
-        colors = [_cell(cell).color for cell in row]
+        colors = [_cell(cell).color for cell in row[: len(padded)]]
         colors = [Color.DIM] * len(row) if row is rows[0] else colors
         if len(texts[0]) > first:
             yield style.text(texts[0], colors[0])
             padded[0] = " " * first
         yield _GAP.join(map(style.text, padded, colors)).rstrip()
+
+
+def _fitting(widths: Sequence[int], further: int, columns: int) -> int:
+    """How many columns are shown."""
+    count = len(widths)
+    while count > len(widths) - further and sum(widths[:count]) + len(_GAP) * (count - 1) > columns:
+        count -= 1
+    return count
 
 
 def _cell(cell: str | Cell) -> Cell:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dbtunnel.api.forwarder import ForwarderConfig
 from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.api.status import Hop
-from dbtunnel.cli.terminal import Color, Style, wrapped
+from dbtunnel.cli.terminal import Color, Style
 from dbtunnel.domain.authorized_keys import forward_target
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.hops import ends_of, hop_name, jumps_of, role_of, targets_of, way_to
@@ -99,7 +99,7 @@ def _text(part: Part, style: Style) -> Iterator[str]:
     yield from (style.text(f"{word.ljust(width)}  {fact}") for word, fact in part.facts)
     for sentence, pasted in ((_ask_for_line(part), part.lines), (_ask_for_block(part), (part.block or "").split("\n"))):
         yield ""
-        yield from (style.text(line) for line in wrapped(sentence))
+        yield from style.wrapped(sentence)
         if any(pasted):
             yield ""
             yield from (style.text(line, Color.BOLD) for line in pasted)

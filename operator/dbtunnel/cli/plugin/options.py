@@ -22,7 +22,13 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 def add_view_arguments(parser: argparse.ArgumentParser) -> None:
     """The tunnel, and how much of it to show."""
     add_common(parser)
-    parser.add_argument("-o", "--output", default="text", choices=("text", "wide"), help="default %(default)s")
+    parser.add_argument(
+        "-o",
+        "--output",
+        default="text",
+        choices=("text", "wide"),
+        help="wide: more than fits the terminal (default %(default)s)",
+    )
 
 
 def cluster_of(arguments: argparse.Namespace) -> Cluster:

@@ -1,7 +1,7 @@
 """A tunnel's status for a person: its layers, its SSH servers, keys and forwarders, what failed, what to do."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 
@@ -14,7 +14,7 @@ from dbtunnel.cli.advice import told
 from dbtunnel.cli.plugin.handout_text import known_hop
 from dbtunnel.cli.plugin.replicas import Replica
 from dbtunnel.cli.tables import Cell, Row, age_of, size, table, time_of_day
-from dbtunnel.cli.terminal import COLUMNS, Color, Style, wrapped
+from dbtunnel.cli.terminal import Color, Style
 from dbtunnel.domain.authorized_keys import forward_target
 from dbtunnel.domain.forwarding import database_port, forwarder_config
 from dbtunnel.domain.hops import ends_of, hop_name, jumps_of
@@ -44,11 +44,11 @@ class View:
     zone: tzinfo | None = None
     """None: the machine's."""
     wide: bool = False
+    """All there is, also where it does not fit."""
 
-    @property
-    def columns(self) -> int:
-        """Width to keep to."""
-        return _NO_LIMIT if self.wide else COLUMNS
+    def table(self, rows: Sequence[Row], *, right: Collection[int] = (), further: int = 0) -> Iterator[str]:
+        """As `tables.table`."""
+        return table(rows, self.style, right=right, further=further, columns=_NO_LIMIT if self.wide else None)
 
 
 def status_text(tunnel: DatabaseTunnel, replicas: Sequence[Replica] | str, view: View) -> str:
@@ -87,7 +87,7 @@ def _head(tunnel: DatabaseTunnel, view: View) -> Iterator[str]:
         yield style.text(f"clients connect to {forward_target(endpoint.host, endpoint.port)}{address}")
     reachable = conditions_of(tunnel).get(ConditionType.DATABASE_REACHABLE)
     if reachable and reachable.status == LayerStatus.TRUE and reachable.message:
-        yield from (style.text(line) for line in wrapped(f"database: {reachable.message}"))
+        yield from style.wrapped(f"database: {reachable.message}")
     if (tunnel.status.observed_generation or 0) < tunnel.metadata.generation:
         yield style.text("The operator has not seen the latest change of the spec yet.", Color.YELLOW)
 
@@ -104,11 +104,7 @@ def _layers(tunnel: DatabaseTunnel, view: View) -> Iterator[str]:
             since = age_of(condition.last_transition_time, view.now)
             reason = "" if condition.reason == Reason.SUCCEEDED else condition.reason
             rows.append((kind, _state(condition), since, reason))
-    return (
-        table(rows, view.style, columns=view.columns)
-        if len(rows) > 1
-        else iter(["The status is empty: does the operator run?"])
-    )
+    return view.table(rows) if len(rows) > 1 else iter(["The status is empty: does the operator run?"])
 
 
 def _state(condition: Condition) -> Cell:
@@ -121,14 +117,13 @@ def _state(condition: Condition) -> Cell:
 
 def _hops(tunnel: DatabaseTunnel, view: View) -> Iterator[str]:
     config = forwarder_config(tunnel, Defaults())
-    head = ("SSH SERVER", "IN USE BY", "VERSION", *(("CIPHER", "HOST KEY") if view.wide else ()))
-    rows: list[Row] = [head]
+    rows: list[Row] = [("SSH SERVER", "IN USE BY", "VERSION", "CIPHER", "HOST KEY")]
     for number in (*jumps_of(config), *ends_of(config)):
         hop = known_hop(tunnel, config, number)
-        further = (hop.cipher or "", (hop.host_key_fingerprints or ("",))[0]) if view.wide else ()
         version = (hop.server_version or "").removeprefix("SSH-2.0-")
-        rows.append((hop_name(config, number), _users(hop), version, *further))
-    return table(rows, view.style, columns=view.columns)
+        shown = (hop.cipher or "", (hop.host_key_fingerprints or ("",))[0])
+        rows.append((hop_name(config, number), _users(hop), version, *shown))
+    return view.table(rows, further=2)
 
 
 def _users(hop: Hop) -> str:
@@ -144,18 +139,17 @@ def _keys(tunnel: DatabaseTunnel, view: View) -> Iterator[str]:
     accepted = {True: Cell("yes", Color.GREEN), False: Cell("no", Color.RED), None: Cell("")}
     rows: list[Row] = [("KEY", "ACCEPTED", "FINGERPRINT")]
     rows += [(key.use, accepted[key.accepted], key.fingerprint) for key in keys]
-    return table(rows, view.style, columns=view.columns) if keys else iter(())
+    return view.table(rows) if keys else iter(())
 
 
 def _replicas(replicas: Sequence[Replica], view: View) -> Iterator[str]:
     """A pod each; of one that could not be asked, why."""
-    head = ["REPLICA", "READY", "AGE", "SESSIONS", "PARKED", "SENT", "RECEIVED"]
-    rows: list[Row] = [head + (["SSH", "CLIENTS", "REFUSED", "NODE"] if view.wide else [])]
-    rows += [_replica(replica, view) for replica in replicas]
-    yield from table(rows, view.style, right=range(2, 10), columns=view.columns) if replicas else ["No forwarder runs."]
+    head = ("REPLICA", "READY", "AGE", "SESSIONS", "PARKED", "SENT", "RECEIVED", "SSH", "CLIENTS", "REFUSED", "NODE")
+    rows: list[Row] = [head, *(_replica(replica, view) for replica in replicas)]
+    yield from view.table(rows, right=range(2, 10), further=4) if replicas else ["No forwarder runs."]
     for replica in replicas:
         if replica.problem:
-            yield from (view.style.text(line, Color.RED) for line in wrapped(f"{replica.pod.name}: {replica.problem}"))
+            yield from view.style.wrapped(f"{replica.pod.name}: {replica.problem}", Color.RED)
 
 
 def _replica(replica: Replica, view: View) -> Row:
@@ -163,12 +157,10 @@ def _replica(replica: Replica, view: View) -> Row:
     row: list[str | Cell] = [replica.pod.name, ready, age_of(replica.created, view.now)]
     counted = [f"{replica.metric(SESSIONS):.0f}", f"{replica.metric(PARKED):.0f}"]
     counted += [size(replica.metric(BYTES, SENT)), size(replica.metric(BYTES, RECEIVED))]
-    if view.wide:
-        refused = sum(replica.by_label(REFUSED).values())
-        connections = replica.status.connections if replica.status else 0
-        counted += [str(connections), f"{replica.metric(TAKEN):.0f}", f"{refused:.0f}"]
+    counted += [str(replica.status.connections if replica.status else 0), f"{replica.metric(TAKEN):.0f}"]
+    counted += [f"{sum(replica.by_label(REFUSED).values()):.0f}"]
     row += counted if replica.status else ["-"] * len(counted)
-    return [*row, replica.node] if view.wide else row
+    return [*row, replica.node]
 
 
 # --- what failed, what to do ---------------------------------------------------------------------------------------
@@ -181,8 +173,7 @@ def _failures(replicas: Sequence[Replica], view: View) -> Iterator[str]:
         counts.update({reason: int(count) for reason, count in replica.by_label(FAILURES).items()})
     counted = ", ".join(f"{reason} {count}" for reason, count in counts.most_common() if count)
     if counted:
-        sentence = f"Failed attempts to connect since these replicas began: {counted}."
-        yield from (view.style.text(line) for line in wrapped(sentence))
+        yield from view.style.wrapped(f"Failed attempts to connect since these replicas began: {counted}.")
 
 
 def _last_failure(tunnel: DatabaseTunnel, view: View) -> Iterator[str]:
@@ -191,7 +182,7 @@ def _last_failure(tunnel: DatabaseTunnel, view: View) -> Iterator[str]:
         return
     yield view.style.text(f"Last failure: {failure.reason}, {time_of_day(failure.time, view.now, view.zone)}")
     if is_ready(tunnel):
-        yield from (view.style.text(line, Color.DIM) for line in wrapped(failure.message or "", "  "))
+        yield from view.style.wrapped(failure.message or "", Color.DIM, "  ")
 
 
 def _advice(tunnel: DatabaseTunnel, view: View) -> Iterator[str]:

@@ -17,7 +17,7 @@ from dbtunnel.cli.plugin.cluster import ClusterError
 from dbtunnel.cli.plugin.handout_text import known_hop
 from dbtunnel.cli.plugin.options import add_common, cluster_of, style_of
 from dbtunnel.cli.tables import Row, table
-from dbtunnel.cli.terminal import Color, Style, wrapped
+from dbtunnel.cli.terminal import Color, Style
 from dbtunnel.domain.facts import announced_keys
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.hops import ends_of, hop_name, jumps_of, spec_path
@@ -140,11 +140,11 @@ def trust_text(config: ForwarderConfig, offers: Sequence[Offer], style: Style) -
         shown = announced_keys(config, number, hop) or hop.host_key_fingerprints or ()
         if pinned and len(shown) < len(hop.host_key_fingerprints or ()):
             yield style.text(f"{hop_name(config, number)} holds these host keys too, which are not pinned:", Color.BOLD)
-            yield from map(style.text, wrapped(_ANNOUNCED))
+            yield from style.wrapped(_ANNOUNCED)
         elif pinned:
             yield style.text(f"{hop_name(config, number)} no longer shows the host key that is pinned:", Color.RED)
             yield from (style.text(f"  {one}") for one in pinned)
-            yield from map(style.text, wrapped(_SUSPECT))
+            yield from style.wrapped(_SUSPECT)
         else:
             yield style.text(f"{hop_name(config, number)} shows these host keys, and none is pinned:", Color.BOLD)
         rows: list[Row] = [("  TYPE", "FINGERPRINT")]
