@@ -136,6 +136,7 @@ def values(prometheus: Prometheus) -> None:
         'dbtunnel_forwarder_ssh_reconnects_total{reason=~"Lost|Disconnected|NetworkFailed"} == 1',
         'dbtunnel_forwarder_ssh_failures_total{reason="ConnectionRefused"} >= 1',
         'dbtunnel_forwarder_clients_refused_total{reason="Parking"} == 1',
+        "sum(dbtunnel_forwarder_database_failures_total) == 0",
         "dbtunnel_forwarder_ssh_handshake_seconds_count == 2",
         "dbtunnel_forwarder_channel_open_seconds_count == 1",
         'dbtunnel_operator_tunnel_ready{namespace="shop",tunnel="orders",reason="KeyRejected"} == 0',

@@ -85,5 +85,7 @@ def _check_metrics(forwarder: Forwarder, failed: ConditionType, reason: Reason) 
         assert forwarder.metric(line) == (number < position), line
     if failed is not ConditionType.DATABASE_REACHABLE:
         assert forwarder.metric(f'dbtunnel_forwarder_ssh_failures_total{{reason="{reason}"}}') >= 1
-    elif ENGINES[forwarder.config.engine].quiet_probe and forwarder.config.probe_mode is ProbeMode.AUTO:
+        return
+    assert forwarder.metric(f'dbtunnel_forwarder_database_failures_total{{reason="{reason}"}}') >= 1
+    if ENGINES[forwarder.config.engine].quiet_probe and forwarder.config.probe_mode is ProbeMode.AUTO:
         assert forwarder.metric(f'dbtunnel_forwarder_probes_total{{result="{reason}"}}') >= 1

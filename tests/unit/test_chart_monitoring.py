@@ -126,6 +126,7 @@ def test_promtool_takes_the_rules() -> None:
 READY = "dbtunnel_operator_tunnel_ready"
 LOST = "dbtunnel_forwarder_ssh_reconnects_total"
 LEFT, TAKEN = "dbtunnel_forwarder_clients_left_before_login_total", "dbtunnel_forwarder_clients_total"
+TURNED_AWAY = "dbtunnel_forwarder_database_failures_total"
 OF = 'namespace="shop",tunnel="orders"'
 ORDERS = {"namespace": "shop", "tunnel": "orders"}
 
@@ -240,6 +241,21 @@ CASES: dict[str, tuple[str, list[Manifest], int, list[dict[str, str]]]] = {
         "DatabaseTunnelClientsLeaving",
         [series(LEFT, f'{OF},pod="a"', "0 3x30"), series(TAKEN, f'{OF},pod="a"', "0 3x30")],
         10,
+        [],
+    ),
+    "a database that is full now and then": (
+        "DatabaseTunnelClientsTurnedAway",
+        [series(TURNED_AWAY, f'{OF},pod="{pod}",reason="TooManyConnections"', "0x4 1x4 2x20") for pod in "ab"],
+        14,
+        [{**ORDERS, "reason": "TooManyConnections"}],
+    ),
+    "a database that is full once, and restarts often": (
+        "DatabaseTunnelClientsTurnedAway",
+        [
+            series(TURNED_AWAY, f'{OF},pod="a",reason="TooManyConnections"', "0x4 1x30"),
+            series(TURNED_AWAY, f'{OF},pod="a",reason="DatabaseRefused"', "0+9x30"),
+        ],
+        20,
         [],
     ),
     "one operator at work and one standing by": (

@@ -15,7 +15,7 @@ from dbtunnel.api.reasons import SLOW
 from dbtunnel.domain.certificate import Certificate
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.forwarder.link import Link
-from dbtunnel.forwarder.metrics import DATABASE_CERTIFICATE_EXPIRY, Metrics
+from dbtunnel.forwarder.metrics import DATABASE_CERTIFICATE_EXPIRY, DATABASE_FAILURES, Metrics
 from dbtunnel.forwarder.probes import FRESH_SECONDS, Prober, Seen
 from dbtunnel.forwarder.state import State
 from tests.support.values import INSTALLATION, tunnel
@@ -179,6 +179,7 @@ def test_an_answer_about_tls_is_no_word_against_clients_that_get_no_session() ->
     world = live(NO_TLS, [*clients, *others, *looks], 620)
     assert set(seen) == {"TooManyConnections"}
     assert len(world.probed) < 20, "nor is it probed more often for it"
+    assert world.metrics.get(DATABASE_FAILURES, "TooManyConnections") == len(clients)
 
 
 def test_a_session_of_a_client_is() -> None:

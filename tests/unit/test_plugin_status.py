@@ -15,6 +15,7 @@ from dbtunnel.cli.plugin.check import as_forwarders_see_it
 from dbtunnel.cli.plugin.replicas import Replica, samples
 from dbtunnel.cli.plugin.status_text import (
     BYTES,
+    DATABASE_FAILURES,
     FAILURES,
     METRICS,
     PARKED,
@@ -54,6 +55,7 @@ COUNTED = {
     (BYTES, RECEIVED): 42.0,
     (FAILURES, "ConnectionRefused"): 3.0,
     (FAILURES, "KeyRejected"): 1.0,
+    (DATABASE_FAILURES, "HostBlocked"): 2.0,
     (REFUSED, "Parking"): 2.0,
     (REFUSED, "ConnectionLimit"): 5.0,
 }
@@ -78,6 +80,7 @@ orders-tunnel-5b9f6c7d8-abcde  yes     2h        12       1  1.2 MiB      42 B
 
 Failed attempts to connect since these replicas began: ConnectionRefused 3,
 KeyRejected 1.
+Clients and probes without a database since these replicas began: HostBlocked 2.
 
 READY
 The tunnel works.

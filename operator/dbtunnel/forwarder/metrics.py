@@ -1,6 +1,7 @@
 """What a forwarder counts, declared once: the text at /metrics and its documentation come from here."""
 
-from dbtunnel.api.conditions import Reason
+from dbtunnel.api.conditions import ConditionType, Reason
+from dbtunnel.api.reasons import REASONS
 from dbtunnel.domain.metrics import Kind, Label, Metric, Values
 from dbtunnel.forwarder.failures import Loss
 
@@ -13,6 +14,14 @@ _DIRECTION = Label("direction", "`sent` to the database, `received` from it", 2,
 _HOP = Label("hop", "an SSH server of the tunnel: what it is, its host and port", 9)
 _KEY = Label("key", "the fingerprint of the key", 18)
 _SERVER_NAME = Label("server_name", "the name that clients are told to verify, `spec.database.tls.serverName`", 1)
+_OF_THE_DATABASE = tuple(
+    reason
+    for reason, info in REASONS.items()
+    if info.type is ConditionType.DATABASE_REACHABLE and reason is not Reason.NOT_PROBED
+)
+_DATABASE_REASON = Label(
+    "reason", ", ".join(f"`{reason}`" for reason in _OF_THE_DATABASE), len(_OF_THE_DATABASE), known=_OF_THE_DATABASE
+)
 _LAYER = Label("layer", "`key`, `transport`, `authentication`, `database`", 4)
 
 CLIENTS_OPEN = Metric("dbtunnel_forwarder_clients", Kind.GAUGE, "Clients that are connected to the database now.")
@@ -85,6 +94,13 @@ KEY_CERTIFICATE_EXPIRY = Metric(
     (_KEY,),
 )
 PROBES = Metric("dbtunnel_forwarder_probes_total", Kind.COUNTER, "Probes of the database.", (_RESULT,))
+DATABASE_FAILURES = Metric(
+    "dbtunnel_forwarder_database_failures_total",
+    Kind.COUNTER,
+    "What showed that the database cannot be used: probes, and connections of clients, to whom no channel was opened or"
+    " whom the database turned away. Nothing is learned of these where `spec.probe.mode` is Disabled.",
+    (_DATABASE_REASON,),
+)
 DATABASE_CERTIFICATE_EXPIRY = Metric(
     "dbtunnel_forwarder_database_certificate_expiry_timestamp_seconds",
     Kind.GAUGE,
@@ -113,6 +129,7 @@ METRICS = (
     NEXT_KEY_FAILS,
     KEY_CERTIFICATE_EXPIRY,
     PROBES,
+    DATABASE_FAILURES,
     DATABASE_CERTIFICATE_EXPIRY,
     LAYER,
 )

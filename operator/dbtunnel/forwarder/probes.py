@@ -25,7 +25,7 @@ from dbtunnel.forwarder.connection import Connector, wait_for
 from dbtunnel.forwarder.evidence import SSL_REQUEST, judge
 from dbtunnel.forwarder.failures import Failure, channel_failure
 from dbtunnel.forwarder.link import Link
-from dbtunnel.forwarder.metrics import DATABASE_CERTIFICATE_EXPIRY, PROBES, Metrics
+from dbtunnel.forwarder.metrics import DATABASE_CERTIFICATE_EXPIRY, DATABASE_FAILURES, PROBES, Metrics
 from dbtunnel.forwarder.state import NOT_REACHED, State
 from dbtunnel.forwarder.stream import Stream
 
@@ -148,6 +148,7 @@ class Prober:
         """
         if self._is_disabled:
             return
+        self._metrics.add(DATABASE_FAILURES, label=failure.reason)
         if self._connector.takes_channels(link) and self._state.works(ConditionType.AUTHENTICATED):
             self._shown = None
             self._state.failed(failure)

@@ -27,9 +27,10 @@ SESSIONS, PARKED, TAKEN = (
 )
 REFUSED, BYTES = "dbtunnel_forwarder_clients_refused_total", "dbtunnel_forwarder_bytes_total"
 CONNECTS, FAILURES = "dbtunnel_forwarder_ssh_connects_total", "dbtunnel_forwarder_ssh_failures_total"
+DATABASE_FAILURES = "dbtunnel_forwarder_database_failures_total"
 SENT, RECEIVED = "sent", "received"
 
-METRICS = (SESSIONS, PARKED, TAKEN, REFUSED, BYTES, CONNECTS, FAILURES)
+METRICS = (SESSIONS, PARKED, TAKEN, REFUSED, BYTES, CONNECTS, FAILURES, DATABASE_FAILURES)
 """What is read of a forwarder's metrics; importing their declarations would import the forwarder."""
 
 _NO_LIMIT = 100_000
@@ -167,13 +168,17 @@ def _replica(replica: Replica, view: View) -> Row:
 
 
 def _failures(replicas: Sequence[Replica], view: View) -> Iterator[str]:
-    """How often forwarders failed to connect since they began."""
-    counts = Counter[str]()
-    for replica in replicas:
-        counts.update({reason: int(count) for reason, count in replica.by_label(FAILURES).items()})
-    counted = ", ".join(f"{reason} {count}" for reason, count in counts.most_common() if count)
-    if counted:
-        yield from view.style.wrapped(f"Failed attempts to connect since these replicas began: {counted}.")
+    """How often forwarders failed to connect since they began, and clients and probes to get to the database."""
+    for what, metric in (
+        ("Failed attempts to connect", FAILURES),
+        ("Clients and probes without a database", DATABASE_FAILURES),
+    ):
+        counts = Counter[str]()
+        for replica in replicas:
+            counts.update({reason: int(count) for reason, count in replica.by_label(metric).items()})
+        counted = ", ".join(f"{reason} {count}" for reason, count in counts.most_common() if count)
+        if counted:
+            yield from view.style.wrapped(f"{what} since these replicas began: {counted}.")
 
 
 def _last_failure(tunnel: DatabaseTunnel, view: View) -> Iterator[str]:
