@@ -20,6 +20,8 @@ from tests.support.produced import checks, note_exit
 
 StartBastion = Callable[..., Bastion]
 
+MOST_RUNS = 10
+
 
 @pytest.fixture(autouse=True)
 def nothing_open(bastion: Bastion) -> Iterator[None]:
@@ -32,12 +34,8 @@ def nothing_open(bastion: Bastion) -> Iterator[None]:
 
 
 def test_a_tunnel_that_works(laptop: Laptop, postgres: PostgresServer, bastion: Bastion, client_key: KeyPair) -> None:
-    before, began, spent = len(postgres.log_text()), time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = len(postgres.log_text())
     document = laptop.checked(0)
-    took, used = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    processor = used.ru_utime + used.ru_stime - spent.ru_utime - spent.ru_stime
-    print(f"\nthe test took {document['milliseconds']} ms, the command {took:.2f} s, {processor:.2f} s of a processor")
-    assert processor < 1, "else it could not be done within a second beside a close bastion"
     assert (document["ready"], document["reason"], document["message"]) == (True, "Succeeded", "The tunnel works.")
     assert statuses(document) == ["True"] * 4
     (hop,) = document["hops"]
@@ -54,6 +52,28 @@ def test_a_tunnel_that_works(laptop: Laptop, postgres: PostgresServer, bastion: 
     wait_until(lambda: postgres.sessions() == 0, "the end of the probe")
     lines = [line for line in postgres.log_text()[before:].splitlines() if "connection " not in line]
     assert lines == [], "nothing but connections in the database's log"
+
+
+def test_it_is_done_within_a_second_beside_a_close_bastion(laptop: Laptop) -> None:
+    """By the clock, from the command's start to its end: the best of some runs, since a machine may be busy. The first
+    that is fast enough is the last; what a run takes of a processor nobody else makes longer.
+    """
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    taken = [seconds_of_a_check(laptop)]
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = used.ru_utime + used.ru_stime - spent.ru_utime - spent.ru_stime
+    while min(taken) >= 1 and len(taken) < MOST_RUNS:
+        taken.append(seconds_of_a_check(laptop))
+    print(f"\nthe command took {', '.join(f'{took:.2f}' for took in taken)} s, and {processor:.2f} s of a processor")
+    assert min(taken) < 1
+    assert processor < 1
+
+
+def seconds_of_a_check(laptop: Laptop) -> float:
+    """How long the command runs."""
+    began = time.monotonic()
+    laptop.checked(0)
+    return time.monotonic() - began
 
 
 def test_the_database_shows_its_certificate_and_hears_a_goodbye(laptop: Laptop, postgres_tls: PostgresServer) -> None:
