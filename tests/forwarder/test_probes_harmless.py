@@ -1,4 +1,8 @@
-"""A week of probes does a database no harm: nothing in its log, nobody blocked. Its pauses are left out."""
+"""A week of probes does a database no harm: nothing in its log, nobody blocked. Its pauses are left out.
+
+They are those of a forwarder's start and of each connection that is made anew, those at intervals, and those that
+people ask for, by `kubectl dbtunnel check` and `dbtunnel check`.
+"""
 
 import asyncio
 from collections.abc import Iterator
@@ -12,7 +16,10 @@ import pytest
 
 from dbtunnel.api.conditions import LAYERS
 from dbtunnel.api.engines import Engine
-from dbtunnel.api.forwarder import ForwarderConfig
+from dbtunnel.api.forwarder import ForwarderConfig, LayerFact
+from dbtunnel.api.reasons import Reason
+from dbtunnel.forwarder.check import check
+from dbtunnel.forwarder.connection import Sources
 from dbtunnel.forwarder.link import Link
 from dbtunnel.forwarder.metrics import PROBES, Metrics
 from dbtunnel.forwarder.probes import Prober
@@ -21,15 +28,20 @@ from tests.support.bastion import Bastion
 from tests.support.cable import Cable
 from tests.support.certificates import ServerCertificate
 from tests.support.databases import DATABASE, PASSWORD, USER, MariaDBServer, PostgresServer
-from tests.support.forwarder import forwarder_config
+from tests.support.forwarder import KEY, forwarder_config
 from tests.support.in_process import DataPath
-from tests.support.keys import KeyPair
+from tests.support.keys import KeyPair, Secret
 from tests.support.processes import wait_until
 
 DAYS, PROBES_A_DAY = 7, 48
-"""As with `probe.intervalSeconds: 1800`, and an SSH connection that is made anew each day."""
+"""As with `probe.intervalSeconds: 1800`, and an SSH connection that is made anew each day, at which probes begin."""
 
-BLOCKED = 1129
+ASKED_A_DAY = 5
+"""How often somebody runs `kubectl dbtunnel check`, one right after the other, which the first probe is for. `dbtunnel
+check` is run once a day."""
+
+BLOCKED, MOST_ERRORS = 1129, 3
+"""MySQL's error, and how many clients in a row that do not log in lead to it here."""
 
 
 class _HastyProber(Prober):
@@ -55,13 +67,21 @@ class _HastyProber(Prober):
         await asyncio.sleep(0)
 
 
-def spend_a_week(bastion: Bastion, key: KeyPair, config: ForwarderConfig) -> Metrics:
-    """Probes as the configuration says, and returns what was counted."""
+def spend_a_week(key: KeyPair, config: ForwarderConfig) -> Metrics:
+    """Probes as the configuration says and as people ask, and returns what was counted of a forwarder."""
     metrics = Metrics()
     for _ in range(DAYS):
         with DataPath(config.bastion, config.database_port, key=key.private) as path:
             path.run(partial(_spend_a_day, path.link, config, metrics))
+        check_once(key, config)
     return metrics
+
+
+def check_once(key: KeyPair, config: ForwarderConfig, *, always_probe: bool = False) -> LayerFact:
+    """As `dbtunnel check` does, also with `--probe`; what it shows of the database."""
+    findings = asyncio.run(check(config, [Sources(Secret({KEY: key.private}))], always_probe=always_probe))
+    assert findings.status.authentication.status == "True"
+    return findings.status.database
 
 
 async def _spend_a_day(link: Link, config: ForwarderConfig, metrics: Metrics) -> None:
@@ -70,6 +90,8 @@ async def _spend_a_day(link: Link, config: ForwarderConfig, metrics: Metrics) ->
     try:
         async with asyncio.timeout(15):
             await prober.is_evening.wait()
+            for _ in range(ASKED_A_DAY):
+                await prober.refresh()
     finally:
         probing.cancel()
 
@@ -89,12 +111,12 @@ def test_postgresql_has_nothing_to_log(
     settings = [f"log_connections={log_connections}", "log_min_messages=info"]
     server = PostgresServer(tmp_path / "pg", tls=certificate if tls else None, settings=settings).start()
     begin = len(server.log_text())
-    metrics = spend_a_week(bastion, client_key, forwarder_config(bastion, server.port))
-    assert metrics.get(PROBES, "Succeeded") == DAYS * PROBES_A_DAY
+    metrics = spend_a_week(client_key, forwarder_config(bastion, server.port))
+    assert metrics.get(PROBES, "Succeeded") == DAYS * (PROBES_A_DAY + 1), "and one for those who ask"
     lines = server.log_text()[begin:].splitlines()
     received = [line for line in lines if "connection received" in line]
     assert [line for line in lines if line not in received] == []
-    assert len(received) == (DAYS * PROBES_A_DAY if log_connections == "on" else 0)
+    assert len(received) == (DAYS * (PROBES_A_DAY + 2) if log_connections == "on" else 0)
     server.stop()
 
 
@@ -120,7 +142,7 @@ def far_bastion(tmp_path: Path, cable: Cable, client_key: KeyPair) -> Iterator[B
 
 @pytest.fixture
 def wary_mariadb(tmp_path: Path, cable: Cable) -> Iterator[MariaDBServer]:
-    settings = ["max-connect-errors=3", "skip-name-resolve=0", "log-warnings=9"]
+    settings = [f"max-connect-errors={MOST_ERRORS}", "skip-name-resolve=0", "log-warnings=9"]
     server = MariaDBServer(tmp_path / "my", host=cable.near, settings=settings)
     yield server.start()
     server.stop()
@@ -136,29 +158,34 @@ def counted(server: MariaDBServer, name: str) -> int:
     return int(row[1])
 
 
-def has_counted(server: MariaDBServer, clients: int) -> bool:
-    """Whether so many have not logged in."""
-    return counted(server, "Aborted_connects") == clients
-
-
 def log_in(port: int) -> None:
     """As an application does it."""
     pymysql.connect(host="127.0.0.1", port=port, user=USER, password=PASSWORD, database=DATABASE).close()
 
 
-def test_mariadb_blocks_nobody(far_bastion: Bastion, client_key: KeyPair, wary_mariadb: MariaDBServer) -> None:
-    """And it would: three clients that leave after its greeting are enough, which is what a probe would be to it."""
+def test_mariadb_hears_of_no_probe_and_blocks_nobody(
+    far_bastion: Bastion, client_key: KeyPair, wary_mariadb: MariaDBServer
+) -> None:
+    """Neither forwarders nor those who run a check ask it, unless they say --probe, which counts as an error and tells
+    so. With one of these a day nobody is blocked, since applications log in between; with three in a row they would be.
+    """
     config = forwarder_config(far_bastion, wary_mariadb.port, engine=Engine.MYSQL, database_host="mysql.internal")
     connections, log = counted(wary_mariadb, "Connections"), wary_mariadb.log_text()
-    spend_a_week(far_bastion, client_key, config)
+    spend_a_week(client_key, config)
     assert counted(wary_mariadb, "Connections") == connections + 1, "the one that asks"
     assert counted(wary_mariadb, "Aborted_connects") == 0
     assert wary_mariadb.log_text() == log
+
+    def probe(number: int) -> None:
+        assert check_once(client_key, config, always_probe=True).status == "True"
+        wait_until(lambda: counted(wary_mariadb, "Aborted_connects") == number, "the probe to count")
+
     with DataPath(config.bastion, wary_mariadb.port, key=client_key.private, database_host="mysql.internal") as path:
-        log_in(path.port)
-        for number in range(1, 4):
-            with path.connect() as leaves:
-                assert leaves.recv(5)[4] == 10
-            wait_until(partial(has_counted, wary_mariadb, number), "the client to count")
+        for day in range(DAYS):
+            probe(day + 1)
+            log_in(path.port)
+        for number in range(1, MOST_ERRORS + 1):
+            probe(DAYS + number)
+        assert check_once(client_key, config, always_probe=True).reason == Reason.HOST_BLOCKED
         with pytest.raises(pymysql.err.OperationalError, match=str(BLOCKED)):
             log_in(path.port)
