@@ -21,12 +21,14 @@ class ServerCertificate:
     not_after: datetime.datetime
 
 
-def server_certificate(directory: Path, names: Sequence[str], days: int = 30) -> ServerCertificate:
+def server_certificate(
+    directory: Path, names: Sequence[str], days: int = 30, issuer_name: str = "test authority"
+) -> ServerCertificate:
     """A certificate for the names, signed by a new authority; with negative `days` it has expired."""
     directory.mkdir(parents=True, exist_ok=True)
     authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     not_after = datetime.datetime.now(datetime.UTC).replace(microsecond=0) + datetime.timedelta(days=days)
-    issuer = _name("test authority")
+    issuer = _name(issuer_name)
     constraints = x509.BasicConstraints(ca=True, path_length=None)
     year = datetime.timedelta(days=365)
     authority = _builder(issuer, issuer, authority_key, not_after + year).add_extension(constraints, critical=True)

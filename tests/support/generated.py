@@ -83,14 +83,8 @@ def engines_page() -> str:
         "",
         *(f"- `{example}`" for example in _examples()),
         "",
-        "## How clients verify the database's certificate",
-        "",
-        "TLS is between the client and the database; the tunnel passes it through and can read none of it.",
-        "`TLS-SERVER-NAME` is `status.endpoint.tlsServerName`, `CLUSTER-IP` is `status.endpoint.clusterIP`, `CA` is a",
-        "file with the authority of the database's certificate.",
-        "",
+        "How a client verifies the database's certificate through the tunnel is in [tls.md](tls.md).",
     ]
-    lines += [f"- {engine}, {hint}" for engine, info in ENGINES.items() for hint in info.client_hints]
     lines += ["", *_KEPT_ALIVE]
     return "\n".join(lines) + "\n"
 

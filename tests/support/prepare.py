@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from bench.programs import PACKAGES as BENCH_PACKAGES
 from tests.support import newer_sshd
+from tests.support.applications.runtimes import runtimes
 from tests.support.argocd import PACKAGES as ARGOCD_PACKAGES
 from tests.support.bastion import PACKAGES as BASTION_PACKAGES
 from tests.support.binaries import BinaryError, binary
@@ -33,11 +34,13 @@ def prepare_unit() -> None:
 
 
 def prepare_forwarder() -> None:
-    """A real sshd, real databases, a real Prometheus, key tools, and a compiler for the benchmark's programs."""
+    """A real sshd, real databases and their clients, a real Prometheus, key tools, a compiler for the benchmark's
+    programs."""
     servers = {**BASTION_PACKAGES, **PostgresServer.packages, **MariaDBServer.packages}
     others = {**DROPBEAR_PACKAGES, **KEY_PACKAGES, **CABLE_PACKAGES, **BENCH_PACKAGES, **PROMETHEUS_PACKAGES}
     ensure_packages({**servers, **others})
     newer_sshd.prepare()
+    runtimes()
 
 
 def prepare_cluster() -> None:

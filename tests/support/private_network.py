@@ -64,7 +64,7 @@ class PrivateNetwork:
     def __init__(self, directory: Path, host: str, *, survives: bool = False) -> None:
         """`host`: the address of this machine that pods reach. `survives`: as `Process`."""
         self._directory = directory
-        addresses = _free_addresses([one.port for one in DATABASES])
+        addresses = free_addresses([one.port for one in DATABASES])
         self.addresses = dict(zip((one.host for one in DATABASES), addresses, strict=True))
         """The databases' addresses by name."""
         self._certificate = server_certificate(directory / "tls", list(self.addresses))
@@ -162,7 +162,7 @@ def secret(namespace: str, name: str, data: Mapping[str, str]) -> Manifest:
     return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": dict(data)}
 
 
-def _free_addresses(ports: Sequence[int]) -> list[str]:
+def free_addresses(ports: Sequence[int]) -> list[str]:
     """A loopback address for each port, at which nothing listens."""
     for _ in range(50):
         start = random.randrange(64 * 2**16, 128 * 2**16)

@@ -12,6 +12,7 @@ import struct
 import sys
 from pathlib import Path
 
+from tests.support.certificates import ServerCertificate
 from tests.support.databases import PostgresServer
 from tests.support.processes import ROOT, Process, free_port, listens
 
@@ -36,11 +37,7 @@ class RedshiftServer(PostgresServer):
         outer, self.port = self.port, inner
         super().start()
         self.port = outer
-        command = [sys.executable, "-m", "tests.support.redshift", self.host, str(outer), str(inner)]
-        if self.tls:
-            command += ["--certificate", str(self.tls.certificate), "--key", str(self.tls.key)]
-        self._front = Process(command, self.directory / "front.log", cwd=ROOT, survives=self._survives).start()
-        self._front.wait_until(lambda: listens(self.host, outer), "the front listens")
+        self._front = start_front(self.host, outer, inner, self.tls, self.directory / "front.log", self._survives)
         return self
 
     @property
@@ -58,6 +55,18 @@ class RedshiftServer(PostgresServer):
 
     def _tls_settings(self) -> list[str]:
         return ["ssl=off"]
+
+
+def start_front(
+    host: str, port: int, postgres_port: int, tls: ServerCertificate | None, log: Path, survives: bool = False
+) -> Process:
+    """Runs a front of the PostgreSQL on another port of the host; returns once it listens."""
+    command = [sys.executable, "-m", "tests.support.redshift", host, str(port), str(postgres_port)]
+    if tls:
+        command += ["--certificate", str(tls.certificate), "--key", str(tls.key)]
+    front = Process(command, log, cwd=ROOT, survives=survives).start()
+    front.wait_until(lambda: listens(host, port), "the front listens")
+    return front
 
 
 class Front:

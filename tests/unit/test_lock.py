@@ -1,6 +1,7 @@
 """The lock files pin what pyproject.toml asks for, by hashes alone."""
 
 import ast
+import json
 import re
 import sys
 import tomllib
@@ -45,12 +46,16 @@ def _wanted() -> Mapping[str, list[str]]:
     """Each lock file, and the requirements that it must satisfy."""
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
-    clients = (ROOT / "tests/support/images/clients.in").read_text().splitlines()
+    clients, node = (
+        [line for line in (ROOT / "tests/support" / name).read_text().splitlines() if not line.startswith("#")]
+        for name in ("images/clients.in", "applications/node.in")
+    )
     return {
         "requirements.txt": project["dependencies"],
         "requirements-build.txt": PYPROJECT["build-system"]["requires"],
         "requirements-dev.txt": [*project["dependencies"], *extras["test"], *extras["lint"], *extras["dev"]],
-        "requirements-clients.txt": [line for line in clients if not line.startswith("#")],
+        "requirements-clients.txt": clients,
+        "requirements-node.txt": node,
     }
 
 
@@ -136,3 +141,15 @@ def test_what_is_tested_is_what_ships() -> None:
 
 def test_the_image_builds_with_the_tested_setuptools() -> None:
     assert _lock("requirements-build.txt")["setuptools"] == _lock("requirements-dev.txt")["setuptools"]
+
+
+def test_the_lock_of_npm_names_versions_and_hashes_and_no_registry() -> None:
+    folder = ROOT / "tests/support/applications"
+    asked = json.loads((folder / "package.json").read_text())["dependencies"]
+    locked = json.loads((folder / "package-lock.json").read_text())["packages"]
+    project = locked.pop("")
+
+    assert project["dependencies"] == asked
+    assert {f"node_modules/{name}" for name in asked} <= set(locked)
+    assert [name for name, one in locked.items() if not one.get("integrity", "").startswith("sha512-")] == []
+    assert [name for name, one in locked.items() if "resolved" in one] == []

@@ -45,11 +45,7 @@ class EngineInfo:
     `max_connect_errors` of the bastion's address and can lock out everyone behind it."""
     tls_rule: str
     """What the engine demands of TLS, for the documentation."""
-    client_hints: tuple[str, ...]
-    """How its usual clients verify TLS through the tunnel, with what `status.endpoint` tells, for the documentation."""
 
-
-_LIBPQ = "libpq: `host=TLS-SERVER-NAME hostaddr=CLUSTER-IP sslmode=verify-full sslrootcert=CA`"
 
 ENGINES: dict[Engine, EngineInfo] = {
     Engine.POSTGRESQL: EngineInfo(
@@ -59,7 +55,6 @@ ENGINES: dict[Engine, EngineInfo] = {
         binding_type="postgresql",
         quiet_probe=QuietProbe.SSL_REQUEST,
         tls_rule="Optional; pg_hba.conf may demand it (hostssl).",
-        client_hints=(_LIBPQ,),
     ),
     Engine.REDSHIFT: EngineInfo(
         WireProtocol.POSTGRESQL,
@@ -68,10 +63,6 @@ ENGINES: dict[Engine, EngineInfo] = {
         binding_type="redshift",
         quiet_probe=QuietProbe.SSL_REQUEST,
         tls_rule="Optional; the parameter require_ssl demands it.",
-        client_hints=(
-            "redshift_connector: `ssl=True, sslmode='verify-ca'`; it verifies against the file that the variable"
-            " `SSL_CERT_FILE` names, and not the name",
-        ),
     ),
     Engine.ALLOYDB: EngineInfo(
         WireProtocol.POSTGRESQL,
@@ -80,7 +71,6 @@ ENGINES: dict[Engine, EngineInfo] = {
         binding_type="postgresql",
         quiet_probe=QuietProbe.SSL_REQUEST,
         tls_rule="Demanded unless the instance's ssl-mode is ALLOW_UNENCRYPTED_AND_ENCRYPTED.",
-        client_hints=(f"{_LIBPQ}; `sslmode=verify-ca` where the certificate does not bear the name",),
     ),
     Engine.MYSQL: EngineInfo(
         WireProtocol.MYSQL,
@@ -89,9 +79,5 @@ ENGINES: dict[Engine, EngineInfo] = {
         binding_type="mysql",
         quiet_probe=None,
         tls_rule="Optional; require_secure_transport demands it.",
-        client_hints=(
-            "MariaDB's mysql: `--ssl-ca=CA`",
-            "Oracle's mysql, not tried here: `--ssl-mode=VERIFY_CA --ssl-ca=CA`",
-        ),
     ),
 }
