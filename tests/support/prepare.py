@@ -23,14 +23,15 @@ from tests.support.key_tools import PACKAGES as KEY_PACKAGES
 from tests.support.monitoring import CRDS as MONITORING_CRDS
 from tests.support.prometheus import PACKAGES as PROMETHEUS_PACKAGES
 from tests.support.registry import PACKAGES as REGISTRY_PACKAGES
+from tests.support.zsh import PACKAGES as ZSH_PACKAGES
 
 
 def prepare_unit() -> None:
     """The chart is rendered by the real helm and goes to a real registry, its alert rules are tried by Prometheus' own
-    tool, statuses by Flux's library, workflows by actionlint."""
+    tool, statuses by Flux's library, workflows by actionlint, completion by zsh."""
     for name in ("helm", "kstatus", "actionlint"):
         binary(name)
-    ensure_packages({**PROMETHEUS_PACKAGES, **REGISTRY_PACKAGES})
+    ensure_packages({**PROMETHEUS_PACKAGES, **REGISTRY_PACKAGES, **ZSH_PACKAGES})
 
 
 def prepare_forwarder() -> None:

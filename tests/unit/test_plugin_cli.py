@@ -11,7 +11,9 @@ from dbtunnel.cli import main as dbtunnel
 from dbtunnel.cli.plugin import complete
 from dbtunnel.cli.plugin.main import COMMANDS, main
 from dbtunnel.cli.terminal import COLUMNS
+from tests.support.debian import ensure_packages
 from tests.support.processes import run
+from tests.support.zsh import PACKAGES, typed
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -92,6 +94,17 @@ def completed(shell: str, tmp_path: Path, *words: str) -> list[str]:
 def test_what_bash_completes(tmp_path: Path, words: list[str], candidates: list[str]) -> None:
     found = completed("bash", tmp_path, *words)
     assert sorted(found) == sorted(candidates) or (not candidates and "--packets" not in found)
+
+
+@pytest.mark.parametrize(
+    ("words", "whole"), [("dbtunnel ren", "dbtunnel render "), ("dbtunnel forward --packets o", "--packets own ")]
+)
+def test_zsh_completes_at_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, whole: str
+) -> None:
+    ensure_packages(PACKAGES)
+    assert dbtunnel.main(["completion", "zsh"]) == 0
+    assert whole in typed(tmp_path, capsys.readouterr().out, words, whole)
 
 
 def test_the_script_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
