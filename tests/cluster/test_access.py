@@ -7,12 +7,14 @@ import pytest
 
 from dbtunnel.api.forwarder import ADMIN_PORT
 from dbtunnel.api.reasons import Reason
+from tests.support import produced
 from tests.support.clients import POD, Endpoint, first_query, query, start_client
 from tests.support.cluster import Cluster, ClusterError
 from tests.support.installation import NAMESPACE
 from tests.support.private_network import AUTHORITY, config_map
 from tests.support.processes import wait_until
-from tests.support.told_in_cluster import check_counted, run_check
+from tests.support.produced import produces
+from tests.support.told_in_cluster import check_counted, events, run_check
 from tests.support.traffic import Traffic, target_of
 from tests.support.tunnels import (
     Manifest,
@@ -120,6 +122,7 @@ def cut_off(cluster: Cluster) -> Manifest:
     }
 
 
+@produces(Reason.FORWARDER_UNREACHABLE)
 def test_an_operator_that_is_cut_off_says_so_and_sessions_go_on(
     installed: Cluster, shop: str, tunnel: Manifest
 ) -> None:
@@ -133,10 +136,13 @@ def test_an_operator_that_is_cut_off_says_so_and_sessions_go_on(
                 interval_seconds=0.5,
                 describe=lambda: condition(installed, shop, "WorkloadReady"),
             )
-            assert "NetworkPolicy" in condition(installed, shop, "WorkloadReady")["message"]
+            message = condition(installed, shop, "WorkloadReady")["message"]
+            assert "NetworkPolicy" in message
+            wait_until(lambda: Reason.FORWARDER_UNREACHABLE in events(installed, tunnel), "an Event", 10)
             check_counted(installed, tunnel, Reason.FORWARDER_UNREACHABLE)
             code, shown = run_check(installed, tunnel["metadata"])
             assert (code, "READY" in shown.splitlines()) == (0, True), "check asks the forwarder, which works"
+            produced.note(Reason.FORWARDER_UNREACHABLE, message)
         finally:
             installed.kubectl("delete", "networkpolicy", "cut-off", "-n", NAMESPACE)
         wait_for_ready(installed, shop, "orders")

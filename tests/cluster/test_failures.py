@@ -120,17 +120,29 @@ def test_the_secret_has_another_key(installed: Cluster, shop: str, private_netwo
 @pytest.mark.parametrize(
     ("reason", "files", "words"),
     [
-        ("PrivateKeyInvalid", {"ssh-privatekey": "garbage"}, ["is no private key to use", "BEGIN"]),
-        ("PublicKeyGiven", {"ssh-privatekey": key_pair().public}, ["the file without .pub"]),
-        (
+        pytest.param(
+            "PrivateKeyInvalid",
+            {"ssh-privatekey": "garbage"},
+            ["is no private key to use", "BEGIN"],
+            marks=produces(Reason.PRIVATE_KEY_INVALID),
+        ),
+        pytest.param(
+            "PublicKeyGiven",
+            {"ssh-privatekey": key_pair().public},
+            ["the file without .pub"],
+            marks=produces(Reason.PUBLIC_KEY_GIVEN),
+        ),
+        pytest.param(
             "PassphraseRequired",
             {"ssh-privatekey": key_pair(passphrase="secret words").private},
             ["is encrypted", "passphrase"],
+            marks=produces(Reason.PASSPHRASE_REQUIRED),
         ),
-        (
+        pytest.param(
             "PassphraseWrong",
             {"ssh-privatekey": key_pair(passphrase="secret words").private, "passphrase": "guess"},
             ["does not decrypt"],
+            marks=produces(Reason.PASSPHRASE_WRONG),
         ),
     ],
     ids=lambda given: given if isinstance(given, str) else "",

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,7 +26,7 @@ ReadMetrics = Callable[[Cluster], str]
 def of_the_chart(cluster: Cluster) -> str:
     """The metrics of the operator that the chart runs."""
     service = f"services/{METRICS_SERVICE}:metrics"
-    return cluster.kubectl("get", "--raw", f"/api/v1/namespaces/{NAMESPACE}/{service}/proxy/metrics")
+    return cluster.read(f"/api/v1/namespaces/{NAMESPACE}/{service}/proxy/metrics") or ""
 
 
 def check_told(
@@ -60,9 +61,9 @@ def check_told(
 
 
 def check_counted(cluster: Cluster, found: Manifest, reason: Reason, metrics: ReadMetrics = of_the_chart) -> None:
-    """The operator's metric of the tunnel has the reason."""
+    """The operator's metric of the tunnel has the reason, as that of a tunnel that works if it is Succeeded."""
     of = f'namespace="{found["metadata"]["namespace"]}",tunnel="{found["metadata"]["name"]}",reason="{reason}"'
-    line = f"dbtunnel_operator_tunnel_ready{{{of}}} 0"
+    line = f"dbtunnel_operator_tunnel_ready{{{of}}} {int(reason is Reason.SUCCEEDED)}"
     wait_until(lambda: line in metrics(cluster).splitlines(), line, 10)
 
 
@@ -93,5 +94,5 @@ def events(cluster: Cluster, found: Manifest) -> list[str]:
 def events_about(cluster: Cluster, found: Manifest) -> list[dict[str, Any]]:
     """The Events about a tunnel."""
     metadata = found["metadata"]
-    listed = cluster.get("events.events.k8s.io", "-n", metadata["namespace"])["items"]
-    return [one for one in listed if one["regarding"]["uid"] == metadata["uid"]]
+    listed = cluster.read(f"/apis/events.k8s.io/v1/namespaces/{metadata['namespace']}/events")
+    return [one for one in json.loads(listed or "")["items"] if one["regarding"]["uid"] == metadata["uid"]]

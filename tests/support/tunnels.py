@@ -123,7 +123,9 @@ def pods(cluster: Cluster, namespace: str, name: str) -> list[str]:
 def metric(cluster: Cluster, namespace: str, pod: str, line: str) -> float:
     """The value of a forwarder's metric, named with its label as it stands at /metrics; 0 where it is not there."""
     path = f"/api/v1/namespaces/{namespace}/pods/{pod}:{ADMIN_PORT}/proxy/metrics"
-    values = [words.rsplit(" ", 1) for words in cluster.kubectl("get", "--raw", path).splitlines()]
+    text = cluster.read(path)
+    assert text is not None, f"there is no pod {pod}"
+    values = [words.rsplit(" ", 1) for words in text.splitlines()]
     return next((float(value) for name, value in values if name == line), 0.0)
 
 

@@ -23,6 +23,12 @@ def test_every_reason_has_a_test_that_produces_it(table: produced.Table) -> None
     assert not without, "mark a test with produces(...), which fails where it does not look at the reason"
 
 
+def test_every_reason_is_told_in_a_cluster_by_a_real_event(table: produced.Table) -> None:
+    """The others of its tests look at what would be posted."""
+    without = [str(one) for one, row in table.items() if not any("tests/cluster/" in test for test in row.produced_by)]
+    assert not without
+
+
 def test_dbtunnel_check_meets_every_reason_of_the_layers(table: produced.Table) -> None:
     """The others are about pods, of which it knows nothing."""
     met = {reason for reason in REASONS if table[reason].checked_by}

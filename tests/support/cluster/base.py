@@ -105,18 +105,25 @@ class Cluster(ABC):
         return document
 
     def find(self, resource: str, namespace: str) -> dict[str, Any] | None:
-        """An object by `kind/name`; None where it does not exist. Without kubectl, since tests ask again and again."""
+        """An object by `kind/name`; None where it does not exist."""
         kind, _, name = resource.partition("/")
-        path = f"{_ROOTS[kind]}/namespaces/{namespace}/{_plural(kind)}/{name}"
-        headers = {"Accept": "application/json"}
+        text = self.read(f"{_ROOTS[kind]}/namespaces/{namespace}/{_plural(kind)}/{name}")
+        document: dict[str, Any] | None = json.loads(text) if text else None
+        return document
+
+    def read(self, path: str) -> str | None:
+        """What the API server answers to a GET; None where there is no such thing. Without kubectl, since tests ask
+        again and again. Raises ClusterError.
+        """
+        headers = {"Accept": "application/json, */*"}
         request = self._api.param_serialize("GET", path, header_params=headers, auth_settings=["BearerToken"])
         answer = self._api.call_api(*request)
+        text = str(answer.read().decode())  # type: ignore[no-untyped-call]
         if answer.status == 404:
             return None
-        document: dict[str, Any] = json.loads(answer.read())  # type: ignore[no-untyped-call]
         if answer.status != 200:
-            raise ClusterError(f"{resource}: {document.get('message')}")
-        return document
+            raise ClusterError(f"{path}: {text}")
+        return text
 
     @cached_property
     def _api(self) -> ApiClient:
