@@ -25,6 +25,15 @@ from tests.support.tunnels import (
 
 EGRESS = "203.0.113.7"
 OTHER_ENGINE = "Oracle"
+FOREIGN: dict[str, Any] = {
+    "type": "FutureReady",
+    "status": "True",
+    "reason": "Succeeded",
+    "message": "Of another version.",
+    "lastTransitionTime": "2026-01-01T00:00:00Z",
+    "observedGeneration": 1,
+}
+"""A condition of a type that this version does not have."""
 
 
 @pytest.fixture(scope="module")
@@ -106,24 +115,31 @@ def test_an_older_operator_beside_a_newer_definition(own: Operator, namespace: s
     wait_for_children(cluster, namespace)
     wait_until(lambda: failure(cluster, namespace, "ImagePullFailed"), "its failure, told", 40)
     own.wait_until_quiet(namespace)
-    written = {"future": {"name": "kept"}, "endpoint": {"zone": "a"}}
-    change = json.dumps({"status": written})
-    options = ("--subresource=status", "--type=merge", "-p", change)
-    cluster.kubectl("patch", "databasetunnel", "orders", "-n", namespace, *options)
+    patch_status(cluster, namespace, "merge", {"status": {"future": {"name": "kept"}, "endpoint": {"zone": "a"}}})
+    patch_status(cluster, namespace, "json", [{"op": "add", "path": "/status/conditions/-", "value": FOREIGN}])
     deployment = find(cluster, namespace, "deployment/orders-tunnel") or {}
 
     patch(cluster, namespace, "databasetunnel/orders", {"spec": {"engine": OTHER_ENGINE}})
     wait_until(lambda: failure(cluster, namespace, "Rejected"), "Rejected")
-    refused = status(cluster, namespace)
+    kept = written_by_a_newer(cluster, namespace)
     assert "spec.engine: Input should be 'PostgreSQL'" in condition(cluster, namespace, "Ready")["message"]
-    assert refused["future"] == written["future"]
-    assert refused["endpoint"]["zone"] == "a"
-    assert refused["endpoint"]["host"] == f"orders.{namespace}.svc"
+    assert kept == ({"name": "kept"}, {"zone": "a", "host": f"orders.{namespace}.svc"}, FOREIGN)
     own.wait_until_quiet(namespace)
     now = find(cluster, namespace, "deployment/orders-tunnel") or {}
     assert now["metadata"]["generation"] == deployment["metadata"]["generation"], "what runs goes on"
 
     patch(cluster, namespace, "databasetunnel/orders", {"spec": {"engine": "PostgreSQL", "suspend": True}})
     wait_until(lambda: failure(cluster, namespace, "Suspended"), "Suspended")
-    assert status(cluster, namespace)["future"] == written["future"]
-    assert status(cluster, namespace)["endpoint"]["zone"] == "a"
+    assert written_by_a_newer(cluster, namespace) == kept
+
+
+def patch_status(cluster: Cluster, namespace: str, kind: str, change: object) -> None:
+    options = ("--subresource=status", f"--type={kind}", "-p", json.dumps(change))
+    cluster.kubectl("patch", "databasetunnel", "orders", "-n", namespace, *options)
+
+
+def written_by_a_newer(cluster: Cluster, namespace: str) -> tuple[Manifest, Manifest, Manifest]:
+    """What the newer version wrote: a field of its own, one within a field that this one writes, and a condition."""
+    found = status(cluster, namespace)
+    endpoint = {name: found["endpoint"].get(name) for name in ("zone", "host")}
+    return found["future"], endpoint, condition(cluster, namespace, FOREIGN["type"])

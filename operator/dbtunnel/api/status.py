@@ -10,6 +10,9 @@ from typing import Annotated, Any, Self
 from pydantic import ConfigDict, Field, ValidationError
 
 from dbtunnel.api.base import ApiModel
+from dbtunnel.api.conditions import ConditionType
+
+_MOST_CONDITIONS = 16
 
 Text = Annotated[str, Field(max_length=512)]
 Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
@@ -135,9 +138,9 @@ class DatabaseTunnelStatus(ApiModel):
 
     observed_generation: int | None = None
     """The generation of the spec that this status speaks of."""
-    conditions: Annotated[tuple[Condition, ...], Field(max_length=16, json_schema_extra=_list_map("type"))] | None = (
-        None
-    )
+    conditions: (
+        Annotated[tuple[Condition, ...], Field(max_length=_MOST_CONDITIONS, json_schema_extra=_list_map("type"))] | None
+    ) = None
     """The three layers of SSH and what surrounds them, in causal order: WorkloadReady, KeyReady, TransportReady,
     Authenticated, DatabaseReachable; Ready sums them up; Reconciling and Stalled are kstatus's."""
     endpoint: Endpoint | None = None
@@ -170,3 +173,10 @@ class DatabaseTunnelStatus(ApiModel):
             return cls.model_validate(document or {})
         except ValidationError:
             return cls()
+
+    def foreign_conditions(self) -> tuple[Condition, ...]:
+        """Those of types that are not known here. What a newer version or somebody else wrote is theirs to change: it
+        stays, with the generation that it speaks of.
+        """
+        own = {*ConditionType}
+        return tuple(one for one in self.conditions or () if one.type not in own)[: _MOST_CONDITIONS - len(own)]

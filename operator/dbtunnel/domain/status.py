@@ -107,7 +107,8 @@ def rejected(
         ConditionType.RECONCILING: Verdict(FALSE, Reason.REJECTED, message),
         ConditionType.STALLED: Verdict(TRUE, Reason.REJECTED, message),
     }
-    conditions = tuple(_dated(kind, verdict, before, manifest_generation, time) for kind, verdict in wanted.items())
+    own = (_dated(kind, verdict, before, manifest_generation, time) for kind, verdict in wanted.items())
+    conditions = (*own, *previous.foreign_conditions())
     return previous.model_copy(update={"observed_generation": manifest_generation, "conditions": conditions})
 
 
