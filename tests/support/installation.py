@@ -1,6 +1,7 @@
 """The operator in a cluster as people install it: its image, and the chart by the real helm."""
 
 import os
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -75,6 +76,18 @@ def uninstall_operator(cluster: Cluster) -> None:
     helm(cluster, "uninstall", RELEASE, "--namespace", NAMESPACE, "--ignore-not-found", "--wait")
     cluster.kubectl("delete", "crd", CRD, "--ignore-not-found", timeout_seconds=120)
     cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", timeout_seconds=120)
+
+
+def stated_takeover() -> tuple[int, int]:
+    """Seconds until another operator writes, as the documentation states them: where the leader was told to end, and
+    where it is gone.
+    """
+    stated = re.search(
+        r"told to end within (\d+) s, from one that is killed, frozen or cut off\s+within (\d+) s",
+        (ROOT / "docs/installation.md").read_text(),
+    )
+    assert stated
+    return int(stated[1]), int(stated[2])
 
 
 def helm(cluster: Cluster, *arguments: str) -> str:

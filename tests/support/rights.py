@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from dbtunnel.api.resource import GROUP, PLURAL
-from dbtunnel.controller.leader import NAME as LEASE
 from dbtunnel.controller.rbac import LEADER_RULES, PROXY_RULES, TUNNEL_RULES, Rule
 from tests.support.cluster.base import AuditLog
 from tests.support.processes import ROOT
@@ -21,6 +20,9 @@ from tests.support.processes import ROOT
 DIRECTORY = ROOT / "build" / "rights"
 
 Event = Mapping[str, Any]
+
+LEASE = "dbtunnel-operator"
+"""How the names of operators' Leases end, in the tests."""
 
 
 class Right(NamedTuple):
@@ -118,7 +120,7 @@ def _is_service_account(event: Event) -> bool:
 def _is_an_operators(event: Event) -> bool:
     """Nobody else writes the status of tunnels with a service account, or asks for the Lease."""
     right = Right.of(event)
-    return right == STATUS or (right.resource == "leases" and event["objectRef"].get("name") == LEASE)
+    return right == STATUS or (right.resource == "leases" and event["objectRef"].get("name", "").endswith(LEASE))
 
 
 def main() -> int:

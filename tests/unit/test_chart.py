@@ -55,6 +55,8 @@ def test_the_default_installation_is_complete() -> None:
         "ClusterRoleBinding",
         "CustomResourceDefinition",
         "Deployment",
+        "Role",
+        "RoleBinding",
         "Service",
         "ServiceAccount",
     ]
@@ -256,7 +258,7 @@ def test_several_operators_are_spread_over_nodes_and_outlive_a_drain() -> None:
         }
     ]
     assert the_one(two, "PodDisruptionBudget")["spec"] == {"maxUnavailable": 1, "selector": selector}
-    assert "topologySpreadConstraints" not in the_one(one, "Deployment")["spec"]["template"]["spec"]
+    assert the_one(one, "Deployment")["spec"]["template"] == spec["template"], "another number replaces no pod"
     assert not [manifest for manifest in one if manifest["kind"] == "PodDisruptionBudget"]
 
 
@@ -310,14 +312,13 @@ def test_limited_egress_still_reaches_the_forwarders() -> None:
 # --- replicas ---------------------------------------------------------------------------------------------------
 
 
-def test_two_replicas_elect_a_leader_and_one_is_never_doubled() -> None:
-    one, two = (the_one(render({"replicaCount": count}), "Deployment")["spec"] for count in (1, 2))
+def test_a_leader_is_elected_whatever_the_number_by_a_lease_of_the_release() -> None:
+    """A pod is never alone: not while it is replaced, nor once somebody scales its Deployment."""
+    settings = [settings_of(environment_of({"replicaCount": count})) for count in (0, 1, 2)]
 
-    assert one["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
-    assert two["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
-    assert {spec["strategy"]["type"] for spec in (one, two)} == {"RollingUpdate"}, "a change of the type is refused"
-    assert not settings_of(environment_of({"replicaCount": 1})).leader_election
-    assert settings_of(environment_of({"replicaCount": 2})).leader_election
+    assert {(one.leader_election, one.lease_name) for one in settings} == {(True, "tunnels-dbtunnel-operator")}
+    assert settings_of(environment_of({"fullnameOverride": "other"})).lease_name == "other"
+    assert {"strategy"}.isdisjoint(the_one(render(), "Deployment")["spec"]), "a new pod before an old one ends"
 
 
 DIGEST = "sha256:" + "0" * 64

@@ -44,7 +44,7 @@ def _check_pod(deployment: Manifest, values: Manifest) -> None:
     assert template["metadata"]["labels"].items() >= values.get("commonLabels", {}).items()
     assert template["metadata"].get("annotations", {}).items() >= values.get("commonAnnotations", {}).items()
     assert set(settings.namespaces) <= set(WATCHED)
-    assert settings.leader_election is (values.get("replicaCount", 1) > 1)
+    assert settings.leader_election
 
 
 VARYING = (

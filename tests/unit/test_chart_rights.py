@@ -35,27 +35,24 @@ def roles(manifests: list[Manifest]) -> dict[tuple[str, str, str], set[Triple]]:
 
 
 def test_the_rights_are_those_that_the_operator_uses() -> None:
-    assert roles(render()) == {("ClusterRole", "", "tunnels-dbtunnel-operator"): _flat(TUNNEL_RULES)}
+    assert roles(render()) == {
+        ("ClusterRole", "", "tunnels-dbtunnel-operator"): _flat(TUNNEL_RULES),
+        ("Role", NAMESPACE, "tunnels-dbtunnel-operator-leases"): _flat(LEADER_RULES),
+    }
 
 
 def test_in_named_namespaces_they_are_roles_and_nothing_is_granted_elsewhere() -> None:
     manifests = render({"settings": {"namespaces": ["shop", "billing"]}, "rbac": NOBODY, "crds": {"enabled": False}})
     name = "tunnels-dbtunnel-operator"
 
-    assert roles(manifests) == {("Role", one, name): _flat(TUNNEL_RULES) for one in ("shop", "billing")}
+    lease = {("Role", NAMESPACE, f"{name}-leases"): _flat(LEADER_RULES)}
+    assert roles(manifests) == lease | {("Role", one, name): _flat(TUNNEL_RULES) for one in ("shop", "billing")}
     assert all("namespace" in one["metadata"] for one in manifests), "nothing of it is the cluster's"
-
-
-def test_rights_to_the_lease_are_granted_to_operators_that_elect_a_leader() -> None:
-    found = roles(render({"replicaCount": 2}))
-
-    assert found["Role", NAMESPACE, "tunnels-dbtunnel-operator-leases"] == _flat(LEADER_RULES)
-    assert len(found) == 2
 
 
 @pytest.mark.parametrize("namespaces", [[], ["shop"], ["shop", "billing"]])
 def test_every_role_is_bound_once_to_the_operators_service_account(namespaces: list[str]) -> None:
-    manifests = render({"replicaCount": 2, "settings": {"namespaces": namespaces}})
+    manifests = render({"settings": {"namespaces": namespaces}})
     account = the_one(manifests, "ServiceAccount")["metadata"]
     bound = [
         (one["roleRef"]["kind"], one["metadata"].get("namespace", ""), one["roleRef"]["name"])
@@ -70,14 +67,14 @@ def test_every_role_is_bound_once_to_the_operators_service_account(namespaces: l
 
 
 def test_no_secret_can_be_read() -> None:
-    granted = set[Triple]().union(*roles(render({"replicaCount": 2})).values())
+    granted = set[Triple]().union(*roles(render()).values())
 
     assert {triple for triple in granted if triple[1].startswith("secrets")} == {("", "secrets", "create")}
     assert not {triple for triple in granted if "*" in triple}
 
 
 def test_rights_that_somebody_else_grants_are_left_to_them() -> None:
-    kinds = {one["kind"] for one in render({"replicaCount": 2, "rbac": {"create": False, **NOBODY}})}
+    kinds = {one["kind"] for one in render({"rbac": {"create": False, **NOBODY}})}
 
     assert not {kind for kind in kinds if "Role" in kind}
 

@@ -17,6 +17,7 @@ SET_BY_TEMPLATES = {
     "forwarder-image",
     "forwarder-image-pull-policy",
     "leader-election",
+    "lease-name",
     "listen-address",
     "liveness-port",
     "metrics-port",
@@ -32,10 +33,8 @@ SET_BY_TEMPLATES = {
 
 def test_every_setting_is_a_value_with_the_codes_default() -> None:
     environment = environment_of()
-    filled = {
-        name: environment[name]
-        for name in ("DBTUNNEL_FORWARDER_IMAGE", "DBTUNNEL_OPERATOR_NAMESPACE", "DBTUNNEL_POD_IP")
-    }
+    words = ("FORWARDER_IMAGE", "LEADER_ELECTION", "LEASE_NAME", "OPERATOR_NAMESPACE", "POD_IP")
+    filled = {name: environment[name] for name in (f"DBTUNNEL_{word}" for word in words)}
     wanted = {setting.variable for setting in SETTINGS if setting.name not in SET_BY_TEMPLATES}
 
     assert wanted <= set(environment)

@@ -64,7 +64,7 @@ class Candidate:
     def __init__(self, api: Api) -> None:
         self.suspended = 0.0
         """Seconds for which its machine slept, and its event loop with it."""
-        self.election = Election(cast(Client, api), "system", lambda: now() + self.suspended)
+        self.election = Election(cast(Client, api), "system", "dbtunnel-operator", lambda: now() + self.suspended)
         self.elected = asyncio.Event()
         self.elected_at = 0.0
         self.lost_at = 0.0

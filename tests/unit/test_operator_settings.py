@@ -184,7 +184,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "log-level": (["info", "TRACE"], "write one of DEBUG, INFO, WARNING, ERROR"),
 }
 
-ANYTHING = {"listen-address", "operator-namespace", "pod-ip"}
+ANYTHING = {"lease-name", "listen-address", "operator-namespace", "pod-ip"}
 """Settings that take every text."""
 
 

@@ -22,9 +22,6 @@ logger = logging.getLogger(__name__)
 
 KIND = Kind("Lease", "coordination.k8s.io/v1", "leases")
 
-NAME = "dbtunnel-operator"
-"""Name of the Lease, in the operator's namespace."""
-
 LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS = 15, 8, 2
 """How long a lease holds after its last renewal, how long its holder goes on without one, and how often all try."""
 
@@ -46,11 +43,12 @@ def waking_clock() -> float:
 class Election:
     """One candidate. Time is measured by its own clock alone: it need not agree with anybody's."""
 
-    def __init__(self, client: Client, namespace: str, clock: Callable[[], float] = waking_clock) -> None:
-        """`clock`: seconds that only grow, and that no sleep of the machine stops."""
+    def __init__(self, client: Client, namespace: str, name: str, clock: Callable[[], float] = waking_clock) -> None:
+        """Namespace and name: of the Lease. `clock`: seconds that only grow, and that no sleep of the machine stops."""
         self.identity = f"{socket.gethostname()}_{uuid4()}"
         self._client = client
         self._namespace = namespace
+        self._name = name
         self._clock = clock
         self._seen: tuple[str, float] = ("", 0.0)
         """The version of the Lease that was last seen, and since when it is the latest."""
@@ -80,7 +78,7 @@ class Election:
         while is_ours or self.holds():
             await asyncio.sleep(RETRY_SECONDS)
             is_ours = await self._attempt()
-        raise LeaseLostError(f"the Lease {self._namespace}/{NAME} is lost")
+        raise LeaseLostError(f"the Lease {self._namespace}/{self._name} is lost")
 
     async def _attempt(self) -> bool:
         """Whether the Lease is ours for another while."""
@@ -97,9 +95,9 @@ class Election:
         return is_ours
 
     async def _take(self) -> bool:
-        lease = await self._client.get(KIND, self._namespace, NAME)
+        lease = await self._client.get(KIND, self._namespace, self._name)
         if lease is None:
-            metadata = {"name": NAME, "namespace": self._namespace}
+            metadata = {"name": self._name, "namespace": self._namespace}
             document = {"apiVersion": KIND.group_version, "kind": KIND.name, "metadata": metadata}
             await self._client.create(KIND, {**document, "spec": self._spec({})})
             return True
@@ -132,7 +130,7 @@ class Election:
         self._renewed = -inf
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                lease = await self._client.get(KIND, self._namespace, NAME)
+                lease = await self._client.get(KIND, self._namespace, self._name)
                 if lease and lease["spec"].get("holderIdentity") == self.identity:
                     kept = {key: value for key, value in lease["spec"].items() if key != "holderIdentity"}
                     await self._client.replace(KIND, {**lease, "spec": kept})

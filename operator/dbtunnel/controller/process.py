@@ -29,7 +29,7 @@ async def run_operator(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         api = await stack.enter_async_context(ApiClient(await load_configuration()))
         session = await stack.enter_async_context(pods.open_session())
-        election = Election(Client(api, metrics), settings.operator_namespace)
+        election = Election(Client(api, metrics), settings.operator_namespace, settings.lease_name)
         client = Client(api, metrics, election.holds) if settings.leader_election else Client(api, metrics)
         read = pods.direct_reader(session) if settings.pod_access is PodAccess.DIRECT else pods.proxy_reader(client)
         operator = Operator(settings, client, metrics, read)

@@ -34,7 +34,7 @@ PROXY_RULES: tuple[Rule, ...] = (_rule("", ["pods/proxy"], "get"),)
 """With pod access Proxy, beside `TUNNEL_RULES`."""
 
 LEADER_RULES: tuple[Rule, ...] = (_rule("coordination.k8s.io", ["leases"], "get", "create", "update"),)
-"""With leader election, in the operator's own namespace."""
+"""With leader election, as the chart always has it, in the operator's own namespace."""
 
 
 def cluster_role(name: str, pod_access: PodAccess = PodAccess.DIRECT) -> dict[str, Any]:

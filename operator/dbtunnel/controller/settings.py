@@ -185,6 +185,7 @@ SETTINGS = (
     Setting("liveness-port", "8081", _integer(1, 65535), "TCP port of /healthz"),
     Setting("metrics-port", "8082", _integer(1, 65535), "TCP port of /metrics"),
     Setting("leader-election", "false", _boolean, "true: several operators, of which one works, by a Lease"),
+    Setting("lease-name", "dbtunnel-operator", str, "name of that Lease; each set of operators has its own"),
     Setting("log-level", "INFO", _one_of(*_LEVELS), "how much the operator logs: DEBUG, INFO, WARNING or ERROR"),
     Setting("log-format", "json", _one_of(*_FORMATS), "how the operator logs: json or text"),
 )
@@ -224,6 +225,7 @@ class Settings:
     liveness_port: int
     metrics_port: int
     leader_election: bool
+    lease_name: str
     log_level: str
     log_format: str
 
