@@ -28,8 +28,9 @@ from tests.support.zsh import PACKAGES as ZSH_PACKAGES
 
 def prepare_unit() -> None:
     """The chart is rendered by the real helm and goes to a real registry, its alert rules are tried by Prometheus' own
-    tool, statuses by Flux's library, workflows by actionlint, completion by zsh."""
-    for name in ("helm", "kstatus", "actionlint"):
+    tool, statuses by Flux's library, workflows by actionlint, completion by zsh, a cluster's configuration by kind.
+    """
+    for name in ("helm", "kstatus", "actionlint", "kind"):
         binary(name)
     ensure_packages({**PROMETHEUS_PACKAGES, **REGISTRY_PACKAGES, **ZSH_PACKAGES})
 

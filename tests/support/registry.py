@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import bcrypt
 import yaml
 
 from tests.support.debian import ensure_packages
@@ -12,14 +13,20 @@ from tests.support.processes import Process, free_port, listens
 
 PACKAGES = {"docker-registry": "takes the packaged chart"}
 
+USER = "publisher"
+
 
 @contextmanager
-def registry(directory: Path) -> Iterator[str]:
-    """`HOST:PORT` of an empty one, by HTTP and for everybody."""
+def registry(directory: Path, password: str = "") -> Iterator[str]:
+    """`HOST:PORT` of an empty one, by HTTP; with a password for `USER` alone, else for everybody."""
     ensure_packages(PACKAGES)
     address = f"127.0.0.1:{free_port()}"
     storage = {"filesystem": {"rootdirectory": str(directory / "storage")}}
     settings = {"version": 0.1, "log": {"level": "warn"}, "storage": storage, "http": {"addr": address}}
+    if password:
+        hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()
+        (directory / "users").write_text(f"{USER}:{hashed}\n")
+        settings["auth"] = {"htpasswd": {"realm": "registry", "path": str(directory / "users")}}
     (directory / "config.yml").write_text(yaml.safe_dump(settings))
     command = [shutil.which("docker-registry") or "docker-registry", "serve", str(directory / "config.yml")]
     process = Process(command, directory / "registry.log").start()

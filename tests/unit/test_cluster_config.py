@@ -2,10 +2,8 @@
 
 import json
 import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -21,59 +19,11 @@ from tests.support.cluster.components import (
     kubelet_config,
     proxy_config,
 )
-from tests.support.cluster.kind import kind_config
 from tests.support.cluster.layout import Layout, NoFreeNetworkError, free_network
 from tests.support.cluster.local import PROGRAMS, LocalCluster
 from tests.support.cluster.node import make_cgroup
-from tests.support.processes import ROOT, Process, wait_until
 
 DIRECTORY = Path("/cache/clusters/dev")
-
-
-# --- kind -------------------------------------------------------------------------------------------------------
-
-
-def _api_server_patch() -> dict[str, Any]:
-    (node,) = kind_config(DIRECTORY)["nodes"]
-    (text,) = node["kubeadmConfigPatches"]
-    patch: dict[str, Any] = yaml.safe_load(text)
-    assert patch["kind"] == "ClusterConfiguration"
-    return patch
-
-
-def test_kinds_api_server_enforces_permissions_of_owner_references() -> None:
-    plugins = _api_server_patch()["apiServer"]["extraArgs"]["enable-admission-plugins"].split(",")
-
-    assert {"NodeRestriction", "OwnerReferencesPermissionEnforcement"} <= set(plugins)
-
-
-def test_kinds_patch_fits_every_version_of_kubeadm() -> None:
-    """kind applies a patch without a version to each, and turns a mapping of arguments into what that version has."""
-    patch = _api_server_patch()
-
-    assert "apiVersion" not in patch
-    assert all(isinstance(value, str) for value in patch["apiServer"]["extraArgs"].values())
-
-
-def test_kinds_api_server_finds_its_audit_policy_and_writes_its_log() -> None:
-    """The policy goes from this machine into the node, and from the node into the API server's pod."""
-    (node,) = kind_config(DIRECTORY)["nodes"]
-    server = _api_server_patch()["apiServer"]
-    (mount,) = node["extraMounts"]
-    volumes = {volume["mountPath"]: volume for volume in server["extraVolumes"]}
-    policy, log = (Path(server["extraArgs"][f"audit-{name}"]) for name in ("policy-file", "log-path"))
-
-    assert mount["hostPath"] == str(DIRECTORY)
-    assert mount["containerPath"] == volumes[str(policy.parent)]["hostPath"]
-    assert volumes[str(log.parent)]["pathType"] == "DirectoryOrCreate"
-    assert not volumes[str(log.parent)].get("readOnly")
-
-
-def test_kinds_configuration_is_plain_yaml() -> None:
-    config = kind_config(DIRECTORY)
-
-    assert yaml.safe_load(yaml.safe_dump(config)) == config
-    assert (config["kind"], config["apiVersion"]) == ("Cluster", "kind.x-k8s.io/v1alpha4")
 
 
 # --- the audit log ----------------------------------------------------------------------------------------------
@@ -106,29 +56,6 @@ def test_reads_are_kept_apart_from_writes() -> None:
 
     log.feed(b'{"verb": "list"}\n{"verb": "patch"}\n{"verb": "watch"}\n')
     assert (log.writes, log.reads) == ([{"verb": "patch"}], [{"verb": "list"}, {"verb": "watch"}])
-
-
-def test_a_kind_cluster_goes_with_a_killed_test_run(tmp_path: Path) -> None:
-    said = tmp_path / "said"
-    kind = tmp_path / "kind"
-    kind.write_text(f'#!/bin/sh\n[ "$1" = get ] || echo "$@" >> {said}\n')
-    kind.chmod(0o755)
-    program = (
-        "import time\n"
-        "from tests.support.cluster.kind import KindCluster\n"
-        "KindCluster('gone')._guard()\n"
-        "print('guarded', flush=True)\n"
-        "time.sleep(60)"
-    )
-    environment = {**os.environ, "KUBE_BIN_DIR": str(tmp_path), "DBTUNNEL_CACHE": str(tmp_path / "cache")}
-    run = Process([sys.executable, "-c", program], tmp_path / "log", env=environment, cwd=ROOT).start()
-    run.wait_until(lambda: "guarded" in run.log_end(), "the guard")
-    assert not said.exists()
-
-    run.kill()
-
-    wait_until(lambda: said.exists() and said.read_text(), "the deletion")
-    assert said.read_text() == "delete cluster --name dbtunnel-gone\n"
 
 
 # --- the local cluster ------------------------------------------------------------------------------------------

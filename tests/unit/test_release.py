@@ -1,6 +1,8 @@
 """What a release has beside its image: made here by the commands that the workflow runs, pushed to a real registry."""
 
+import base64
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,7 +17,7 @@ from dbtunnel import __version__
 from tests.support.binaries import binary
 from tests.support.chart import helm, render
 from tests.support.processes import ROOT, free_port, run
-from tests.support.registry import registry
+from tests.support.registry import USER, registry
 from tests.support.release import NAMESPACE, RELEASE, ReleaseError, check, files, main, manifests, push
 
 REPOSITORY = "registry.example.com/team/dbtunnel"
@@ -110,6 +112,20 @@ def test_a_registry_that_is_away_is_told(made: Path) -> None:
         push(archive(made), f"oci://127.0.0.1:{free_port()}/charts", "--plain-http")
 
 
+def test_helm_has_the_login_of_docker(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    with registry(tmp_path, password="good") as address:
+
+        def push_as(password: str) -> str:
+            login = base64.b64encode(f"{USER}:{password}".encode()).decode()
+            (tmp_path / "config.json").write_text(json.dumps({"auths": {address: {"auth": login}}}))
+            return push(archive(made), f"oci://{address}/charts", "--plain-http")
+
+        with pytest.raises(ReleaseError, match="401"):
+            push_as("bad")
+        assert push_as("good").startswith("sha256:")
+
+
 # --- the check --------------------------------------------------------------------------------------------------
 
 
@@ -178,7 +194,24 @@ def test_an_error_in_a_workflow_would_be_found(tmp_path: Path) -> None:
 
 
 def commands(job: str) -> list[str]:
-    return [step["run"] for step in WORKFLOW["jobs"][job]["steps"] if "run" in step]
+    return [step["run"] for step in WORKFLOW["jobs"][job].get("steps", ()) if "run" in step]
+
+
+def needed(job: str) -> set[str]:
+    """The jobs that have to succeed before it starts."""
+    needs = WORKFLOW["jobs"][job].get("needs", [])
+    direct = {needs} if isinstance(needs, str) else set(needs)
+    return direct.union(*map(needed, direct))
+
+
+def run_step(job: str, name: str, directory: Path, **environment: str) -> tuple[int, dict[str, str]]:
+    """A step as GitHub runs it: its exit code, and its outputs."""
+    text = next(step["run"] for step in WORKFLOW["jobs"][job]["steps"] if step.get("id") == name)
+    output = directory / "output"
+    given = {"PATH": os.environ["PATH"], "GITHUB_OUTPUT": str(output), **environment}
+    done = subprocess.run(["bash", "-e", "-c", text], cwd=directory, env=given, check=False)
+    lines = output.read_text().splitlines() if output.exists() else []
+    return done.returncode, dict(line.split("=", 1) for line in lines)
 
 
 def test_the_workflow_runs_what_is_tested_here() -> None:
@@ -187,7 +220,49 @@ def test_the_workflow_runs_what_is_tested_here() -> None:
 
     assert made == ["release-check", "release-files"]
     assert set(made) <= targets
-    assert any("tests.support.release push" in command for command in commands("chart"))
+
+
+def test_nothing_is_published_before_every_test_has_passed() -> None:
+    tests = yaml.load((ROOT / ".github/workflows/test.yaml").read_text(), yaml.BaseLoader)
+    publishing = [name for name, job in WORKFLOW["jobs"].items() if "write" in job.get("permissions", {}).values()]
+
+    assert publishing == ["image", "chart"]
+    assert all(needed(name) >= {"check", "test"} for name in publishing)
+    assert WORKFLOW["jobs"]["test"] == {"needs": "check", "uses": "./.github/workflows/test.yaml"}
+    assert "workflow_call" in tests["on"]
+    assert any(step.get("run", "").endswith(" make test") for step in tests["jobs"]["test"]["steps"])
+
+
+def test_names_in_the_registry_have_no_capital_letters(tmp_path: Path) -> None:
+    given = {"GITHUB_REPOSITORY_OWNER": "Example-Org", "GITHUB_REF_NAME": "v1.2.3"}
+    assert run_step("check", "names", tmp_path, **given) == (
+        0,
+        {"version": "1.2.3", "image": "ghcr.io/example-org/dbtunnel", "charts": "ghcr.io/example-org/charts"},
+    )
+    published = {name: job.get("env", {}) for name, job in WORKFLOW["jobs"].items()}
+    assert published["image"] == {"IMAGE": "${{ needs.check.outputs.image }}"}
+    assert published["chart"] == {**published["image"], "CHARTS": "${{ needs.check.outputs.charts }}"}
+    assert "repository_owner" not in json.dumps(WORKFLOW)
+
+
+def test_what_a_job_tells_another_is_used() -> None:
+    told = {f"{name}.outputs.{output}" for name, job in WORKFLOW["jobs"].items() for output in job.get("outputs", {})}
+    assert told == set(re.findall(r"needs\.(\w+\.outputs\.\w+)", json.dumps(WORKFLOW)))
+
+
+@pytest.mark.parametrize(
+    ("script", "ends"),
+    [("echo sha256:0123", (0, {"digest": "sha256:0123"})), ("echo no registry; exit 1", (1, {}))],
+    ids=["succeeds", "fails"],
+)
+def test_a_push_that_fails_ends_the_release(tmp_path: Path, script: str, ends: tuple[int, dict[str, str]]) -> None:
+    program = tmp_path / ".venv/bin/python"
+    program.parent.mkdir(parents=True)
+    program.write_text(f'#!/bin/sh\necho "$@" > said\n{script}\n')
+    program.chmod(0o755)
+
+    assert run_step("chart", "push", tmp_path, CHARTS="ghcr.io/example-org/charts") == ends
+    assert (tmp_path / "said").read_text() == "-m tests.support.release push oci://ghcr.io/example-org/charts\n"
 
 
 def test_every_artifact_is_signed_by_digest_and_has_its_provenance() -> None:

@@ -13,13 +13,14 @@ from tests.support.cluster.base import AUDIT_POLICY, AuditLog, Cluster, ClusterE
 from tests.support.processes import ProcessError, run, wait_until
 
 _AUDIT_DIRECTORY = "/var/log/kubernetes/audit"
+AUDIT_LOG = f"{_AUDIT_DIRECTORY}/audit.log"
 _POLICY_DIRECTORY = "/etc/kubernetes/audit"
 
 
 def kind_config(policy_directory: Path) -> dict[str, Any]:
     """A node with an audit log by the policy in that directory, and the admission plug-in that OpenShift has on."""
     arguments = {
-        "audit-log-path": f"{_AUDIT_DIRECTORY}/audit.log",
+        "audit-log-path": AUDIT_LOG,
         "audit-policy-file": f"{_POLICY_DIRECTORY}/policy.yaml",
         "enable-admission-plugins": "NodeRestriction,OwnerReferencesPermissionEnforcement",
     }
@@ -44,6 +45,11 @@ def kind_config(policy_directory: Path) -> dict[str, Any]:
 
 class KindCluster(Cluster):
     """A kind cluster named `dbtunnel-NAME`. One that a killed test run left is deleted with it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._guard_process: subprocess.Popen[bytes] | None = None
+        self._audit, self._audit_size = AuditLog(), 0
 
     @property
     def _kind_name(self) -> str:
@@ -85,6 +91,11 @@ class KindCluster(Cluster):
         )
 
     def stop(self) -> None:
+        if self._guard_process:
+            # it would delete a later cluster of the same name: its input ends with this object
+            self._guard_process.kill()
+            self._guard_process.wait(10)
+            self._guard_process = None
         command: list[str | Path] = [binary("kind"), "delete", "cluster", "--name", self._kind_name]
         subprocess.run([*command, "--kubeconfig", self.kubeconfig], capture_output=True, check=False, timeout=120)
 
@@ -96,8 +107,12 @@ class KindCluster(Cluster):
         run(command, timeout_seconds=300)
 
     def audit_log(self) -> AuditLog:
-        node = f"{self._kind_name}-control-plane"
         # through the node, since the file there is root's alone
-        log = AuditLog()
-        log.feed(run(["docker", "exec", node, "cat", f"{_AUDIT_DIRECTORY}/audit.log"]).encode())
-        return log
+        node = f"{self._kind_name}-control-plane"
+        command = ["docker", "exec", node, "tail", f"--bytes=+{self._audit_size + 1}", AUDIT_LOG]
+        done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+        if done.returncode:
+            raise ClusterError(f"the audit log of {node}: {done.stderr.decode(errors='replace')}")
+        self._audit_size += len(done.stdout)
+        self._audit.feed(done.stdout)
+        return self._audit
