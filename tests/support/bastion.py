@@ -6,10 +6,12 @@ every SSH session with the listener, also when the test run is killed.
 """
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -26,6 +28,11 @@ PACKAGES = {"openssh-server": "the bastion", "openssh-client": "ssh-keygen signs
 
 HOST_KEY_TYPES = {"ed25519": "ssh-ed25519", "ecdsa": "ecdsa-sha2-nistp256", "rsa": "ssh-rsa"}
 """The host keys that a Debian server has."""
+
+_RSA_KEYS = 12
+"""More than a test has servers: one takes longer to make than all else that a bastion needs, so they go round."""
+
+_rsa_turns = itertools.count()
 
 HARDENED = sshd_config.HARDENED
 """What the documentation recommends for the tunnels' user."""
@@ -230,10 +237,10 @@ class Bastion:
         self._reload()
 
     def replace_host_keys(self, types: Iterable[str] = HOST_KEY_TYPES) -> None:
-        """Makes new host keys, of these types alone, for connections from now on. Certificates go."""
+        """Has other host keys, of these types alone, for connections from now on. Certificates go."""
         for path in self.directory.glob("ssh_host_*"):
             path.unlink()
-        self.host_keys = {name: key_pair(HOST_KEY_TYPES[name], bits=2048) for name in types}
+        self.host_keys = {name: _host_key(name) for name in types}
         for name, pair in self.host_keys.items():
             path = self.directory / f"ssh_host_{name}_key"
             _write_private(path, pair.private)
@@ -324,6 +331,15 @@ class Bastion:
             _write_private(self.directory / "shadow", shadow)
         names = "".join(f"{address} {name}\n" for name, address in hosts.items())
         (self.directory / "hosts").write_text(f"127.0.0.1 localhost\n::1 localhost\n{names}")
+
+
+def _host_key(name: str) -> KeyPair:
+    return _rsa_key(next(_rsa_turns) % _RSA_KEYS) if name == "rsa" else key_pair(HOST_KEY_TYPES[name])
+
+
+@cache
+def _rsa_key(_: int) -> KeyPair:
+    return key_pair(HOST_KEY_TYPES["rsa"], bits=2048)
 
 
 def _is_root() -> bool:

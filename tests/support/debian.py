@@ -6,6 +6,9 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+_SEEN: set[str] = set()
+"""Packages that this process has found on the machine: each server of the tests asks again."""
+
 
 class MissingPackageError(RuntimeError):
     """A package is not there and cannot be installed; the text says which, why it is needed, and what to do."""
@@ -16,7 +19,8 @@ def ensure_packages(packages: Mapping[str, str]) -> None:
     if not shutil.which("dpkg-query"):
         needs = "; ".join(f"{name} ({why})" for name, why in packages.items())
         raise MissingPackageError(f"this is no Debian or Ubuntu, and these packages of theirs are needed: {needs}")
-    missing = {name: why for name, why in packages.items() if not _is_installed(name)}
+    missing = {name: why for name, why in packages.items() if name not in _SEEN and not _is_installed(name)}
+    _SEEN.update(packages.keys() - missing.keys())
     if not missing:
         return
     for name, why in missing.items():
