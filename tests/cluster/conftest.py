@@ -15,7 +15,7 @@ from tests.support.installation import image_reference, install_operator, provid
 from tests.support.operator import Operator, lone_operator
 from tests.support.private_network import PrivateNetwork
 from tests.support.rights import DIRECTORY, Uses
-from tests.support.tunnels import apply, make_namespace, tunnel_manifest, wait_for_children
+from tests.support.tunnels import apply, make_namespace, remove_namespace, tunnel_manifest, wait_for_children
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +64,7 @@ def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]
     """A namespace of the test's own, deleted afterwards without waiting."""
     name = make_namespace(cluster, request.node.name)
     yield name
-    cluster.kubectl("delete", "namespace", name, "--wait=false")
+    remove_namespace(cluster, name)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def shop(
     private_network.publish(installed, name)
     start_client(installed, name, client_image)
     yield name
-    installed.kubectl("delete", "namespace", name, "--wait=false")
+    remove_namespace(installed, name)
 
 
 @pytest.fixture

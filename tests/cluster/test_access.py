@@ -23,6 +23,7 @@ from tests.support.tunnels import (
     make_namespace,
     patch,
     pods,
+    remove_namespace,
     start_tunnel,
     wait_for_ready,
 )
@@ -38,7 +39,7 @@ def elsewhere(installed: Cluster, client_image: str) -> Iterator[str]:
     apply(installed, config_map(name, AUTHORITY, {}))
     start_client(installed, name, client_image)
     yield name
-    installed.kubectl("delete", "namespace", name, "--wait=false")
+    remove_namespace(installed, name)
 
 
 @pytest.fixture(scope="module")

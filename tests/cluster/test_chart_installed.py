@@ -15,7 +15,7 @@ from tests.support.installation import helm, provide_image
 from tests.support.operator import installed_operators_rest
 from tests.support.processes import wait_until
 from tests.support.rights import Right, granted
-from tests.support.tunnels import apply, find, make_namespace, tunnel_manifest
+from tests.support.tunnels import apply, find, make_namespace, remove_namespace, tunnel_manifest
 
 MONITORING = "apiVersion: monitoring.coreos.com/"
 """Kinds of the Prometheus operator, whose definitions are not there."""
@@ -119,7 +119,7 @@ def test_an_operator_of_named_namespaces_serves_them_and_has_no_right_elsewhere(
     logs = cluster.kubectl("logs", f"deployment/{account}", "-n", namespace, "--all-pods", "--prefix=false")
     assert '"level": "info"' in logs
     assert '"level": "error"' not in logs
-    cluster.kubectl("delete", "namespace", elsewhere, "--wait=false")
+    remove_namespace(cluster, elsewhere)
 
 
 def test_people_may_do_what_the_installer_chose(crd_installed: Cluster, namespace: str) -> None:

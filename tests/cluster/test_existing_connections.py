@@ -24,6 +24,7 @@ from tests.support.tunnels import (
     find,
     make_namespace,
     patch,
+    remove_namespace,
     start_tunnel,
 )
 
@@ -38,7 +39,7 @@ def direct(installed: Cluster, private_network: PrivateNetwork) -> Iterator[tupl
     with Relay(server.host, server.port, host=installed.host_address) as relay:
         apply(installed, *service_of_machine(namespace, "orders", server.port, relay.host, relay.port))
         yield relay, f"orders.{namespace}.svc.cluster.local"
-    installed.kubectl("delete", "namespace", namespace, "--wait=false")
+    remove_namespace(installed, namespace)
 
 
 def write_manifests(directory: Path, namespace: str, bastion: Bastion, host: str) -> None:

@@ -12,7 +12,7 @@ from tests.support.cluster import Cluster, ClusterError
 from tests.support.installation import helm
 from tests.support.kstatus import ExpressionError, Verdict, verdict
 from tests.support.processes import ROOT
-from tests.support.tunnels import Manifest, condition, example, patch, wait_for_ready, wait_for_reason
+from tests.support.tunnels import Manifest, condition, example, patch, remove_namespace, wait_for_ready, wait_for_reason
 from tests.support.watched import Watch
 
 EXAMPLES = ROOT / "examples" / "flux"
@@ -137,7 +137,7 @@ def flux(cluster: Cluster) -> Iterator[Cluster]:
     cluster.kubectl("wait", "--for=condition=Established", *files, "--timeout=20s")
     cluster.kubectl("create", "namespace", "flux-system")
     yield cluster
-    cluster.kubectl("delete", "namespace", "flux-system", "--wait=false")
+    remove_namespace(cluster, "flux-system")
     cluster.kubectl("delete", *files, "--wait=false")
 
 

@@ -19,6 +19,7 @@ from tests.support.tunnels import (
     condition,
     find,
     make_namespace,
+    remove_namespace,
     tunnel_manifest,
     wait_for_children,
 )
@@ -36,7 +37,7 @@ def home(operator: Operator) -> Iterator[str]:
     apply(operator.cluster, tunnel_manifest(name))
     wait_for_children(operator.cluster, name)
     yield name
-    operator.cluster.kubectl("delete", "namespace", name, "--wait=false")
+    remove_namespace(operator.cluster, name)
 
 
 @pytest.fixture

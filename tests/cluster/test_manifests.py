@@ -10,7 +10,7 @@ from tests.support.images import OPERATOR
 from tests.support.installation import provide_image
 from tests.support.processes import wait_until
 from tests.support.release import CHART, manifests
-from tests.support.tunnels import apply, condition, make_namespace, tunnel_manifest
+from tests.support.tunnels import apply, condition, make_namespace, remove_namespace, tunnel_manifest
 
 
 def test_the_api_server_admits_all_of_it(crd_installed: Cluster) -> None:
@@ -49,4 +49,4 @@ def test_it_installs_an_operator_and_removes_it(crd_installed: Cluster) -> None:
     kinds = "clusterroles,clusterrolebindings,rolebindings"
     left = json.dumps(crd_installed.get(kinds, "-A", "-l", "app.kubernetes.io/instance=plain")["items"])
     assert left == "[]"
-    crd_installed.kubectl("delete", "namespace", served, "--wait=false")
+    remove_namespace(crd_installed, served)

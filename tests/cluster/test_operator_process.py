@@ -17,7 +17,7 @@ from tests.support.installation import helm, provide_image
 from tests.support.operator import Operator, installed_operators_rest, lone_operator
 from tests.support.processes import wait_until
 from tests.support.relay import Relay
-from tests.support.tunnels import apply, condition, find, tunnel_manifest, wait_for_reason
+from tests.support.tunnels import apply, condition, find, remove_namespace, tunnel_manifest, wait_for_reason
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_it_serves_the_named_namespaces_alone(quiet: Cluster, namespace: str, tm
         operator.start()
         quiet.kubectl("delete", "service", "orders", "-n", named[1])
         wait_until(lambda: find(quiet, named[1], "service/orders"), "the Service")
-        quiet.kubectl("delete", "namespace", named[1], "--wait=false")
+        remove_namespace(quiet, named[1])
 
 
 # --- the chart --------------------------------------------------------------------------------------------------
@@ -166,4 +166,4 @@ def test_upgrades_change_the_number_of_replicas(crd_installed: Cluster) -> None:
             assert deployment["spec"]["replicas"] == count
     finally:
         helm(crd_installed, "uninstall", *release)
-        crd_installed.kubectl("delete", "namespace", "counted", "--wait=false")
+        remove_namespace(crd_installed, "counted")

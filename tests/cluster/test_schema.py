@@ -14,7 +14,7 @@ from tests.support.cluster import Cluster, ClusterError
 from tests.support.generated import fields_of
 from tests.support.hop_rows import BAD_HOPS, GOOD_HOPS
 from tests.support.operator import installed_operators_rest
-from tests.support.tunnels import make_namespace
+from tests.support.tunnels import make_namespace, remove_namespace
 
 FINGERPRINT = "SHA256:" + "A" * 43
 
@@ -333,7 +333,7 @@ def stored(crd_installed: Cluster) -> Iterator[dict[str, dict[str, Any]]]:
         found = crd_installed.get("databasetunnels", "-n", namespace)["items"]
         crd_installed.kubectl("delete", "databasetunnels", "--all", "-n", namespace)
     yield {names[one["metadata"]["name"]]: one for one in found}
-    crd_installed.kubectl("delete", "namespace", namespace, "--wait=false")
+    remove_namespace(crd_installed, namespace)
 
 
 @pytest.mark.parametrize("row", GOOD)

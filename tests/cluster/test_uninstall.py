@@ -14,7 +14,16 @@ from tests.support.operator import Operator, installed_operators_rest
 from tests.support.pages import follow
 from tests.support.processes import wait_until
 from tests.support.release import CHART, manifests
-from tests.support.tunnels import CHILDREN, apply, find, make_namespace, pods, tunnel_manifest, wait_for_children
+from tests.support.tunnels import (
+    CHILDREN,
+    apply,
+    find,
+    make_namespace,
+    pods,
+    remove_namespace,
+    tunnel_manifest,
+    wait_for_children,
+)
 
 NO_FORWARDER = ("forwarder.image.tag=none", "forwarder.image.pullPolicy=Never")
 """Pods that never start and need no time to end."""
@@ -214,7 +223,7 @@ def check_that_all_is_gone(cluster: Cluster, namespace: str) -> None:
     wait_until_nothing_is_in_deletion(cluster)
     assert of_release(cluster) == []
     assert not cluster.kubectl("get", "crd", CRD, "--ignore-not-found")
-    cluster.kubectl("delete", "namespace", namespace, "--wait=false")
+    remove_namespace(cluster, namespace)
 
 
 def test_manifests_that_are_deleted_at_once_take_the_tunnels_along(quiet: Cluster, image: str) -> None:
@@ -247,7 +256,7 @@ def test_an_operator_whose_namespace_goes_leaves_the_tunnels_and_what_is_the_clu
     follow("installation", quiet, namespace, tmp_path, "delete clusterroles")
     assert of_release(quiet) == []
     assert uids(quiet, namespace) == before
-    quiet.kubectl("delete", "namespace", namespace, "--wait=false")
+    remove_namespace(quiet, namespace)
 
 
 def test_a_release_that_keeps_no_definition_takes_the_tunnels_along(quiet: Cluster, image: str) -> None:

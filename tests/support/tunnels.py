@@ -45,8 +45,13 @@ def make_namespace(cluster: Cluster, words: str) -> str:
     """A namespace that enforces Pod Security `restricted`; its name."""
     name = f"{re.sub(r'[^a-z0-9]+', '-', words.lower()).strip('-')[:40]}-{uuid.uuid4().hex[:6]}"
     metadata = {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}
-    apply(cluster, {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+    cluster.request("POST", "/api/v1/namespaces", {"metadata": metadata})
     return name
+
+
+def remove_namespace(cluster: Cluster, name: str) -> None:
+    """Has it deleted, without waiting."""
+    cluster.request("DELETE", f"/api/v1/namespaces/{name}")
 
 
 def patch(
@@ -144,7 +149,7 @@ def _wait_for(cluster: Cluster, namespace: str, name: str, wanted: tuple[str, st
         return json.dumps((find(cluster, namespace, f"databasetunnel/{name}") or {}).get("status"), indent=1)
 
     wait_until(state, f"{name}: Ready={': '.join(wanted)}", timeout_seconds, interval_seconds=0.2, describe=told)
-    return cluster.get("databasetunnel", name, "-n", namespace)
+    return find(cluster, namespace, f"databasetunnel/{name}") or {}
 
 
 def _generation(cluster: Cluster, namespace: str, name: str) -> int:
