@@ -114,9 +114,16 @@ def test_a_node_is_ready_in_seconds_and_down_leaves_nothing(local: LocalCluster)
     _command(local, "down")
 
 
-def test_a_killed_run_leaves_no_process_and_the_next_start_sweeps_the_rest(local: LocalCluster, tmp_path: Path) -> None:
+def test_another_runs_cluster_is_left_alone_and_swept_by_the_next_start_once_that_run_is_killed(
+    local: LocalCluster, tmp_path: Path
+) -> None:
     holder = _hold(local, tmp_path)
     holder.wait_until(lambda: "held" in holder.log_end(), "the cluster's start", 100)
+
+    with pytest.raises(ClusterInUseError, match=f"down --name {local.name}"):
+        start_cluster(local.name)
+
+    assert local.node_is_ready()
     _run_a_pod(local)
     assert len(_processes_of(local)) > 8, "components, a shim and the pod"
 
@@ -127,19 +134,6 @@ def test_a_killed_run_leaves_no_process_and_the_next_start_sweeps_the_rest(local
     assert "shell" not in again.kubectl("get", "pods", "-o", "name")
     again.stop()
     assert _what_is_left(local) == []
-
-
-def test_what_a_dead_cluster_left_is_removed_by_the_start_of_any(local: LocalCluster, tmp_path: Path) -> None:
-    dead = LocalCluster(f"{local.name}-dead")
-    holder = _hold(dead, tmp_path)
-    holder.wait_until(lambda: "held" in holder.log_end(), "the cluster's start", 100)
-    holder.kill()
-    assert dead.directory.exists()
-    wait_until(lambda: not _processes_of(dead), "the end of all processes", 10)
-
-    start_cluster(local.name)
-
-    assert _what_is_left(dead) == []
 
 
 def test_an_interrupted_start_leaves_nothing(local: LocalCluster, tmp_path: Path) -> None:
@@ -154,20 +148,19 @@ def test_an_interrupted_start_leaves_nothing(local: LocalCluster, tmp_path: Path
     assert _what_is_left(local) == []
 
 
-def test_another_runs_cluster_is_neither_used_nor_stopped(local: LocalCluster, tmp_path: Path) -> None:
-    holder = _hold(local, tmp_path)
-    holder.wait_until(lambda: "held" in holder.log_end(), "the cluster's start", 100)
+def test_two_clusters_run_side_by_side_and_the_start_of_any_removes_what_a_dead_one_left(
+    cluster: LocalCluster, local: LocalCluster, tmp_path: Path
+) -> None:
+    dead = LocalCluster(f"{local.name}-dead")
+    holder = _hold(dead, tmp_path)
+    wait_until(lambda: len(_processes_of(dead)) > 3, "some components", 60)
+    holder.kill()
+    wait_until(lambda: not _processes_of(dead), "the end of all processes", 10)
+    assert dead.directory.exists()
 
-    with pytest.raises(ClusterInUseError, match=f"down --name {local.name}"):
-        start_cluster(local.name)
-
-    assert local.node_is_ready()
-    holder.stop()
-
-
-def test_two_clusters_run_side_by_side(cluster: LocalCluster, local: LocalCluster) -> None:
     other = start_cluster(local.name)
 
+    assert _what_is_left(dead) == []
     assert other.host_address != cluster.host_address
     for one in (cluster, other):
         assert one.node_is_ready()
