@@ -26,7 +26,7 @@ def start_tunnels(cluster: Cluster, namespace: str, names: Sequence[str], **spec
     path = f"/apis/dbtunnel.dev/v1alpha1/namespaces/{namespace}/databasetunnels"
 
     def found() -> list[Manifest]:
-        tunnels: list[Manifest] = json.loads(cluster.kubectl("get", "--raw", path))["items"]
+        tunnels: list[Manifest] = (cluster.request("GET", path) or {})["items"]
         return [one for one in tunnels if one["metadata"]["name"] in names]
 
     wait_until(lambda: all(map(_is_ready, found())), "all tunnels", 120, interval_seconds=0.5)
@@ -154,7 +154,7 @@ class Rolling:
             self.counts.append(sum(map(_is_rolling, self._deployments())))
 
     def _deployments(self) -> list[Manifest]:
-        found: list[Manifest] = json.loads(self._cluster.kubectl("get", "--raw", self._path))["items"]
+        found: list[Manifest] = (self._cluster.request("GET", self._path) or {})["items"]
         return found
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -94,5 +93,5 @@ def events(cluster: Cluster, found: Manifest) -> list[str]:
 def events_about(cluster: Cluster, found: Manifest) -> list[dict[str, Any]]:
     """The Events about a tunnel."""
     metadata = found["metadata"]
-    listed = cluster.read(f"/apis/events.k8s.io/v1/namespaces/{metadata['namespace']}/events")
-    return [one for one in json.loads(listed or "")["items"] if one["regarding"]["uid"] == metadata["uid"]]
+    listed = cluster.request("GET", f"/apis/events.k8s.io/v1/namespaces/{metadata['namespace']}/events") or {}
+    return [one for one in listed["items"] if one["regarding"]["uid"] == metadata["uid"]]

@@ -121,7 +121,8 @@ def start_tunnel(cluster: Cluster, namespace: str, name: str, bastion: Bastion |
 
 def pods(cluster: Cluster, namespace: str, name: str) -> list[str]:
     """Names of a tunnel's pods that are not ending."""
-    listed = cluster.get("pods", "-n", namespace, "-l", f"{TUNNEL_LABEL}={name}")["items"]
+    path = f"/api/v1/namespaces/{namespace}/pods?labelSelector={TUNNEL_LABEL}={name}"
+    listed = (cluster.request("GET", path) or {})["items"]
     return [one["metadata"]["name"] for one in listed if "deletionTimestamp" not in one["metadata"]]
 
 
