@@ -6,6 +6,7 @@ import signal
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self
 
 import psycopg
@@ -55,7 +56,7 @@ class _Server(ABC):
         directory.mkdir(parents=True, exist_ok=True)
         self._own(directory)
         if not (directory / "data").exists():
-            self._initialize(tls_required)
+            self._fill(tls_required)
 
     def start(self) -> Self:
         """Starts it; returns once it answers. Raises ProcessError with the server's log where it does not."""
@@ -88,6 +89,17 @@ class _Server(ABC):
     def log_text(self) -> str:
         """What the server wrote."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def _fill(self, tls_required: bool) -> None:
+        """Once in a process a server's directory is made by its programs; the next ones are copies."""
+        made = _MADE.get((type(self), tls_required))
+        if made is None:
+            self._initialize(tls_required)
+            made = _MADE[type(self), tls_required] = TemporaryDirectory(prefix="database-")
+            source, target = self.directory, Path(made.name)
+        else:
+            source, target = Path(made.name), self.directory
+        run(["cp", "--archive", f"{source}/.", target])
 
     @abstractmethod
     def sessions(self) -> int:
@@ -130,6 +142,9 @@ class _Server(ABC):
             target.chmod(0o600)
             self._own(target)
         return self._place / names[0], self._place / names[1]
+
+
+_MADE: dict[tuple[type[_Server], bool], TemporaryDirectory[str]] = {}
 
 
 class PostgresServer(_Server):
@@ -187,7 +202,7 @@ class PostgresServer(_Server):
         password = self.directory / "password"
         password.write_text(PASSWORD)
         self._own(password)
-        options = ["--no-sync", "-A", self.authentication, "-E", "UTF8", "--locale=C"]
+        options = ["--no-sync", "--wal-segsize=1", "-A", self.authentication, "-E", "UTF8", "--locale=C"]
         owner = ["-D", f"{self._place}/data", "-U", USER, "--pwfile", f"{self._place}/password"]
         run(self._as_user(postgres_program("initdb"), *owner, *options))
         kind = "hostssl" if tls_required else "host"
@@ -197,7 +212,7 @@ class PostgresServer(_Server):
 
     def _execute(self, database: str, statements: str) -> None:
         """Runs statements, one a line, with no server."""
-        single = [postgres_program("postgres"), "--single", "-c", "exit_on_error=on", "-D", f"{self._place}/data"]
+        single = [postgres_program("postgres"), "--single", "-F", "-c", "exit_on_error=on", "-D", f"{self._place}/data"]
         run(self._as_user(*single, database), input=statements + "\n")
 
     def _tls_settings(self) -> list[str]:
