@@ -15,11 +15,32 @@ from dbtunnel.domain.children import build_deployment, build_network_policy, bui
 from dbtunnel.domain.names import REFRESH_ANNOTATION
 from dbtunnel.domain.secrets import build_binding, build_key_secret
 from dbtunnel.domain.settings import Installation
-from tests.support.admission import DATABASES, SELINUX, SSH_SERVERS, policies, refusals
+from tests.support.admission import (
+    ALLOWED,
+    DATABASES,
+    REFUSED,
+    SELINUX,
+    SSH_SERVERS,
+    alias,
+    leading_to,
+    policies,
+    refusals,
+)
 from tests.support.cluster import Cluster, ClusterError
 from tests.support.operator import FORWARDER_IMAGE, Operator
 from tests.support.processes import wait_until
-from tests.support.tunnels import CHILDREN, Manifest, apply, condition, find, patch, pods, tunnel_manifest
+from tests.support.tunnels import (
+    CHILDREN,
+    Manifest,
+    apply,
+    condition,
+    failure,
+    find,
+    patch,
+    pods,
+    tunnel_manifest,
+    wait_for_children,
+)
 from tests.support.values import tunnel as parsed
 
 
@@ -40,71 +61,6 @@ def in_force(operator: Operator) -> Iterator[None]:
 
 
 # --- tunnels ----------------------------------------------------------------------------------------------------
-
-
-def leading_to(host: str = "bastion.example.com", database: Mapping[str, Any] | None = None, **spec: Any) -> Manifest:
-    """A tunnel through that bastion."""
-    way = {"host": host, **spec.pop("tunnel", {})}
-    manifest = tunnel_manifest("default", tunnel=way, **spec)
-    manifest["spec"]["database"] = {"host": "orders.internal", **(database or {})}
-    return manifest
-
-
-def alias(address: str) -> Manifest:
-    return {"hostAliases": [{"ip": address, "hostnames": ["bastion.example.com"]}]}
-
-
-ALLOWED = (
-    leading_to(),
-    leading_to("BASTION.Example.com."),
-    leading_to("a.ssh.example.com"),
-    leading_to("203.0.113.200"),
-    leading_to("198.51.100.7"),
-    leading_to("2001:db8:0:0::5", tunnel={"port": 2222}),
-    leading_to(tunnel={"jumpHosts": [{"host": "203.0.113.1"}], "fallbacks": [{"host": "203.0.113.2"}]}),
-    leading_to(podTemplate=alias("203.0.113.9")),
-    leading_to(database={"host": "10.20.30.40", "port": 6432}),
-    leading_to(database={"host": "localhost"}),
-)
-
-NOT_AMONG = "is not among the SSH servers that namespace default may use: Bastion.example.com, *.ssh.example.com, "
-OWN = "is a loopback or link-local address, or stands for one. Write the SSH server's own name or address."
-NO_DATABASE = "is not among the databases that namespace default may use: *.internal, 10.0.0.0/8; localhost port 5432. "
-
-REFUSED = (
-    (leading_to("evil.example.com"), f"spec.tunnel.host: evil.example.com port 22 {NOT_AMONG}"),
-    (leading_to("ssh.example.com"), NOT_AMONG),
-    (leading_to("evilssh.example.com"), NOT_AMONG),
-    (leading_to("bastion.example.com.evil.net"), NOT_AMONG),
-    (leading_to("203.0.114.1"), NOT_AMONG),
-    (leading_to("2001:db9::1"), NOT_AMONG),
-    (leading_to(tunnel={"port": 2222}), f"bastion.example.com port 2222 {NOT_AMONG}"),
-    (leading_to("other.example.com"), NOT_AMONG),
-    (
-        leading_to(tunnel={"jumpHosts": [{"host": "203.0.113.1"}, {"host": "10.0.0.1"}]}),
-        "tunnel.jumpHosts[1].host: 10.",
-    ),
-    (leading_to(tunnel={"fallbacks": [{"host": "203.0.113.1", "port": 24}]}), "spec.tunnel.fallbacks[0].host: 203.0."),
-    *(
-        (leading_to(host), f"spec.tunnel.host: {host} {OWN}")
-        for host in (
-            *("127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::", "169.254.169.254", "fe80::1"),
-            *("localhost", "LocalHost.", "a.localhost", "ip6-loopback", "0x7f000001", "0x7f.1", "a.1"),
-        )
-    ),
-    (leading_to(tunnel={"jumpHosts": [{"host": "127.0.0.1"}]}), f"spec.tunnel.jumpHosts[0].host: 127.0.0.1 {OWN}"),
-    (leading_to(tunnel={"fallbacks": [{"host": "localhost"}]}), f"spec.tunnel.fallbacks[0].host: localhost {OWN}"),
-    (leading_to(podTemplate=alias("127.0.0.1")), "spec.podTemplate.hostAliases: 127.0.0.1 is a loopback"),
-    (leading_to(podTemplate=alias("10.0.0.1")), "spec.podTemplate.hostAliases: 10.0.0.1 is not the address of an SSH"),
-    (
-        leading_to(database={"host": "orders.example.com"}),
-        f"spec.database.host: orders.example.com port 5432 {NO_DATABASE}",
-    ),
-    (leading_to(database={"host": "11.0.0.1"}), NO_DATABASE),
-    (leading_to(database={"host": "localhost", "port": 5433}), f"localhost port 5433 {NO_DATABASE}"),
-    (leading_to(database={"host": "localhost"}, engine="MySQL"), f"localhost port 3306 {NO_DATABASE}"),
-    (leading_to(database={"host": "169.254.169.254"}), "spec.database.host is a link-local address."),
-)
 
 
 def test_tunnels_lead_where_the_values_say(operator: Operator) -> None:
@@ -310,6 +266,7 @@ def test_the_operator_makes_forwarders_and_keys_alone(operator: Operator) -> Non
     token["metadata"]["annotations"] = {"kubernetes.io/service-account.name": "default"}
     bad = [(altered(deployment(), path, value), words) for path, value, words in BAD_DEPLOYMENTS]
     bad += [(altered(one, path, value), words) for one, path, value, words in BAD_OTHERS]
+    bad += [(deployment({"podTemplate": {"annotations": {APPARMOR: "unconfined"}}}), "no AppArmor profile")]
     bad += [(token, "of type Opaque or"), (_named(KEY, "orders"), "name ending in -ssh")]
     named = [_named(one, f"good-binding-{number}-ssh") for number, one in enumerate(good)]
     for number, (one, words) in enumerate(bad):
@@ -377,6 +334,21 @@ def test_the_real_operator_works_under_them(operator: Operator, namespace: str) 
     assert condition(cluster, namespace, "WorkloadReady")["reason"] in ("ImagePullFailed", "Progressing")
     denied = [line for line in operator.logs() if "ValidatingAdmissionPolicy" in json.dumps(line)]
     assert denied == []
+
+
+def test_a_tunnel_that_asks_for_what_they_refuse_is_told_so(operator: Operator, namespace: str) -> None:
+    """The annotation by which AppArmor was once switched off is a tunnel's to write, and the policies' to refuse."""
+    cluster, way = operator.cluster, {"host": "203.0.113.1"}
+    annotations = {"note": "kept", APPARMOR: "unconfined"}
+    apply(cluster, tunnel_manifest(namespace, tunnel=way, podTemplate={"annotations": annotations}))
+    ready = wait_until(lambda: failure(cluster, namespace, "Rejected"), "Rejected")
+    assert "a forwarder has no AppArmor profile" in ready["message"]
+    assert find(cluster, namespace, "deployment/orders-tunnel") is None
+
+    del annotations[APPARMOR]
+    apply(cluster, tunnel_manifest(namespace, tunnel=way, podTemplate={"annotations": annotations}))
+    wait_for_children(cluster, namespace)
+    wait_until(lambda: not failure(cluster, namespace, "Rejected"), "the status to tell so")
 
 
 def _containers(cluster: Cluster, namespace: str) -> list[Manifest]:
