@@ -9,6 +9,7 @@ import yaml
 from tests.support.bastion import Bastion
 from tests.support.binaries import binary
 from tests.support.cluster import Cluster, ClusterError
+from tests.support.health_cases import CASES, judged, outline, record, write_settings
 from tests.support.installation import helm
 from tests.support.kstatus import ExpressionError, Verdict, verdict
 from tests.support.processes import ROOT
@@ -114,6 +115,24 @@ def test_what_waits_by_kstatus_waits_as_long_as_it_should(
     assert "conditions" not in seen["created"][0]["status"], (
         "the definition's default, before the operator's first write"
     )
+    check_health(seen, tmp_path)
+
+
+def check_health(seen: Mapping[str, list[Manifest]], directory: Path) -> None:
+    """What is recorded for Argo CD is what the operator writes, and Argo CD's own command judges that as documented."""
+    live = {
+        "recorded_new": seen["created"][0],
+        "recorded_starting": next(one for one in seen["created"] if "conditions" in one["status"]),
+        "recorded_working": seen["created"][-1],
+        "recorded_suspending": seen["suspended"][0],
+        "recorded_suspended": seen["suspended"][-1],
+        "recorded_host_key_mismatch": seen["failed"][-1],
+    }
+    settings = write_settings(directory / "argocd-cm.yaml")
+    for name, version in live.items():
+        path = record(version, name)
+        assert outline(version) == outline(CASES[name].manifest), f"{path} is what it is now: record that"
+        assert judged(path, settings).startswith(f"STATUS: {CASES[name].status}\n"), name
 
 
 def test_helm_fails_where_a_tunnel_does(installed: Cluster, shop: str, bastion: Bastion, chart: Path) -> None:
@@ -150,6 +169,15 @@ def test_flux_s_definitions_admit_the_example(flux: Cluster, document: Manifest)
     """The definition of a HelmRelease is not to be had; tests/unit/test_flux.py reads it by its controller's types."""
     said = flux.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", input=yaml.safe_dump(document))
     assert said.endswith("created (server dry run)\n")
+
+
+def test_no_example_drifts(flux: Cluster) -> None:
+    """By kubectl's three-way comparison, and by the API server's with the fields of Flux's controller."""
+    text = yaml.safe_dump_all([one for one in documents() if one["kind"] != "HelmRelease"])
+    flux.kubectl("apply", "-f", "-", input=text)
+    for way in ((), ("--server-side", "--force-conflicts", "--field-manager=kustomize-controller")):
+        assert flux.kubectl("diff", *way, "-f", "-", input=text) == ""
+    flux.kubectl("delete", "-f", "-", "--wait=false", input=text)
 
 
 def test_flux_s_definitions_would_refuse_a_typing_error(flux: Cluster) -> None:

@@ -44,13 +44,17 @@ def secret_of(cluster: Cluster, namespace: str) -> str:
     return str(volume["secret"]["secretName"])
 
 
-def test_the_tunnel_follows_the_names_that_kustomize_generates(installed: Cluster, shop: str, roll: Roll) -> None:
+def test_the_tunnel_follows_the_names_that_kustomize_generates(
+    installed: Cluster, shop: str, roll: Roll, tmp_path: Path
+) -> None:
     first, fingerprint = roll()
     secret = first["spec"]["tunnel"]["keySecretRef"]["name"]
     assert secret.startswith("orders-ssh-")
     assert first["spec"]["tunnel"]["hostKey"]["knownHostsRef"]["name"].startswith("bastion-host-keys-")
     assert secret_of(installed, shop) == secret
     assert [one["fingerprint"] for one in first["status"]["publicKeys"]] == [fingerprint]
+    for way in ((), ("--server-side", "--force-conflicts", "--field-manager=kustomize-controller")):
+        assert installed.kubectl("diff", *way, "-k", tmp_path / "kustomize") == "", "nothing drifts"
 
     with Traffic(installed, shop, Endpoint.of(first)) as traffic:
         second, fingerprint = roll()

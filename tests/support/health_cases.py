@@ -1,9 +1,13 @@
-"""What Argo CD's health script is tried with: tunnels with the status that the operator's own code decides."""
+"""What Argo CD's health script is tried with: tunnels with statuses that the installed operator has written, and for
+states that take long or are hard to bring about, those that its code decides.
+"""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,6 +17,9 @@ from dbtunnel.api.forwarder import ForwarderStatus, HopFact, HostKeyFact, LayerF
 from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.domain.observed import Observation, Problem
 from dbtunnel.domain.status import decide, rejected
+from tests.support.binaries import binary
+from tests.support.processes import ROOT, run
+from tests.support.teams_repository import documented
 from tests.support.values import INSTALLATION, NOW, changed, failing, manifest, observed, tunnel, working
 
 FOLDER = "contrib/argocd/resource_customizations/dbtunnel.dev/DatabaseTunnel"
@@ -86,7 +93,66 @@ def _cases() -> Iterator[tuple[str, HealthCase]]:
     yield from ((name, HealthCase(of, status, _message(of))) for name, status, of in told)
 
 
-CASES: Mapping[str, HealthCase] = dict(_cases())
+_DECIDED: Mapping[str, HealthCase] = dict(_cases())
+
+RECORDED: Mapping[str, str] = {
+    "recorded_new": "Progressing",
+    "recorded_starting": "Progressing",
+    "recorded_working": "Healthy",
+    "recorded_suspending": "Progressing",
+    "recorded_suspended": "Suspended",
+    "recorded_host_key_mismatch": "Degraded",
+}
+"""Health of the tunnels as the installed operator left them in `tests/cluster/test_flux.py`, which compares them with
+those of every run."""
+
+
+def _recorded(name: str, status: str) -> HealthCase:
+    of = yaml.safe_load((ROOT / FOLDER / f"testdata/{name}.yaml").read_text())
+    generation = of["status"].get("observedGeneration")
+    if "conditions" not in of["status"]:
+        message = "Waiting for the operator"
+    elif generation != of["metadata"]["generation"]:
+        message = "Waiting for the operator to take up the change"
+    else:
+        message = _message(of)
+    return HealthCase(of, status, message)
+
+
+CASES: Mapping[str, HealthCase] = {
+    **_DECIDED,
+    **{name: _recorded(name, status) for name, status in RECORDED.items()},
+}
+
+
+def record(of: Manifest, name: str) -> Path:
+    """Writes a live tunnel down as it is to be recorded, as one of the namespace `shop`. Returns the file."""
+    metadata = {key: of["metadata"][key] for key in ("name", "namespace", "generation")}
+    text = yaml.safe_dump({**of, "metadata": metadata}, sort_keys=False, width=10**6)
+    path = ROOT / f"build/health/{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text.replace(metadata["namespace"], "shop"))
+    return path
+
+
+def outline(of: Manifest) -> tuple[bool, dict[str, tuple[str, str]]]:
+    """What the script goes by: whether the status is of the spec at hand, and status and reason of each condition."""
+    status = of["status"]
+    conditions = {one["type"]: (one["status"], one["reason"]) for one in status.get("conditions") or ()}
+    return status.get("observedGeneration") == of["metadata"]["generation"], conditions
+
+
+def judged(path: Path, settings: Path) -> str:
+    """What Argo CD's own command makes of the object in a file; it exits with 0 whatever it finds."""
+    command = ("admin", "settings", "resource-overrides", "health", path, "--argocd-cm-path", settings)
+    environment = {"ARGOCD_BINARY_NAME": "argocd", "HOME": str(settings.parent), "PATH": os.environ["PATH"]}
+    return run([binary("argocd"), *command], env=environment)
+
+
+def write_settings(path: Path) -> Path:
+    """The documented argocd-cm, for `judged`."""
+    path.write_text(yaml.safe_dump(documented("ConfigMap")["argocd-cm"]))
+    return path
 
 
 def _tests() -> str:
@@ -104,6 +170,6 @@ def _object(name: str) -> str:
 
 HEALTH_FILES: Mapping[str, Callable[[], str]] = {
     f"{FOLDER}/health_test.yaml": _tests,
-    **{f"{FOLDER}/testdata/{name}.yaml": partial(_object, name) for name in CASES},
+    **{f"{FOLDER}/testdata/{name}.yaml": partial(_object, name) for name in _DECIDED},
 }
-"""Each file beside the script, and what makes its text."""
+"""Each file beside the script but the recorded ones, and what makes its text."""
