@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 
 import pytest
@@ -29,6 +30,9 @@ TRACKING = dict(zip(FORMS, ("annotation", "label", "annotation+label"), strict=T
 
 _MARKS = {"label": "app.kubernetes.io/instance", "annotation": "argocd.argoproj.io/tracking-id"}
 """By which Argo CD knows what is an Application's."""
+
+WORKLOADS = {form: f"{'chart' if form == 'chart' else 'dbtunnel'}-dbtunnel-operator" for form in FORMS}
+"""Names of the operator's Deployment and Lease: Argo CD calls a release as the Application."""
 
 _OTHERS = ("helm.sh/chart", *HELM_ANNOTATIONS)
 
@@ -105,10 +109,6 @@ def _is_there(team: Team, resource: str) -> bool:
     return find(team.argocd.cluster, SHOP, resource) is not None
 
 
-def _is_gone(team: Team, resource: str) -> bool:
-    return not _is_there(team, resource)
-
-
 def _clear(team: Team, form: str) -> None:
     """Removes an Application with what it brought, and what it leaves."""
     kubectl = team.argocd.cluster.kubectl
@@ -122,9 +122,34 @@ one_form = pytest.mark.parametrize("brought", FORMS[:1], indirect=True)
 
 @every_form
 def test_each_wave_waits_until_the_one_before_is_healthy(brought: Brought) -> None:
+    """Secret, operator, tunnel, application."""
     assert "DatabaseTunnel/orders" in brought.waited_for
-    assert "configmap/application" not in brought.without_bastion
-    assert _is_there(brought.team, "configmap/application")
+    assert brought.without_bastion == {"databasetunnel/orders"}
+
+    cluster, made = brought.team.argocd.cluster, _creations(brought.team.argocd.cluster)
+    workload = WORKLOADS[brought.form]
+    operator = cluster.get("deployment", workload, "-n", OPERATOR_NAMESPACE)["status"]["conditions"]
+    available = _since(next(one for one in operator if one["type"] == "Available"))
+    ready = _since(condition(cluster, SHOP, "Ready"))
+    (secret,) = (name for name in _names(cluster, "secrets") if name.startswith("shop-ssh"))
+    assert made[f"secrets/{secret}"] < made[f"deployments/{workload}"] < available
+    assert available <= made["databasetunnels/orders"] < ready
+    assert ready <= made["configmaps/application"]
+
+
+def _creations(cluster: Cluster) -> dict[str, float]:
+    """When each object of the shop's and of the operator's namespace was last created, by `resource/name`."""
+    made = (one for one in cluster.audit_events() if one["responseStatus"]["code"] == 201)
+    return {
+        f"{about['resource']}/{about['name']}": datetime.fromisoformat(one["requestReceivedTimestamp"]).timestamp()
+        for one in made
+        if (about := one["objectRef"]).get("namespace") in (SHOP, OPERATOR_NAMESPACE) and "name" in about
+    }
+
+
+def _since(of: Manifest) -> float:
+    """When a condition became what it is, in whole seconds."""
+    return datetime.fromisoformat(of["lastTransitionTime"]).timestamp()
 
 
 @every_form
@@ -219,7 +244,8 @@ def examples(brought: Brought) -> Iterator[list[str]]:
         wait_until(partial(_has_failed, argocd.cluster, "demo", name), f"the status of {name}", 60)
     argocd.wait_for("examples", "Progressing")
     yield tunnels
-    argocd.cluster.kubectl("delete", "applications.argoproj.io", "examples", "-n", ARGOCD, "--wait=false")
+    gone = ("applications.argoproj.io", "examples", "-n", ARGOCD, "--wait=false", "--ignore-not-found")
+    argocd.cluster.kubectl("delete", *gone)
 
 
 def _examples() -> dict[str, str]:
@@ -247,6 +273,25 @@ def test_a_tunnel_that_leaves_git_goes_and_its_generated_key_stays(
     for resource in ("databasetunnel/reports", "service/reports", "deployment/reports-tunnel"):
         wait_until(lambda resource=resource: not find(cluster, "demo", resource), f"{resource} to go", 40)  # type: ignore[misc]
     assert find(cluster, "demo", "secret/reports-ssh")
+
+
+@one_form
+def test_an_application_without_the_finalizer_leaves_everything(
+    brought: Brought, outage: None, examples: list[str]
+) -> None:
+    cluster = brought.team.argocd.cluster
+
+    def tunnels() -> list[Manifest]:
+        return [one["metadata"] for one in cluster.get("databasetunnels", "-n", "demo")["items"]]
+
+    before = [one["uid"] for one in tunnels()]
+    patch(cluster, ARGOCD, "application.argoproj.io/examples", {"metadata": {"finalizers": None}})
+    cluster.kubectl("delete", "applications.argoproj.io", "examples", "-n", ARGOCD, timeout_seconds=30)
+
+    cluster.kubectl("delete", "service", "orders", "-n", "demo")
+    wait_until(lambda: find(cluster, "demo", "service/orders"), "the operator's repair")
+    assert [one["uid"] for one in tunnels() if "deletionTimestamp" not in one] == before
+    assert len(before) == len(examples) - 1, "all but the one that has left git"
 
 
 @one_form
@@ -285,13 +330,20 @@ def test_after_its_grace_an_outage_is_degraded_until_the_bastion_is_back(brought
 
 @every_form
 def test_a_deleted_application_leaves_the_definition_and_the_namespaces(brought: Brought) -> None:
-    cluster = brought.team.argocd.cluster
+    cluster, tracked = brought.team.argocd.cluster, brought.team.argocd.application(brought.form)["status"]["resources"]
+    brought_in = {(one["kind"], one.get("namespace"), one["name"]) for one in tracked}
+    kinds = {f"{one['kind']}.{one['version']}.{one.get('group', '')}" for one in tracked}
+    assert {"Secret", "ServiceAccount", "ClusterRole", "Role", "Deployment", KIND, "ConfigMap"} <= {
+        kind for kind, *_ in brought_in
+    }
     cluster.kubectl("delete", "applications.argoproj.io", brought.form, "-n", ARGOCD, timeout_seconds=90)
 
-    assert not _is_there(brought.team, "databasetunnel/orders")
-    assert [name for name in _names(cluster, "secrets") if name.startswith("shop-ssh")] == []
-    for child in CHILDREN:
-        wait_until(partial(_is_gone, brought.team, child), f"the end of {child}", 40)
-    assert cluster.get("deployments", "-n", OPERATOR_NAMESPACE)["items"] == []
-    assert cluster.get("clusterroles", "-l", "app.kubernetes.io/name=dbtunnel-operator")["items"] == []
-    cluster.get("crd", CRD)
+    there = [(one["kind"], one["metadata"]) for one in cluster.get(",".join(kinds), "--all-namespaces")["items"]]
+    left = brought_in.intersection((kind, one.get("namespace"), one["name"]) for kind, one in there)
+    assert left <= {("CustomResourceDefinition", None, CRD)}
+    children = ("services,deployments,networkpolicies", "-n", SHOP)
+    wait_until(lambda: cluster.get(*children)["items"] == [], "the end of the children", 40)
+    for kind, name in (("crd", CRD), ("namespace", SHOP), ("namespace", OPERATOR_NAMESPACE)):
+        assert "deletionTimestamp" not in cluster.get(kind, name)["metadata"]
+    leases = {one["metadata"]["name"] for one in cluster.get("leases", "-n", OPERATOR_NAMESPACE)["items"]}
+    assert WORKLOADS[brought.form] in leases
