@@ -100,7 +100,8 @@ class KindCluster(Cluster):
         subprocess.run([*command, "--kubeconfig", self.kubeconfig], capture_output=True, check=False, timeout=120)
 
     def is_running(self) -> bool:
-        return self._kind_name in run([binary("kind"), "get", "clusters"]).split()
+        clusters = run([binary("kind"), "get", "clusters"]).split()
+        return self._kind_name in clusters and self.kubeconfig.exists()
 
     def load_image(self, archive: Path, reference: str) -> None:
         command: list[str | Path] = [binary("kind"), "load", "image-archive", archive, "--name", self._kind_name]
