@@ -1,19 +1,18 @@
 """Tunnels under Flux, and under Helm's --wait: both wait by kstatus, whose verdict on every version is looked at."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.support.bastion import Bastion
-from tests.support.binaries import binary
 from tests.support.cluster import Cluster, ClusterError
 from tests.support.health_cases import CASES, judged, outline, record, write_settings
 from tests.support.installation import helm
 from tests.support.kstatus import ExpressionError, Verdict, verdict
 from tests.support.processes import ROOT
-from tests.support.tunnels import Manifest, condition, example, patch, remove_namespace, wait_for_ready, wait_for_reason
+from tests.support.tunnels import Manifest, condition, example, patch, wait_for_ready, wait_for_reason
 from tests.support.watched import Watch
 
 EXAMPLES = ROOT / "examples" / "flux"
@@ -142,46 +141,3 @@ def test_helm_fails_where_a_tunnel_does(installed: Cluster, shop: str, bastion: 
         helm(installed, "install", "failing", "--namespace", shop, str(chart), "--wait", "--timeout", "5s")
 
     helm(installed, "uninstall", "failing", "--namespace", shop)
-
-
-# --- the examples -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def flux(cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster with Flux's definitions and no Flux."""
-    given = [str(binary(f"{name}-crds.yaml")) for name in ("kustomize-controller", "source-controller")]
-    files = [word for path in given for word in ("-f", path)]
-    cluster.kubectl("create", *files)
-    cluster.kubectl("wait", "--for=condition=Established", *files, "--timeout=20s")
-    cluster.kubectl("create", "namespace", "flux-system")
-    yield cluster
-    remove_namespace(cluster, "flux-system")
-    cluster.kubectl("delete", *files, "--wait=false")
-
-
-@pytest.mark.parametrize(
-    "document",
-    [one for one in documents() if one["kind"] != "HelmRelease"],
-    ids=lambda one: f"{one['kind']}-{one['metadata']['name']}",
-)
-def test_flux_s_definitions_admit_the_example(flux: Cluster, document: Manifest) -> None:
-    """The definition of a HelmRelease is not to be had; tests/unit/test_flux.py reads it by its controller's types."""
-    said = flux.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", input=yaml.safe_dump(document))
-    assert said.endswith("created (server dry run)\n")
-
-
-def test_no_example_drifts(flux: Cluster) -> None:
-    """By kubectl's three-way comparison, and by the API server's with the fields of Flux's controller."""
-    text = yaml.safe_dump_all([one for one in documents() if one["kind"] != "HelmRelease"])
-    flux.kubectl("apply", "-f", "-", input=text)
-    for way in ((), ("--server-side", "--force-conflicts", "--field-manager=kustomize-controller")):
-        assert flux.kubectl("diff", *way, "-f", "-", input=text) == ""
-    flux.kubectl("delete", "-f", "-", "--wait=false", input=text)
-
-
-def test_flux_s_definitions_would_refuse_a_typing_error(flux: Cluster) -> None:
-    (document, *_) = (one for one in documents() if one["kind"] == "Kustomization")
-    wrong = {**document, "spec": {**document["spec"], "healthCheckExpr": []}}
-    with pytest.raises(ClusterError, match=r'unknown field "spec\.healthCheckExpr"'):
-        flux.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", input=yaml.safe_dump(wrong))

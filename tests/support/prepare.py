@@ -17,6 +17,7 @@ from tests.support.cluster import ClusterError, cluster_of
 from tests.support.databases import MariaDBServer, PostgresServer
 from tests.support.debian import MissingPackageError, ensure_packages
 from tests.support.dropbear import PACKAGES as DROPBEAR_PACKAGES
+from tests.support.flux import PROGRAMS as FLUX
 from tests.support.images import CLIENT, OPERATOR, ImageError
 from tests.support.installation import image_reference
 from tests.support.key_tools import PACKAGES as KEY_PACKAGES
@@ -46,12 +47,12 @@ def prepare_forwarder() -> None:
 
 
 def prepare_cluster() -> None:
-    """A Kubernetes, helm, Argo CD, the images, and what lies behind a bastion."""
+    """A Kubernetes, helm, Argo CD, Flux, the images, and what lies behind a bastion."""
     prepare_unit()
     prepare_forwarder()
     ensure_packages(ARGOCD_PACKAGES)
     cluster_of("test").prepare()
-    for name in (*MONITORING_CRDS, "kustomize", "argocd", "argocd-crds.yaml"):
+    for name in (*MONITORING_CRDS, "kustomize", "argocd", "argocd-crds.yaml", *FLUX):
         binary(name)
     for recipe in (OPERATOR, CLIENT):
         image_reference(recipe)

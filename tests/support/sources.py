@@ -45,6 +45,9 @@ def _kubernetes(name: str) -> Source:
     return Source("kubernetes", f"k8s.io/kubernetes/cmd/{name}", site, f"{site}.sha256")
 
 
+_FLUX = ("kustomize-controller", "source-controller")
+"""Those of Flux's controllers that can be had as modules: helm-controller cannot."""
+
 SOURCES: Mapping[str, Source] = {
     **{
         name: _kubernetes(name)
@@ -111,9 +114,10 @@ SOURCES: Mapping[str, Source] = {
     # the modules have programs of their own
     "kstatus": Source("kstatus", "."),
     "netpol": Source("netpol", "."),
+    **{name: Source("flux", f"github.com/fluxcd/{name}") for name in _FLUX},
     **{
         f"{name}-crds.yaml": Source("flux", f"github.com/fluxcd/{name}", files="config/crd/bases/*.yaml")
-        for name in ("kustomize-controller", "source-controller")
+        for name in _FLUX
     },
 }
 """Every program that the tests use beside Debian's packages."""

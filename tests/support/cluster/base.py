@@ -26,6 +26,10 @@ _ROOTS = {
     "poddisruptionbudget": "/apis/policy/v1",
     "databasetunnel": "/apis/dbtunnel.dev/v1alpha1",
     "application": "/apis/argoproj.io/v1alpha1",
+    "gitrepository": "/apis/source.toolkit.fluxcd.io/v1",
+    "ocirepository": "/apis/source.toolkit.fluxcd.io/v1",
+    "kustomization": "/apis/kustomize.toolkit.fluxcd.io/v1",
+    "helmrelease": "/apis/helm.toolkit.fluxcd.io/v2",
 }
 """Where the API has what tests look for."""
 
