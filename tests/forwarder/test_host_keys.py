@@ -248,7 +248,7 @@ def test_a_key_of_another_kind_than_the_known_one(
         ("", "it has no line"),
         ("# nothing\n\n", "it has no line"),
         ("GOOD\n[127.0.0.1]:22 ssh-ed25519 AAAAnonsense\n", "line 2: its key, of type ssh-ed25519, cannot be read"),
-        ("GOOD\n@revoke 127.0.0.1 ssh-ed25519 AAAA\n", "line 2: marker @revoke; write"),
+        ("GOOD\n@revoke 127.0.0.1 ssh-ed25519 AAAA\n", "line 2: its marker is another than @cert-auth"),
         ("GOOD\n127.0.0.1 ssh-ed25519\n", "line 2: it needs host names, a key type and a key; it has 2 parts"),
         ("SHA256:ohD8VZEXGWo6Ez8GSEJQ9WpafgLFsOfLOtGGQCQo6Og", "line 1: it needs host names"),
     ],

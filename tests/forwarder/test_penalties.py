@@ -19,6 +19,7 @@ from tests.support.databases import PostgresServer
 from tests.support.forwarder import KEY, Forwarder, forwarder_config, hop_to, seconds
 from tests.support.keys import KeyPair, key_pair
 from tests.support.newer_sshd import root_of_newer_sshd
+from tests.support.pages import blocks
 from tests.support.processes import wait_until
 from tests.support.produced import produces
 from tests.support.relay import Relay
@@ -126,6 +127,16 @@ def test_an_address_that_is_penalised_for_somebody_else(place: Place, postgres: 
     ours.wait_for("database", "Succeeded")
     assert (ours.metric(REFUSALS), others.metric(REFUSALS)) == (1, 0)
     assert ours.metric("dbtunnel_forwarder_ssh_connects_total") == 2
+
+
+def test_an_address_that_the_page_exempts_is_not_penalised(place: Place, postgres: PostgresServer) -> None:
+    """Whatever neighbours do, as docs/bastion.md has it."""
+    (line,) = (text for text in blocks("bastion", "text") if text.startswith("PerSource"))
+    place.bastion.set_config(line.strip().replace("203.0.113.0/24", f"{OURS}/32"), PENALTIES, *HARDENED)
+    for _ in range(3):
+        place.fail_to_log_in(OURS)
+    assert place.counted() == (0, 0)
+    place.start(place.config(OURS, postgres.port)).wait_for("database", "Succeeded")
 
 
 def test_a_forwarder_brings_no_penalty_on_its_address(place: Place, postgres: PostgresServer) -> None:

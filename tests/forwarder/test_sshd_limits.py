@@ -3,8 +3,11 @@
 import socket
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from pathlib import Path
+
+import psycopg
 
 from dbtunnel.api.engines import Engine
 from dbtunnel.api.reasons import Reason
@@ -12,7 +15,7 @@ from tests.support import faults
 from tests.support.bastion import HARDENED, ONE_STARTUP, Bastion
 from tests.support.databases import PostgresServer
 from tests.support.faults import FaultServer
-from tests.support.forwarder import KEY, Forwarder, forwarder_config
+from tests.support.forwarder import KEY, Forwarder, forwarder_config, hop_to
 from tests.support.keys import KeyPair
 from tests.support.odd_ssh import OddSshServer
 from tests.support.processes import wait_until
@@ -79,6 +82,22 @@ def test_max_sessions_limits_no_tunnel(
     with ExitStack() as stack:
         sessions = [stack.enter_context(postgres.connect(port=forwarder.port, connect_timeout=15)) for _ in range(20)]
         assert all(session.execute("select 1").fetchone() == (1,) for session in sessions)
+
+
+def test_an_sshd_that_has_no_descriptor_left(
+    start_forwarder: StartForwarder, tmp_path: Path, client_key: KeyPair, postgres: PostgresServer
+) -> None:
+    """Each client takes one, of 1024 where systemd starts it; it is told of the server, not of the database."""
+    few = ("prlimit", "--nofile=20:20")
+    bastion = Bastion(tmp_path / "few", hosts={"orders.internal": "127.0.0.1"}, prefix=few)
+    bastion.authorize(client_key.public)
+    with ExitStack() as stack:
+        stack.callback(bastion.stop)
+        forwarder = start_forwarder(postgres.port, bastion=hop_to(bastion.start()))
+        with suppress(psycopg.OperationalError):
+            for _ in range(20):
+                stack.enter_context(postgres.connect(port=forwarder.port, connect_timeout=15))
+        assert "Too many open files" in forwarder.wait_for("database", "TooManyConnections").seen
 
 
 def test_a_server_that_counts_channels(start_forwarder: StartForwarder) -> None:

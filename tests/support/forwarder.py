@@ -6,7 +6,7 @@ import sys
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from dbtunnel.api.documents import read
 from dbtunnel.api.engines import Engine
@@ -21,11 +21,22 @@ from dbtunnel.api.forwarder import (
     Seconds,
 )
 from dbtunnel.domain.authorized_keys import forward_target
-from tests.support.bastion import USER, Bastion
+from tests.support.bastion import USER
 from tests.support.keys import write_key_directory
 from tests.support.processes import Process, free_port, wait_until
 
 KEY, PASSPHRASE_KEY = "ssh-privatekey", "passphrase"
+
+
+class SshServer(Protocol):
+    """What a forwarder has to know of one."""
+
+    host: str
+    port: int
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of its host keys."""
 
 
 def seconds(**changes: int) -> Seconds:
@@ -34,7 +45,7 @@ def seconds(**changes: int) -> Seconds:
     return Seconds(**{**usual, **changes})
 
 
-def hop_to(bastion: Bastion, **changes: Any) -> ForwarderHop:
+def hop_to(bastion: SshServer, **changes: Any) -> ForwarderHop:
     """The way into a bastion, its keys pinned."""
     usual = {
         "host": bastion.host,
@@ -45,7 +56,7 @@ def hop_to(bastion: Bastion, **changes: Any) -> ForwarderHop:
     return ForwarderHop(**{**usual, **changes})
 
 
-def forwarder_config(bastion: Bastion, database_port: int, /, **changes: Any) -> ForwarderConfig:
+def forwarder_config(bastion: SshServer, database_port: int, /, **changes: Any) -> ForwarderConfig:
     """A configuration that works: the bastion's keys pinned, short times."""
     usual: dict[str, Any] = {
         "namespace": "shop",

@@ -197,12 +197,14 @@ def test_a_channel_that_is_refused(code: int, reason: Reason) -> None:
     assert (found.layer, found.reason, found.seen) == (ConditionType.DATABASE_REACHABLE, reason, '"open failed"')
 
 
-def test_a_server_that_counts_channels_is_full() -> None:
-    found = channel_failure(asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, "no more"), 10)
-    assert (found.reason, found.seen) == (
-        Reason.TOO_MANY_CONNECTIONS,
-        'the SSH server opens no more channels: "no more"',
-    )
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [(asyncssh.OPEN_RESOURCE_SHORTAGE, "no more"), (asyncssh.OPEN_CONNECT_FAILED, "Too many open files")],
+)
+def test_a_server_that_has_no_room_is_full(code: int, text: str) -> None:
+    found = channel_failure(asyncssh.ChannelOpenError(code, text), 10)
+    seen = f'the SSH server opens no more channels: "{text}"'
+    assert (found.reason, found.seen) == (Reason.TOO_MANY_CONNECTIONS, seen)
 
 
 def test_a_channel_that_does_not_open_in_time() -> None:

@@ -62,3 +62,13 @@ def test_a_hashed_name_that_cannot_be_read_is_told_with_its_line(names: str) -> 
 def test_a_key_of_another_type_than_it_says_is_refused() -> None:
     with pytest.raises(KnownHostsError, match="line 1: its key, of type ssh-rsa"):
         trust(f"bastion ssh-rsa {KEY.split()[1]}")
+
+
+@pytest.mark.parametrize(
+    "line", ["password: hunter2 #", "@hunter2 a b c", "login db hunter2", "hunter2 a b", "hunter2", "a,,hunter2 b c"]
+)
+def test_nothing_is_told_of_a_line_that_is_none(line: str) -> None:
+    """Whoever writes a tunnel may have named any Secret, and see less than what is in it."""
+    with pytest.raises(KnownHostsError, match="line 1: ") as failure:
+        trust(line)
+    assert "hunter2" not in str(failure.value)

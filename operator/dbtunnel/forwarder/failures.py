@@ -245,6 +245,10 @@ def _authentication_failure(error: BaseException, progress: Progress) -> Failure
     return transport_failure(Reason.CONNECTION_LOST, f"during authentication: {text}")
 
 
+_NO_DESCRIPTOR = "too many open files"
+"""sshd's words where its process has no descriptor left for another client; it is none of the database's."""
+
+
 _SEEN_FROM_A_JUMP_HOST = {
     Reason.DATABASE_UNRESOLVABLE: Reason.HOST_UNRESOLVABLE,
     Reason.DATABASE_UNREACHABLE: Reason.NETWORK_UNREACHABLE,
@@ -272,7 +276,7 @@ def channel_failure(error: BaseException, limit_seconds: float) -> Failure:
         return Failure(layer, Reason.DATABASE_TIMEOUT, f"the SSH server opens no connection within {limit_seconds:g} s")
     if not isinstance(error, asyncssh.ChannelOpenError):
         return Failure(layer, Reason.DATABASE_REFUSED, text_of(error))
-    if error.code == asyncssh.OPEN_RESOURCE_SHORTAGE:
+    if error.code == asyncssh.OPEN_RESOURCE_SHORTAGE or _NO_DESCRIPTOR in error.reason.lower():
         return Failure(
             layer, Reason.TOO_MANY_CONNECTIONS, f"the SSH server opens no more channels: {quoted(error.reason)}"
         )

@@ -4,6 +4,7 @@ asyncssh skips known_hosts lines that it cannot parse, @revoked ones too, and ta
 read `~/.ssh/known_hosts`; so every line is checked here first, and it is given the result, never a text.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,9 @@ LEGACY_RSA = ("ssh-rsa",)
 """RSA with SHA-1, for old servers."""
 
 _MARKERS = ("@cert-authority", "@revoked")
+
+_KEY_TYPE = re.compile(r"(?:sk-)?(?:ssh-(?:ed25519|ed448|rsa|dss)|ecdsa-sha2-nistp\d{3})(?:@openssh\.com)?")
+"""All that is told of a line that is none: the mounted object may be any Secret of the namespace."""
 
 _DEFAULT_PORT = 22
 """ssh writes and looks up names without it."""
@@ -131,8 +135,7 @@ def _checked_lines(content: str) -> Iterator[str]:
 def _checked_line(number: int, words: list[str]) -> str:
     marker = words[:1] if words[0].startswith("@") else []
     if marker and marker[0] not in _MARKERS:
-        found = printable(marker[0], 40)
-        raise KnownHostsError(f"line {number}: marker {found}; write @cert-authority or @revoked")
+        raise KnownHostsError(f"line {number}: its marker is another than @cert-authority and @revoked")
     words = words[len(marker) :]
     if len(words) < 3:
         raise KnownHostsError(f"line {number}: it needs host names, a key type and a key; it has {len(words)} parts")
@@ -143,7 +146,8 @@ def _checked_line(number: int, words: list[str]) -> str:
     try:
         asyncssh.import_public_key(" ".join(key))
     except (asyncssh.KeyImportError, ValueError):
-        raise KnownHostsError(f"line {number}: its key, of type {printable(key[0], 40)}, cannot be read") from None
+        told = f", of type {key[0]}," if _KEY_TYPE.fullmatch(key[0]) else ""
+        raise KnownHostsError(f"line {number}: its key{told} cannot be read") from None
     checked = " ".join([*marker, names if names.startswith("|") else names.lower(), *key])
     try:
         asyncssh.import_known_hosts(checked)
