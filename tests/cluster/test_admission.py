@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dbtunnel.api.pods import PodSecurity
-from dbtunnel.domain.children import build_deployment, build_network_policy, build_service
+from dbtunnel.domain.children import build_deployment, build_disruption_budget, build_network_policy, build_service
 from dbtunnel.domain.names import REFRESH_ANNOTATION
 from dbtunnel.domain.secrets import build_binding, build_key_secret
 from dbtunnel.domain.settings import Installation
@@ -158,6 +158,8 @@ POD, CONTAINER = "spec/template/spec", "spec/template/spec/containers/0"
 APPARMOR = "container.apparmor.security.beta.kubernetes.io/forwarder"
 SPY = {"name": "spy", "image": FORWARDER_IMAGE}
 SERVICE = in_default(build_service(parsed()))
+NETWORK_POLICY = in_default(build_network_policy(parsed(), INSTALLATION))
+BUDGET = in_default(build_disruption_budget(parsed()))
 FROM_SECRET = {"name": "POD_UID", "valueFrom": {"secretKeyRef": {"name": "other", "key": "token"}}}
 
 BAD_DEPLOYMENTS: tuple[tuple[str, Any, str], ...] = (
@@ -247,7 +249,10 @@ BAD_OTHERS: tuple[tuple[Manifest, str, Any, str], ...] = (
     (SERVICE, "spec/externalIPs", ["203.0.113.1"], "without external addresses"),
     (SERVICE, "spec/selector", {"app": "bank"}, "selects a tunnel's pods"),
     (SERVICE, "metadata/ownerReferences", [], "a DatabaseTunnel for their controller"),
-    (in_default(build_network_policy(parsed(), INSTALLATION)), "metadata/labels", {}, "that have its label"),
+    (NETWORK_POLICY, "metadata/labels", {}, "that have its label"),
+    (NETWORK_POLICY, "spec/podSelector", {}, "a tunnel's NetworkPolicy selects a tunnel's pods"),
+    (NETWORK_POLICY, "spec/podSelector/matchLabels", {"app": "bank"}, "selects a tunnel's pods"),
+    (BUDGET, "spec/selector", {}, "a tunnel's PodDisruptionBudget selects a tunnel's pods"),
     (KEY, "type", "kubernetes.io/ssh-auth", "type: the operator makes Secrets of type Opaque or servicebinding.io/"),
     (KEY, "metadata/annotations", {"kubernetes.io/service-account.name": "default"}, "without annotations"),
     (KEY, "metadata/labels", {}, "that have its label"),
@@ -258,10 +263,9 @@ BAD_OTHERS: tuple[tuple[Manifest, str, Any, str], ...] = (
 
 def test_the_operator_makes_forwarders_and_keys_alone(operator: Operator) -> None:
     with_log = Installation(forwarder_image=FORWARDER_IMAGE, forwarder_log_level="DEBUG")
-    policy = in_default(build_network_policy(parsed(), INSTALLATION))
     labelled = replace(INSTALLATION, forwarder_pod_security=PodSecurity.model_validate({"seLinuxOptions": SELINUX}))
     good = [deployment(), deployment(FULL), *(deployment(installation=one) for one in (with_log, labelled))]
-    good += [SERVICE, policy, KEY, BINDING]
+    good += [SERVICE, NETWORK_POLICY, BUDGET, KEY, BINDING]
     token = altered(KEY, "type", "kubernetes.io/service-account-token")
     token["metadata"]["annotations"] = {"kubernetes.io/service-account.name": "default"}
     bad = [(altered(deployment(), path, value), words) for path, value, words in BAD_DEPLOYMENTS]
