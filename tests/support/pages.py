@@ -37,7 +37,9 @@ def follow(page: str, cluster: Cluster, namespace: str, directory: Path, word: s
     """Runs, in a folder, the one block of commands of `docs/<page>.md` in which the word stands, `shop` being the
     namespace. Returns what they print. Raises ProcessError.
     """
-    commands = commands_of(page, word, changes).replace("-n shop", f"-n {namespace}")
+    commands = commands_of(page, word, changes)
+    for name in ("-n shop", "namespace shop"):
+        commands = commands.replace(name, name.replace("shop", namespace))
     directory.mkdir(exist_ok=True)
     places = (binary("kubectl"), binary("helm"), Path(sys.executable))
     path = ":".join([*(str(one.parent) for one in places), cluster.environment()["PATH"]])
