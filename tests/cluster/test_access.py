@@ -4,14 +4,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 
 from dbtunnel.api.forwarder import ADMIN_PORT
 from dbtunnel.api.reasons import Reason
+from tests.cluster.test_rest import printed_in
 from tests.support import produced
 from tests.support.clients import POD, Endpoint, first_query, query, start_client
 from tests.support.cluster import Cluster, ClusterError
 from tests.support.installation import NAMESPACE
-from tests.support.private_network import AUTHORITY, config_map
+from tests.support.pages import blocks
+from tests.support.private_network import AUTHORITY, PrivateNetwork, config_map
 from tests.support.processes import wait_until
 from tests.support.produced import produces
 from tests.support.told_in_cluster import check_counted, events, run_check
@@ -108,6 +111,37 @@ def test_every_pod_is_served_where_access_is_unrestricted(
     wait_for_served(installed, Endpoint.of(tunnel), {shop: True, elsewhere: True})
     set_access(installed, shop, "SameNamespace")
     wait_for_served(installed, Endpoint.of(tunnel), {shop: True, elsewhere: False})
+
+
+def test_forwarders_that_the_security_page_s_policy_keeps_to_their_bastion(
+    installed: Cluster, shop: str, tunnel: Manifest, private_network: PrivateNetwork
+) -> None:
+    """Without it they reach what pods reach."""
+    (policy,) = (yaml.safe_load(text) for text in blocks("security", "yaml"))
+    policy["metadata"]["namespace"] = shop
+    bastion, (way, _) = private_network.bastion, policy["spec"]["egress"]
+    way["to"][0]["ipBlock"]["cidr"], way["ports"][0]["port"] = f"{bastion.host}/32", bastion.port
+    forwarder = "deployment/orders-tunnel"
+    (operator,) = installed.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/instance=dbtunnel")["items"]
+    elsewhere = operator["status"]["podIP"]
+
+    def leads_elsewhere() -> bool:
+        program = f"import socket; socket.create_connection(({elsewhere!r}, 8082), 1)"
+        try:
+            printed_in(installed, shop, forwarder, program)
+        except ClusterError as error:
+            if "TimeoutError" in str(error):
+                return False
+            raise
+        return True
+
+    assert leads_elsewhere()
+    apply(installed, policy)
+    try:
+        wait_until(lambda: not leads_elsewhere(), "the policy", 30)
+        start_tunnel(installed, shop, "kept", bastion)
+    finally:
+        installed.kubectl("delete", "networkpolicy", policy["metadata"]["name"], "-n", shop)
 
 
 def cut_off(cluster: Cluster) -> Manifest:
