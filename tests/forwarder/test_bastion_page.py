@@ -162,3 +162,12 @@ def test_a_host_key_that_an_authority_has_signed_is_trusted(place: Place) -> Non
     place.forwarder({KEY: key.private}, rule).wait_for("database", "Succeeded")
     other = HostKeyRule(known_hosts=known_hosts, alias="other.example.com")
     place.forwarder({KEY: key.private}, other).wait_for("transport", "HostCertificateInvalid")
+
+
+@pytest.mark.parametrize(("allowed", "line"), [("stock.internal", "orders.internal"), ("orders.internal", "localhost")])
+def test_what_the_server_permits_and_what_the_line_permits_are_two_walls(place: Place, allowed: str, line: str) -> None:
+    key = key_pair()
+    place.machine.run(f"echo '    PermitOpen {allowed}:{PORT}' >> /etc/ssh/sshd_config.d/dbtunnel.conf")
+    place.machine.run("systemctl reload ssh")
+    place.follow("tee -a /etc/ssh/authorized_keys.d", **{EXAMPLE_KEY: key.public, '"orders.internal:': f'"{line}:'})
+    place.forwarder({KEY: key.private}).wait_for("database", "ForwardingProhibited")
