@@ -25,6 +25,7 @@ from dbtunnel.domain.metrics import Metric
 from dbtunnel.domain.settings import Defaults
 from dbtunnel.forwarder import metrics as forwarders
 from tests.support import chart_values
+from tests.support.engine_rules import ALLOYDB, REDSHIFT
 from tests.support.events import MEANINGS, Event, events_of
 from tests.support.health_cases import HEALTH_FILES
 
@@ -86,7 +87,7 @@ def engines_page() -> str:
         "How a client verifies the database's certificate through the tunnel is in [tls.md](tls.md).",
     ]
     lines += ["", *_KEPT_ALIVE]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", ALLOYDB, REDSHIFT])
 
 
 _KEPT_ALIVE = (
