@@ -1,10 +1,11 @@
-# Database clients, as applications use them: queries of the demo and the tests run from pods of this image.
+# Database clients, as applications use them, and ssh, by which some did: queries of the demo and the tests run from pods
+# of this image.
 ARG BASE_IMAGE=docker.io/library/debian:bookworm-slim
 
 FROM ${BASE_IMAGE}
 RUN apt-get update -qq \
     && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-    python3 python3-venv ca-certificates postgresql-client mariadb-client-core \
+    python3 python3-venv ca-certificates postgresql-client mariadb-client-core openssh-client autossh \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONFIG_FILE=/run/secrets/pip.conf
 COPY requirements-clients.txt /tmp/
