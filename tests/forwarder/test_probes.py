@@ -14,6 +14,7 @@ from dbtunnel.api.engines import Engine
 from dbtunnel.api.forwarder import ForwarderStatus, ProbeMode
 from dbtunnel.api.reasons import Reason
 from tests.support.certificates import ServerCertificate, server_certificate
+from tests.support.client_words import check_words
 from tests.support.databases import DATABASE, PASSWORD, USER, MariaDBServer, PostgresServer
 from tests.support.forwarder import Forwarder, seconds
 from tests.support.laptop import Laptop
@@ -201,8 +202,9 @@ def test_a_database_that_takes_nobody_from_the_bastion(start_forwarder: StartFor
     with Relay(server.host, server.port, source="127.0.0.5") as relay:
         forwarder = start_forwarder(relay.port, engine=Engine.MYSQL)
         forwarder.wait_for("authentication", "Succeeded")
-        with pytest.raises(pymysql.err.OperationalError, match="1130"):
+        with pytest.raises(pymysql.err.OperationalError, match="1130") as raised:
             mysql_through(forwarder)
+        check_words("Host '...' is not allowed to connect to this MariaDB server", raised.value)
         fact = forwarder.wait_for("database", "DatabaseRefused")
         assert fact.seen.startswith("error 1130: \"Host '127.0.0.5' is not allowed to connect")
     server.stop()
@@ -235,6 +237,7 @@ def test_a_blocked_host_and_its_release(start_forwarder: StartForwarder, tmp_pat
             try:
                 mysql_through(forwarder).close()
             except pymysql.err.OperationalError as error:
+                check_words("Host '...' is blocked because of many connection errors", error)
                 return bool(error.args[0] == 1129)
             return False
 
@@ -281,8 +284,9 @@ def test_a_postgresql_without_a_free_connection(start_forwarder: StartForwarder,
     forwarder = start_forwarder(server.port, seconds=seconds(probe_interval=600))
     forwarder.wait_for("database", "Succeeded")
     sessions = [server.connect() for _ in range(4)]
-    with pytest.raises(psycopg.OperationalError, match="too many clients"):
+    with pytest.raises(psycopg.OperationalError) as raised:
         postgres_through(forwarder, sslmode=sslmode)
+    check_words("sorry, too many clients already", raised.value)
     fact = forwarder.wait_for("database", "TooManyConnections")
     assert fact.seen == 'it says "sorry, too many clients already"'
     probes = forwarder.metric(PROBES)
