@@ -29,7 +29,7 @@ tried against AlloyDB itself.
 - **TLS** is demanded unless the instance's `ssl-mode` is `ALLOW_UNENCRYPTED_AND_ENCRYPTED`. The certificate is signed
   by an authority of the cluster's own. The message of `DatabaseReachable` says which names it bears; with an address
   for `spec.database.host` none of them is likely to be it. Then either `sslmode=verify-ca` with that authority, which
-  is nobody else's, or such a name as `spec.database.tls.serverName`, and `verify-full`.
+  is nobody else's, or such a name as `spec.database.tls.serverName`, and `verify-full` ([tls.md](tls.md)).
 - **Idle connections**: Google's network forgets a connection without a packet in ten minutes, without a word to either
   end. That is the stretch from the bastion to the instance: see [above](#how-long-lived-sessions-are-kept-alive). The
   instance itself ends sessions by PostgreSQL's own settings (`idle_session_timeout`,
@@ -55,9 +55,8 @@ Of November 2026, from Amazon's pages and its drivers; nothing of it was tried a
   leader node's: there is no redirection to others. COPY and UNLOAD are between Redshift and S3, and not in the tunnel.
 - **TLS**: the parameter `require_ssl` of the cluster's parameter group demands it. The certificate is Amazon's, for the
   endpoint's name, and signed by an authority that systems trust; Amazon has it as [a
-  bundle](https://s3.amazonaws.com/redshift-downloads/amazon-trust-ca-bundle.crt) too. Its drivers know `verify-ca` and
-  `verify-full`. The latter compares the name with the host that they connect to, which is the Service's here, unless
-  the endpoint's name leads to the Service, as below.
+  bundle](https://s3.amazonaws.com/redshift-downloads/amazon-trust-ca-bundle.crt) too. How its drivers verify it is in
+  [tls.md](tls.md#redshift_connector).
 - **Logins by IAM, done by the driver**: `redshift_connector` with `iam=True` gets user and password from Amazon's API
   (GetClusterCredentials), and host and port too where either is left out: then it goes past the tunnel, and finds
   nothing. Give both, and `cluster_identifier`, `db_user` and `region`, or `is_serverless=True` with
@@ -67,9 +66,8 @@ Of November 2026, from Amazon's pages and its drivers; nothing of it was tried a
   1. Get user and password first (`aws redshift get-cluster-credentials`; serverless: `aws redshift-serverless
      get-credentials`), and connect with these, without `iam`. They hold for 15 minutes, up to an hour where asked for,
      and are needed at the login alone.
-  2. Have the endpoint's name lead to the Service in the application's pods: `hostAliases` with
-     `status.endpoint.clusterIP`, which stays as long as the Service does. Then the driver need not know of the tunnel,
-     and `verify-full` finds the name that it wants.
+  2. Have [the endpoint's name lead to the Service](tls.md#clients-that-have-no-setting) in the application's pods. Then
+     the driver need not know of the tunnel, and `verify-full` finds the name that it wants.
 - **The API is not in the tunnel.** Whoever calls it needs a way to Amazon's HTTPS endpoints, and credentials of
   Amazon's.
 - **Idle sessions** end after 4 hours, on serverless workgroups after 1, and transactions in which nothing happens after
