@@ -24,7 +24,13 @@ demo-down: $(INSTALLED) ## Remove what the demo started
 	$(IN)python -m tests.support.demo down
 
 .PHONY: test
-test: lint test-unit test-forwarder test-cluster ## Everything: lint, unit, forwarder and cluster tests
+test: lint forget-pages test-unit test-forwarder test-cluster ## Everything: lint, unit, forwarder and cluster tests
+	@# of all tests together: each runs some of the commands that the pages give
+	$(if $(ARGS)$(filter existing,$(CLUSTER)),,$(IN)python -m tests.support.pages)
+
+.PHONY: forget-pages
+forget-pages:
+	@rm -rf build/pages
 
 .PHONY: test-unit
 test-unit: $(INSTALLED) ## Decisions, builders, schema, chart: no server needed
@@ -71,6 +77,10 @@ lint: $(INSTALLED) ## Format, style, types, layers
 .PHONY: generate
 generate: $(INSTALLED) ## Write the CRD and the reference pages from the code
 	$(IN)python -m tests.support.generated
+
+.PHONY: pictures
+pictures: $(INSTALLED) ## Have the tests record the terminals that the pages show, and draw them
+	DBTUNNEL_PICTURES=1 $(IN)pytest tests/forwarder/test_check_pages.py tests/cluster/test_readme.py
 
 .PHONY: lock
 lock: $(INSTALLED) ## Resolve the dependencies anew and pin them with their hashes

@@ -11,8 +11,9 @@ from tests.support.bastion import Bastion
 from tests.support.clients import start_client
 from tests.support.cluster import Cluster, ExistingCluster, start_cluster
 from tests.support.images import CLIENT, OPERATOR
-from tests.support.installation import image_reference, install_operator, provide_image
+from tests.support.installation import NAMESPACE, image_reference, provide_image
 from tests.support.operator import Operator, lone_operator
+from tests.support.pages import follow
 from tests.support.private_network import PrivateNetwork
 from tests.support.rights import DIRECTORY, Uses
 from tests.support.tunnels import apply, make_namespace, remove_namespace, tunnel_manifest, wait_for_children
@@ -41,17 +42,24 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def crd_installed(cluster: Cluster) -> Cluster:
-    """The cluster with the chart installed and no operator running."""
-    install_operator(cluster, image_reference(OPERATOR), "replicaCount=0")
+def crd_installed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    """The cluster with the chart installed, as docs/installation.md says, and no operator running."""
+    repository, _, tag = image_reference(OPERATOR).rpartition(":")
+    values = {"REGISTRY/dbtunnel": repository, "image.tag=TAG": f"image.tag={tag},replicaCount=0"}
+    directory = tmp_path_factory.mktemp("clone")
+    follow("installation", cluster, "", directory, "image.tag=TAG", **values)
+    follow("installation", cluster, "", directory, "pod-security")
     cluster.kubectl("wait", "--for=condition=Established", f"crd/{crd()['metadata']['name']}", "--timeout=20s")
     return cluster
 
 
 @pytest.fixture(scope="session")
-def installed(crd_installed: Cluster) -> Cluster:
-    """The cluster with the operator, as the chart runs it."""
-    install_operator(crd_installed, provide_image(crd_installed, OPERATOR))
+def installed(crd_installed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    """The cluster with the operator, as the README installs it."""
+    repository, _, tag = provide_image(crd_installed, OPERATOR).rpartition(":")
+    values = {"registry.example.com/dbtunnel": repository, "image.tag=0.1.0": f"image.tag={tag}"}
+    follow("README.md", crd_installed, "", tmp_path_factory.mktemp("clone"), "helm upgrade", **values)
+    crd_installed.kubectl("rollout", "status", "deployment", "-n", NAMESPACE, "--timeout=120s", timeout_seconds=130)
     return crd_installed
 
 

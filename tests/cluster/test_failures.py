@@ -13,6 +13,7 @@ from tests.support.cluster import Cluster
 from tests.support.databases import PostgresServer
 from tests.support.faults import HTTP_ANSWER, says
 from tests.support.keys import KeyPair, key_pair
+from tests.support.pages import follow
 from tests.support.private_network import PrivateNetwork, config_map, secret
 from tests.support.processes import free_port, wait_until
 from tests.support.produced import produces
@@ -76,9 +77,11 @@ def strict_bastion(
 
 
 @produces(Reason.KEY_REJECTED)
-def test_the_key_is_not_authorized(installed: Cluster, shop: str, strict_bastion: Bastion) -> None:
+def test_the_key_is_not_authorized(installed: Cluster, shop: str, strict_bastion: Bastion, tmp_path: Path) -> None:
     apply(installed, tunnel(shop, "stranger", through(strict_bastion)))
 
+    names = {"databasetunnel/orders": "databasetunnel/stranger"}
+    follow("kubectl", installed, shop, tmp_path, "KeyRejected", **names)
     found = wait_for_reason(installed, shop, "stranger", "KeyRejected")
 
     line = found["status"]["hops"][0]["authorizedKeysLine"]

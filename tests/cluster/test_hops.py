@@ -10,6 +10,7 @@ from tests.support.bastion import Bastion
 from tests.support.clients import Endpoint
 from tests.support.cluster import Cluster
 from tests.support.keys import key_pair
+from tests.support.pages import follow
 from tests.support.private_network import PrivateNetwork, config_map, secret
 from tests.support.processes import wait_until
 from tests.support.traffic import Traffic
@@ -60,7 +61,7 @@ def message_of(found: Manifest, kind: str = "Ready") -> str:
 
 
 def test_a_chain_of_jump_hosts_is_mended_hop_by_hop_as_the_status_says(
-    installed: Cluster, shop: str, private_network: PrivateNetwork, start_server: StartServer
+    installed: Cluster, shop: str, private_network: PrivateNetwork, start_server: StartServer, tmp_path: Path
 ) -> None:
     bastion = start_server(private_network.addresses)
     inner = start_server({INNER: installed.host_address})
@@ -82,6 +83,10 @@ def test_a_chain_of_jump_hosts_is_mended_hop_by_hop_as_the_status_says(
     assert message_of(found).startswith(f"{outer_name}: user dbtunnel: the server does not accept the key.")
 
     lines = {role_port: hop["authorizedKeysLine"] for role_port, hop in hops(found).items()}
+    said = follow("hops", installed, shop, tmp_path, "jsonpath", **{"databasetunnel orders": "databasetunnel chain"})
+    assert said.splitlines() == [
+        f"{one['role']} {one['host']}: {one['authorizedKeysLine']}" for one in found["status"]["hops"]
+    ]
     assert f'permitopen="jump.inner:{inner.port}"' in lines["JumpHost", outer.port]
     assert own.public in lines["JumpHost", outer.port]
     assert f'permitopen="{INNER}:{bastion.port}"' in lines["JumpHost", inner.port]

@@ -12,6 +12,7 @@ from dbtunnel import __version__
 from dbtunnel.api.crd import crd
 from tests.support.cluster import Cluster
 from tests.support.images import CLIENT, OPERATOR, BuiltImage, build
+from tests.support.pages import follow
 
 ANY_USER = 1000720000
 """As OpenShift chooses: no user of the image."""
@@ -127,6 +128,12 @@ def _member(image: tarfile.TarFile, name: str) -> Any:
     content = image.extractfile(name)
     assert content, f"no {name}"
     return content
+
+
+def test_make_says_which_image_it_has_built(cluster: Cluster, tmp_path: Path) -> None:
+    image = build(OPERATOR)
+    printed = follow("installation", cluster, "", tmp_path, "make image").splitlines()
+    assert {f"archive:   {image.archive}", f"reference: {image.reference}"} <= set(printed)
 
 
 def test_the_image_says_how_it_is_run() -> None:

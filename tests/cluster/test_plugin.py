@@ -2,10 +2,9 @@
 
 import base64
 import json
-import os
+import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from tests.support.binaries import binary
 from tests.support.clients import Endpoint
 from tests.support.cluster import Cluster, ClusterError
 from tests.support.laptop import at_a_terminal
+from tests.support.pages import at_a_cluster, follow
 from tests.support.private_network import secret
 from tests.support.processes import wait_until
 from tests.support.traffic import Traffic
@@ -45,8 +45,7 @@ class User:
         return at_a_terminal([*map(str, command)], typed, until, "Type yes: ", self._environment(), columns)
 
     def _environment(self) -> dict[str, str]:
-        path = f"{binary('kubectl').parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-        return {**self._cluster.environment(), "PATH": path, "KUBECONFIG": str(self._kubeconfig)}
+        return {**at_a_cluster(self._cluster), "KUBECONFIG": str(self._kubeconfig)}
 
     def _kubectl(self, *words: str, stderr: int, before: str = "") -> "subprocess.CompletedProcess[str]":
         command = [str(binary("kubectl")), *filter(None, [before]), "dbtunnel", *words]
@@ -135,17 +134,21 @@ def test_a_host_key_is_trusted(admin: User, installed: Cluster, bastion: Bastion
     assert sorted(spec["tunnel"]["hostKey"]["fingerprints"]) == sorted(bastion.fingerprints.values())
 
 
-def test_a_key_is_replaced_under_traffic(admin: User, installed: Cluster, orders: Manifest, bastion: Bastion) -> None:
+def test_a_key_is_replaced_under_traffic(
+    admin: User, installed: Cluster, orders: Manifest, bastion: Bastion, tmp_path: Path
+) -> None:
     (old,) = orders["status"]["publicKeys"]
     with Traffic(installed, admin.namespace, Endpoint.of(orders)) as traffic:
         assert "tells of no next key" in admin("rotate-key", "orders", "--finish", code=1)
-        (line,) = [one for one in admin("rotate-key", "orders").splitlines() if one.startswith("restrict,")]
+        begun = follow("plugin", installed, admin.namespace, tmp_path, "rotate-key orders -n shop\n")
+        (line,) = [one for one in begun.splitlines() if one.startswith("restrict,")]
         bastion.authorize(*bastion.authorized(), line)
         patch(
             installed, admin.namespace, "secret/orders-ssh", {"stringData": {"touched": "now"}}
         )  # it is tried at once
         assert "already" in admin("rotate-key", "orders", code=1), "it does not replace the one that is there"
-        wait_until(lambda: admin.runs("rotate-key", "orders", "--finish", "--now").returncode == 0, "acceptance", 90)
+        wait_until(lambda: len(re.findall(r" yes +SHA256:", admin("status", "orders"))) == 2, "acceptance", 90)
+        follow("plugin", installed, admin.namespace, tmp_path, "--finish", **{"--finish": "--finish --now"})
 
         def is_done() -> bool:
             keys = admin("public-key", "orders").splitlines()

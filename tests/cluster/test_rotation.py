@@ -1,20 +1,19 @@
 """A key is replaced as docs/keys.md says, by its own commands, under traffic."""
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.bastion import USER as BASTION_USER
 from tests.support.bastion import Bastion
 from tests.support.clients import Endpoint, query
 from tests.support.cluster import Cluster, ClusterError
 from tests.support.databases import DATABASE, USER
-from tests.support.key_tools import certificate_of
 from tests.support.keys import key_pair
 from tests.support.pages import follow
-from tests.support.private_network import PrivateNetwork, secret
+from tests.support.private_network import PrivateNetwork
 from tests.support.processes import wait_until
 from tests.support.traffic import Traffic
 from tests.support.tunnels import Manifest, apply, condition, example, patch, wait_for_ready, wait_for_reason
@@ -90,6 +89,7 @@ def test_a_key_is_replaced_under_traffic(
         found = wait_for_keys(installed, shop, ("Current", True, True), ("Next", True, False))
         lines = found["status"]["hops"][0]["authorizedKeysLine"].splitlines()
         assert len(lines) == 2
+        assert '"use":"Next"' in follow("keys", installed, shop, tmp_path / "keys", ".status.publicKeys")
         assert lines[1] in condition(installed, shop, "Authenticated")["message"]
         wait_until(lambda: reasons(installed, shop).count("NextKeyFailed") >= 2, "an Event for each")
 
@@ -111,13 +111,14 @@ def test_a_key_is_replaced_under_traffic(
     assert (ready["status"], ready["lastTransitionTime"]) == ("True", since), "it was ready all the time"
 
 
-def test_a_certificate_beside_the_key_logs_in(installed: Cluster, shop: str, bastion: Bastion) -> None:
+def test_a_certificate_beside_the_key_logs_in(installed: Cluster, shop: str, bastion: Bastion, tmp_path: Path) -> None:
     """The bastion knows no key; what it signed for is in the Secret, under the key's name with -cert.pub."""
     authority, key = key_pair(), key_pair()
     bastion.trust_authority(authority)
-    certificate = certificate_of(key.public, authority, "-I", "orders@shop", "-n", BASTION_USER, "-V", "-1h:+1h")
-    files = {"ssh-privatekey": key.private, "ssh-privatekey-cert.pub": certificate}
-    apply(installed, secret(shop, "certified", files))
+    for name, text in {"authority": authority.private, "orders": key.private, "orders.pub": key.public}.items():
+        (tmp_path / name).touch(0o600)
+        (tmp_path / name).write_text(text)
+    follow("keys", installed, shop, tmp_path, "-s authority", **{"generic orders-ssh": "generic certified"})
     way = {"host": bastion.host, "port": bastion.port, "keySecretRef": {"name": "certified"}}
     pins = {"hostKey": {"fingerprints": list(bastion.fingerprints.values())}}
     manifest = example(shop, "orders")
@@ -134,6 +135,9 @@ def test_a_leaked_key_s_sessions_end(installed: Cluster, shop: str, bastion: Bas
     """The only key: whoever lists it means it."""
     tunnel = start(installed, shop, bastion)
     (key,) = tunnel["status"]["publicKeys"]
+    names = {"namespaces/shop": f"namespaces/{shop}"}
+    (used,) = json.loads(follow("keys", installed, shop, tmp_path / "keys", "proxy/status", **names))["sessions"]
+    assert used["fingerprint"] == key["fingerprint"]
     ends: list[Any] = []
 
     def sleep_long() -> None:
@@ -147,6 +151,7 @@ def test_a_leaked_key_s_sessions_end(installed: Cluster, shop: str, bastion: Bas
     thread = threading.Thread(target=sleep_long)
     thread.start()
     follow("keys", installed, shop, tmp_path / "keys", "-revoked", **{"SHA256:...": key["fingerprint"]})
+    follow("kubectl", installed, shop, tmp_path / "keys", "Stalled")
     found = wait_for_reason(installed, shop, "orders", "PrivateKeyInvalid")
     assert "it is listed under ssh-privatekey-revoked" in found["status"]["conditions"][1]["message"]
     thread.join()

@@ -1,5 +1,6 @@
 """What is removed, in whatever order: nothing is left in deletion, and what is documented to stay stays."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -7,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from dbtunnel import __version__
 from tests.support.cluster import Cluster, ClusterError
 from tests.support.images import OPERATOR
 from tests.support.installation import CRD, NAMESPACE, RELEASE, helm, install_operator, provide_image
 from tests.support.operator import Operator, installed_operators_rest
 from tests.support.pages import follow
 from tests.support.processes import wait_until
-from tests.support.release import CHART, manifests
 from tests.support.tunnels import (
     CHILDREN,
     apply,
@@ -188,7 +189,7 @@ def test_an_uninstalled_release_leaves_definition_and_tunnels_until_they_are_rem
     install_operator(cluster, image, "admissionPolicies.operator.enabled=true")
     namespace, before = make_tunnel(cluster, "uninstalled")
 
-    print(helm(cluster, "uninstall", RELEASE, "--namespace", NAMESPACE, "--wait"))
+    print(follow("installation", cluster, namespace, tmp_path, "helm uninstall"))
 
     wait_until_nothing_is_in_deletion(cluster)
     assert of_release(cluster) == []
@@ -226,17 +227,17 @@ def check_that_all_is_gone(cluster: Cluster, namespace: str) -> None:
     remove_namespace(cluster, namespace)
 
 
-def test_manifests_that_are_deleted_at_once_take_the_tunnels_along(quiet: Cluster, image: str) -> None:
+def test_manifests_that_are_deleted_at_once_take_the_tunnels_along(quiet: Cluster, image: str, tmp_path: Path) -> None:
     """The namespace of the operator, its rights, the definition and the operator, all at the same time."""
-    repository, _, tag = image.rpartition(":")
-    settings = (f"image.repository={repository}", f"image.tag={tag}", *NO_FORWARDER)
-    text = manifests(CHART, *(word for setting in settings for word in ("--set", setting)))
-    quiet.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=text)
-    available = ("wait", "--for=condition=Available", "deployment", "--all", "-n", NAMESPACE, "--timeout=60s")
-    quiet.kubectl(*available, timeout_seconds=70)
+    follow("kubectl", quiet, "", tmp_path, "make manifests")
+    file = tmp_path / "build" / "install.yaml"
+    # no node pulls from the registry of the page, and forwarders that never start need no time to end
+    text = re.sub(r'(FORWARDER_IMAGE, value: )"[^"]+"', r"\1none", file.read_text())
+    file.write_text(text.replace(f"registry.example.com/dbtunnel:{__version__}", image))
+    follow("kubectl", quiet, "", tmp_path, "kubectl apply", **{"--server-side": "--server-side --force-conflicts"})
     namespace, _ = make_tunnel(quiet, "manifests")
 
-    quiet.kubectl("delete", "-f", "-", input=text, timeout_seconds=GONE_SECONDS)
+    quiet.kubectl("delete", "-f", file, timeout_seconds=GONE_SECONDS)
 
     check_that_all_is_gone(quiet, namespace)
     assert not quiet.kubectl("get", "namespace", NAMESPACE, "--ignore-not-found")

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from tests.support.installation import (
     provide_next_image,
     roll_back_operator,
 )
+from tests.support.pages import follow
 
 TUNNELS = tuple(f"fleet-{number:02}" for number in range(20))
 
@@ -78,13 +80,15 @@ def told(what: str, outcome: FleetOutcome, seconds: float) -> str:
     )
 
 
-def test_an_upgrade_of_the_operator_and_back_cuts_no_session(fleet: Fleet) -> None:
+def test_an_upgrade_of_the_operator_and_back_cuts_no_session(fleet: Fleet, tmp_path: Path) -> None:
     before, began = fleet.pods(), time.monotonic()
 
     with fleet.clients() as clients:
-        fleet.install(fleet.next_image, forwarder=fleet.image)
-        roll_back_operator(fleet.cluster)
+        tag = f"--reset-then-reuse-values --set image.tag={fleet.next_image.rpartition(':')[2]}"
+        printed = follow("installation", fleet.cluster, "", tmp_path, "rollback", **{"--reset-then-reuse-values": tag})
 
+    assert "has been upgraded" in printed
+    assert "Rollback was a success" in printed
     outcome = clients.outcome
     print(told("operator upgraded and rolled back", outcome, time.monotonic() - began))
     assert fleet.pods() == before

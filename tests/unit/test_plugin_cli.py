@@ -12,6 +12,7 @@ from dbtunnel.cli.plugin import complete
 from dbtunnel.cli.plugin.main import COMMANDS, main
 from dbtunnel.cli.terminal import COLUMNS
 from tests.support.debian import ensure_packages
+from tests.support.pages import follow_here
 from tests.support.processes import run
 from tests.support.zsh import PACKAGES, typed
 
@@ -107,7 +108,8 @@ def test_zsh_completes_at_a_terminal(
     assert whole in typed(tmp_path, capsys.readouterr().out, words, whole)
 
 
-def test_the_script_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_is_printed_and_sourced(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    follow_here("plugin", tmp_path, "completion bash")
     assert dbtunnel.main(["completion", "bash"]) == 0
     script = capsys.readouterr().out
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0

@@ -1,0 +1,76 @@
+"""The README's first tunnel, as its reader makes it, and the pictures of how it fails first and works then."""
+
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.cluster import Cluster
+from tests.support.databases import DATABASE, PASSWORD, USER
+from tests.support.pages import at_a_cluster, blocks, follow
+from tests.support.pictures import shown
+from tests.support.private_network import PrivateNetwork, service_of_machine
+from tests.support.tunnels import apply, make_namespace, try_at_once, wait_for_reason
+
+PAGE = "README.md"
+
+
+@pytest.fixture
+def address(installed: Cluster, private_network: PrivateNetwork) -> Iterator[str]:
+    """An address at which the bastion answers on SSH's own port."""
+    namespace, bastion = make_namespace(installed, "bastion"), private_network.bastion
+    apply(installed, *service_of_machine(namespace, "bastion", 22, bastion.host, bastion.port))
+    yield installed.get("service", "bastion", "-n", namespace)["spec"]["clusterIP"]
+    installed.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+@pytest.fixture
+def shop(installed: Cluster) -> Iterator[str]:
+    """As long as the reader's, so that columns are as wide as in the pictures."""
+    name = f"zq{uuid.uuid4().hex[:2]}"
+    yield name
+    installed.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
+
+
+def write_manifest(directory: Path, namespace: str, private_network: PrivateNetwork, address: str) -> None:
+    """The page's, with the bastion's real host key, and its name in the pods' hosts file in place of a DNS."""
+    (text,) = blocks(PAGE, "yaml")
+    manifest = yaml.safe_load(text)
+    manifest["metadata"]["namespace"], tunnel = namespace, manifest["spec"]["tunnel"]
+    tunnel["hostKey"]["fingerprints"] = [private_network.bastion.fingerprints["ed25519"]]
+    manifest["spec"]["podTemplate"] = {"hostAliases": [{"ip": address, "hostnames": [tunnel["host"]]}]}
+    (directory / "orders.yaml").write_text(yaml.safe_dump(manifest))
+
+
+def screen(cluster: Cluster, namespace: str) -> str:
+    """Two commands and what they print, in colour where they would at a terminal."""
+    lines = []
+    for command, more in (("kubectl get databasetunnels", ""), ("kubectl dbtunnel status orders", "--color=always")):
+        words = [*command.split(), "-n", namespace, *more.split()]
+        done = subprocess.run(words, env=at_a_cluster(cluster), capture_output=True, text=True, check=False)
+        lines.append(f"$ {command} -n shop\n{done.stdout.replace(namespace, 'shop')}")
+    return "\n".join(lines)
+
+
+def test_the_first_tunnel(
+    installed: Cluster, private_network: PrivateNetwork, client_image: str, address: str, shop: str, tmp_path: Path
+) -> None:
+    write_manifest(tmp_path, shop, private_network, address)
+    handout = follow(PAGE, installed, shop, tmp_path, "handout")
+    (line,) = [one for one in handout.splitlines() if one.startswith("restrict,")]
+    wait_for_reason(installed, shop, "orders", "KeyRejected")
+    shown("status-fails", screen(installed, shop))
+
+    private_network.authorize(line)
+    try_at_once(installed, shop, "orders")
+    mine = {
+        "--image=postgres:17": f"--image={client_image}",
+        "$PGPASSWORD": PASSWORD,
+        "orders.shop.svc": f"orders.{shop}.svc",
+        "-U app -d orders": f"-U {USER} -d {DATABASE}",
+    }
+    assert "(1 row)" in follow(PAGE, installed, shop, tmp_path, "kubectl run", **mine)
+    shown("status-works", screen(installed, shop))
