@@ -18,7 +18,6 @@ from tests.support.installation import image_reference
 from tests.support.keys import key_pair
 from tests.support.pages import blocks, follow
 from tests.support.private_network import PrivateNetwork
-from tests.support.processes import ROOT
 from tests.support.tunnels import find, try_at_once
 
 PAGE = "getting-started"
@@ -68,7 +67,6 @@ def test_a_first_reader_gets_a_tunnel_of_their_own(
 ) -> None:
     monkeypatch.setenv("PGPASSWORD", PASSWORD)
     write_manifest(tmp_path, namespace, bastion)
-    (tmp_path / "charts").symlink_to(ROOT / "charts")
 
     def do(word: str, **changes: str) -> str:
         return follow(PAGE, installed, namespace, tmp_path, word, **changes)
