@@ -95,7 +95,7 @@ class _Server(ABC):
         made = _MADE.get((type(self), tls_required))
         if made is None:
             self._initialize(tls_required)
-            made = _MADE[type(self), tls_required] = TemporaryDirectory(prefix="database-")
+            made = _MADE[type(self), tls_required] = TemporaryDirectory(dir=self.directory.parent, prefix="made-")
             source, target = self.directory, Path(made.name)
         else:
             source, target = Path(made.name), self.directory
