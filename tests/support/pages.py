@@ -128,6 +128,13 @@ def follow_by(page: str, way: Sequence[str], word: str, **changes: str) -> str:
     return printed
 
 
+def was_run(page: str, commands: str) -> None:
+    """Writes down the block of a page that a test has run in a way of its own, by its commands."""
+    for block in _blocks(page):
+        if block.language == COMMANDS:
+            _write_down(block, commands)
+
+
 @contextmanager
 def following_here(
     page: str, directory: Path, word: str, *, prefix: Sequence[str] = (), **changes: str

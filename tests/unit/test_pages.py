@@ -14,6 +14,7 @@ from tests.support.pages import (
     faults,
     follow_here,
     following_here,
+    was_run,
     without_blocks,
 )
 from tests.support.processes import ROOT, ProcessError, wait_until
@@ -154,6 +155,11 @@ def test_with_another_command_it_is_not_that_block(page: str, tmp_path: Path) ->
     assert done(tmp_path) == set()
     assert follow_here(page, tmp_path / "home", "in a list", **{"made NAME": "NAME made"}) == "of the clonein a list\n"
     assert len(done(tmp_path)) == 1
+
+
+def test_what_is_run_in_another_way_is_known_by_its_commands(page: str, tmp_path: Path) -> None:
+    was_run(page, "echo in a list > made\ncat made SOMETHING\n")
+    assert [one.split(": ")[0] for one in left_out(tmp_path)] == ["page.md:18", "page.md:22"]
 
 
 def test_what_a_test_changes_must_be_there(page: str, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import yaml
 
 from tests.support.applications.runtimes import JAVA, POSTGRES_JAR, runtimes
 from tests.support.databases import PASSWORD
+from tests.support.pages import COMMANDS, was_run
 from tests.support.processes import ROOT
 
 PAGE = ROOT / "docs" / "tls.md"
@@ -78,6 +79,8 @@ class Pod:
             timeout=60,
             check=False,
         )
+        if program.language == COMMANDS and done.returncode == 0:
+            was_run("tls", program.text)
         return done.returncode, done.stdout + done.stderr
 
     def _environment(self, authority: Path) -> Mapping[str, str]:
