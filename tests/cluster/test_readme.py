@@ -1,6 +1,5 @@
 """The README's first tunnel, as its reader makes it, and the pictures of how it fails first and works then."""
 
-import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ import yaml
 from tests.support.cluster import Cluster
 from tests.support.databases import DATABASE, PASSWORD, USER
 from tests.support.pages import at_a_cluster, blocks, follow
-from tests.support.pictures import shown
+from tests.support.pictures import at_a_terminal, shown
 from tests.support.private_network import PrivateNetwork, service_of_machine
 from tests.support.tunnels import apply, make_namespace, try_at_once, wait_for_reason
 
@@ -46,12 +45,11 @@ def write_manifest(directory: Path, namespace: str, private_network: PrivateNetw
 
 
 def screen(cluster: Cluster, namespace: str) -> str:
-    """Two commands and what they print, in colour where they would at a terminal."""
+    """Two commands and what they print."""
     lines = []
-    for command, more in (("kubectl get databasetunnels", ""), ("kubectl dbtunnel status orders", "--color=always")):
-        words = [*command.split(), "-n", namespace, *more.split()]
-        done = subprocess.run(words, env=at_a_cluster(cluster), capture_output=True, text=True, check=False)
-        lines.append(f"$ {command} -n shop\n{done.stdout.replace(namespace, 'shop')}")
+    for command in ("kubectl get databasetunnels", "kubectl dbtunnel status orders"):
+        printed = at_a_terminal([*command.split(), "-n", namespace], at_a_cluster(cluster))
+        lines.append(f"$ {command} -n shop\n{printed.replace(namespace, 'shop')}")
     return "\n".join(lines)
 
 

@@ -3,13 +3,16 @@
 The tests compare what they see with the text; `make pictures` has them write both anew. The SVG is drawn of the text.
 """
 
+import difflib
 import os
 import re
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from itertools import groupby
 from pathlib import Path
 
+from tests.support.laptop import terminal
 from tests.support.processes import ROOT
 
 DIRECTORY = ROOT / "docs" / "pictures"
@@ -17,8 +20,10 @@ DIRECTORY = ROOT / "docs" / "pictures"
 RECORD = "DBTUNNEL_PICTURES"
 """The environment variable with which the tests write."""
 
-_COLUMNS = 100
-"""Width of the terminal: what is longer goes on in the next line."""
+COLUMNS = 96
+"""Width of the terminal: what is longer goes on in the next line. No table of the pictures is about as wide: whether a
+column more fits would depend on the length of a pod's name, or of a version.
+"""
 
 _CELL_WIDTH, _LINE_HEIGHT, _MARGIN = 8, 18, 16
 
@@ -57,7 +62,28 @@ def shown(name: str, text: str) -> None:
         DIRECTORY.mkdir(exist_ok=True)
         path.write_text(text)
         path.with_suffix(".svg").write_text(svg(text))
-    assert constant(text) == constant(path.read_text()), f"{path} is of another time: make pictures"
+    was, now = constant(path.read_text()), constant(text)
+    changes = difflib.unified_diff(was.split(" "), now.split(" "), "recorded", "now", lineterm="")
+    assert was == now, "\n".join([f"{path} is of another time: make pictures", *changes])
+
+
+def at_a_terminal(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    """What a command that asks nothing prints at a terminal, whatever its exit code."""
+    ours, theirs = terminal(COLUMNS)
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env={**environment, "TERM": "xterm", "NO_COLOR": ""}
+    ):
+        os.close(theirs)
+        printed = b"".join(iter(lambda: _read(ours), b""))
+    os.close(ours)
+    return printed.decode().replace("\r\n", "\n")
+
+
+def _read(end: int) -> bytes:
+    try:
+        return os.read(end, 65536)
+    except OSError:  # nobody has the other end any more
+        return b""
 
 
 def constant(text: str) -> str:
@@ -70,7 +96,7 @@ def constant(text: str) -> str:
 def svg(text: str) -> str:
     """The picture of a terminal that shows the text."""
     rows = [row for line in text.splitlines() for row in _rows(line)]
-    width, height = _COLUMNS * _CELL_WIDTH + 2 * _MARGIN, len(rows) * _LINE_HEIGHT + 2 * _MARGIN
+    width, height = COLUMNS * _CELL_WIDTH + 2 * _MARGIN, len(rows) * _LINE_HEIGHT + 2 * _MARGIN
     pieces = [piece for number, row in enumerate(rows) for piece in _pieces(row, _MARGIN + 13 + number * _LINE_HEIGHT)]
     size = f'width="{width}" height="{height}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" xml:space="preserve" viewBox="0 0 {width} {height}" {size}>'
@@ -86,8 +112,8 @@ def _rows(line: str) -> Iterator[list[tuple[str, str]]]:
             name = _CLASSES[piece]
         else:
             cells += [(name, character) for character in piece]
-    for start in range(0, max(len(cells), 1), _COLUMNS):
-        yield cells[start : start + _COLUMNS]
+    for start in range(0, max(len(cells), 1), COLUMNS):
+        yield cells[start : start + COLUMNS]
 
 
 def _pieces(row: list[tuple[str, str]], y: int) -> Iterator[str]:

@@ -55,8 +55,8 @@ def test_a_terminal_is_drawn_as_it_is() -> None:
         ("<ok>", None, 1),
         ("ok", "green", 2),
         ("3 ms", None, 2),
-        ("x" * 100, None, 4),
-        ("x" * 50, None, 5),
+        ("x" * 96, None, 4),
+        ("x" * 54, None, 5),
     ]
 
 
