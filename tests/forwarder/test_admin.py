@@ -8,12 +8,14 @@ import threading
 import time
 import urllib.error
 from collections.abc import Callable
+from typing import Any
 
+import psycopg
 import pytest
 
 from dbtunnel.forwarder.metrics import METRICS
 from tests.support.bastion import Bastion
-from tests.support.databases import PostgresServer
+from tests.support.databases import DATABASE, PASSWORD, USER, PostgresServer
 from tests.support.forwarder import Forwarder, seconds
 from tests.support.processes import listens, wait_until
 
@@ -68,7 +70,9 @@ def test_readiness_ends_with_the_port_and_not_with_the_signal(
     """While a drain takes clients it may be the only pod that there is; then a Service would lead them to nothing."""
     forwarder = start_forwarder(postgres.port, seconds=seconds(drain_min=2, drain_max=20))
     forwarder.wait_for("database", "Succeeded")
-    with socket.create_connection(("127.0.0.1", forwarder.port), 5):
+    target: dict[str, Any] = {"host": "127.0.0.1", "port": forwarder.port}
+    with psycopg.connect(user=USER, password=PASSWORD, dbname=DATABASE, **target) as session:
+        session.pgconn.send_query(b"select pg_sleep(60)")  # one that is quiet would end with the port, and all with it
         forwarder.process.signal(signal.SIGTERM)
         forwarder.wait(lambda status: status.draining, "the drain")
         answers = status_code(forwarder, "/readyz"), listens("127.0.0.1", forwarder.port)
@@ -76,6 +80,7 @@ def test_readiness_ends_with_the_port_and_not_with_the_signal(
         wait_until(lambda: status_code(forwarder, "/readyz") == 503, "it not to be ready any more")
         assert not listens("127.0.0.1", forwarder.port)
         assert status_code(forwarder, "/livez") == 200, "else it would be killed in the middle of its drain"
+        session.pgconn.finish()
     assert forwarder.process.wait(10) == 0
 
 

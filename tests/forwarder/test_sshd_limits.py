@@ -122,5 +122,5 @@ def test_a_server_that_counts_channels(start_forwarder: StartForwarder) -> None:
         assert forwarder.metric(refused) == 2
         first.close()
         wait_until(lambda: forwarder.metric("dbtunnel_forwarder_clients") == 2, "one to have left")
-        assert served()
+        wait_until(served, "the server to count it no more")
         assert forwarder.metric("dbtunnel_forwarder_ssh_connects_total") == 1
