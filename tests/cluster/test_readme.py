@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.support.cluster import Cluster
-from tests.support.databases import DATABASE, PASSWORD, USER
+from tests.support.databases import PASSWORD
 from tests.support.pages import at_a_cluster, blocks, follow
 from tests.support.pictures import at_a_terminal, shown
 from tests.support.private_network import PrivateNetwork, service_of_machine
@@ -68,7 +68,6 @@ def test_the_first_tunnel(
         "--image=postgres:17": f"--image={client_image}",
         "$PGPASSWORD": PASSWORD,
         "orders.shop.svc": f"orders.{shop}.svc",
-        "-U app -d orders": f"-U {USER} -d {DATABASE}",
     }
     assert "(1 row)" in follow(PAGE, installed, shop, tmp_path, "kubectl run", **mine)
     shown("status-works", screen(installed, shop))

@@ -124,7 +124,7 @@ def _check_clients(world: World, current: Connection | None) -> None:
     waiting = sum(client.waits for client in present)
     assert 0 <= world.metrics.get(CLIENTS_PARKED) <= min(waiting, PARKED_AT_MOST), "who has left parks no more"
     for client in world.clients:
-        assert not client.had_to_wait_longer, "a client gets the connection with the fewest"
+        assert not client.had_to_wait_longer, "a client gets the connection with the least in its way"
         _check_client(client, current)
         _check_end(world, client)
 

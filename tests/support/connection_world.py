@@ -149,7 +149,7 @@ class KnownClient(Client):
         self.works = True
         """Whether its database is at work for it, or has a transaction open."""
         self.had_to_wait_longer = False
-        """Whether it got a connection with more users than another had."""
+        """Whether it got a connection with more users and streams than another had."""
 
     def _look_around(self) -> Crowd:
         listener = cast(Listener, self._host)
@@ -165,7 +165,7 @@ class KnownClient(Client):
     def open_channel(self, link: Any, *arguments: Any) -> None:
         connector = cast(Listener, self._host)._connector
         usable = [one for one in connector._all() if connector.takes_channels(one) and not one.is_closing()]
-        self.had_to_wait_longer = link.uses > min(one.uses for one in usable)
+        self.had_to_wait_longer = link.burden() > min(one.burden() for one in usable)
         super().open_channel(link, *arguments)
 
     @property
@@ -283,6 +283,12 @@ class World:
         carriers = [attempt.made for attempt in self.attempts if attempt.made and attempt.hop in self.jumps]
         if standing := [one for one in (*self.made, *carriers) if one.stands]:
             standing[number % len(standing)].end()
+
+    def stream_goes(self, number: int) -> None:
+        """Over one of the connections, for a moment."""
+        if standing := [one for one in self.made if one.stands]:
+            for _ in range(2):
+                standing[number % len(standing)].link.carried(2**20)
 
     def server_changes(self, number: int) -> None:
         """One, both or all; every other time they let in."""

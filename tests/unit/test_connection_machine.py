@@ -48,6 +48,7 @@ EVENTS = (
     World.cancels_come,
     World.cancels_come,
     World.connection_ends,
+    World.stream_goes,
     World.server_changes,
     World.server_changes,
     World.outage,

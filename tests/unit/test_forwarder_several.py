@@ -15,7 +15,7 @@ from dbtunnel.api.reasons import Reason
 from dbtunnel.forwarder import app, keyring, route
 from dbtunnel.forwarder.connection import Connector, Sources
 from dbtunnel.forwarder.keyring import Keyring
-from dbtunnel.forwarder.link import Link
+from dbtunnel.forwarder.link import STREAM_CLIENTS, Link
 from dbtunnel.forwarder.metrics import SSH_UP, Metrics
 from dbtunnel.forwarder.state import State
 from tests.support.fake_ssh import Attempt, Connection, Server
@@ -115,15 +115,33 @@ def test_clients_keep_out_of_the_way_of_a_stream(in_world: Live) -> None:
         busy, *others = (one.link for one in world.standing)
         for link in others:
             link.enter()
-        for seconds, is_stream in ((1.0, False), (0.1, True)):
+        for mebibytes, seconds, is_stream in ((1, 1.0, False), (1, 0.1, True), (16, 3.0, True), (16, 6.0, False)):
+            await asyncio.sleep(10)
             for _ in range(4):
                 await asyncio.sleep(seconds)
-                busy.carried(2**20)
-            assert (world.connector.least_used() is not busy) == is_stream
-        for link in others:
-            link.carried(2**21)
-            link.carried(2**21)
+                busy.carried(mebibytes * 2**20)
+            assert (world.connector.least_used() is not busy) == is_stream, "4 MiB a second, however seldom told of"
+        for link in world.standing:
+            for _ in range(2):
+                link.link.carried(2**20)
         assert world.connector.least_used() is busy, "all have a stream: the fewest count"
+
+    in_world(story)
+
+
+def test_a_stream_keeps_no_more_away_than_it_counts_for(in_world: Live) -> None:
+    """Else a connection beside one with a stream would take all there are, more than a server has descriptors for."""
+
+    async def story(world: World) -> None:
+        busy = world.standing[0].link
+        for _ in range(2):
+            busy.carried(2**20)
+        for _ in range((COUNT - 1) * STREAM_CLIENTS):
+            link = world.connector.least_used()
+            assert link
+            assert link is not busy
+            link.enter()
+        assert world.connector.least_used() is busy
 
     in_world(story)
 

@@ -219,9 +219,9 @@ class Tunnel(ApiModel):
     """Whether zlib compression is offered. Helps on slow links only: a server that takes it up gets and sends all data
     in asyncssh's packets, which are slower than the forwarder's own (docs/performance.md)."""
     connections: Annotated[int, Field(ge=1, le=8)] = 1
-    """SSH connections per replica. Each new client gets one that no stream of data goes over at the time, and of those
-    the one with the fewest clients; the loss of one ends the sessions on it and no others. One in each replica is
-    enough for Ready, whose message says how many stand."""
+    """SSH connections per replica. Each new client gets the one with the fewest clients, where a stream of data that
+    goes over it at the time counts for 64; the loss of one ends the sessions on it and no others. One in each replica
+    is enough for Ready, whose message says how many stand."""
 
 
 _PEERS_WITH_POLICY = Rule(

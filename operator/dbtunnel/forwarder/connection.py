@@ -124,9 +124,9 @@ class Connector:
         return link is self.link or link in self._further
 
     def least_used(self) -> Link | None:
-        """The connection for a new channel: where no stream is in its way, and of those where the fewest are."""
+        """The connection for a new channel: where there is least in its way."""
         standing = [link for link in (self.link, *self._further) if link and not link.is_closing()]
-        return min(standing, key=lambda link: (link.has_stream(), link.uses), default=None)
+        return min(standing, key=Link.burden, default=None)
 
     def sessions(self) -> tuple[KeySessions, ...]:
         """What goes over the connections, by the keys with which they logged in, those to jump hosts too."""

@@ -22,10 +22,13 @@ ABANDONED_AT_MOST = 384
 
 
 _STREAM_BYTES, _STREAM_SECONDS = 2**20, 0.25
-"""As much within so long is a stream: whoever shares its connection waits behind it."""
+"""As much within so long, or as fast, is a stream: whoever shares its connection waits behind it."""
 
 _REMEMBERED_SECONDS = 1.0
-"""How long a connection counts as one with a stream after it was last seen."""
+"""How long a connection counts as one with a stream after it was last seen; longer where it is told of less often."""
+
+STREAM_CLIENTS = 64
+"""As many clients a stream counts for where a new one is to go: else all would pile up on the other connections."""
 
 
 class Opening(Protocol):
@@ -134,7 +137,7 @@ class Link:
     """Those of its channels, and of the other connections of the process."""
     _counted: int = 0
     _counted_since: float = -math.inf
-    _streamed_at: float = -math.inf
+    _streams_until: float = -math.inf
 
     @property
     def lost(self) -> asyncio.Event:
@@ -162,13 +165,18 @@ class Link:
         self._counted += count
         if self._counted >= _STREAM_BYTES:
             now = asyncio.get_running_loop().time()
-            if now - self._counted_since < _STREAM_SECONDS:
-                self._streamed_at = now
+            elapsed = now - self._counted_since
+            if elapsed * _STREAM_BYTES < self._counted * _STREAM_SECONDS:
+                self._streams_until = now + max(_REMEMBERED_SECONDS, 2 * elapsed)
             self._counted, self._counted_since = 0, now
 
     def has_stream(self) -> bool:
         """Whether bytes went over it lately as fast as those of a stream do, in either direction."""
-        return asyncio.get_running_loop().time() - self._streamed_at < _REMEMBERED_SECONDS
+        return asyncio.get_running_loop().time() < self._streams_until
+
+    def burden(self) -> int:
+        """What a new client would share it with: clients, and as many more for a stream."""
+        return self.uses + STREAM_CLIENTS * self.has_stream()
 
     def enter(self) -> None:
         """A channel is being opened, or is open."""
