@@ -223,7 +223,7 @@ def test_a_server_that_does_not_read_holds_the_client_back_and_nobody_else(
     forwarder = plain(start_forwarder, start_server(serve))
     with connect(forwarder) as fast, connect(forwarder) as other:
         sent = send_until_stuck(fast)
-        assert sent < 24 * MEBIBYTE
+        assert sent < 64 * MEBIBYTE, "most of it is in the sockets of four processes, whose room the system chooses"
         other.sendall(b"echo")
         assert other.recv(3, socket.MSG_WAITALL) == b"cho"
         go.set()
