@@ -40,13 +40,13 @@ test-unit: $(INSTALLED) ## Decisions, builders, schema, chart: no server needed
 .PHONY: test-forwarder
 test-forwarder: $(INSTALLED) ## The forwarder against a real sshd and real databases, no Kubernetes
 	@$(IN)python -m tests.support.prepare forwarder
-	$(IN)pytest tests/forwarder -n 7 --dist worksteal $(ARGS)
+	$(IN)pytest tests/forwarder -n 6 --dist worksteal $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: $(INSTALLED) ## The whole way on a real Kubernetes (CLUSTER=kind, local or existing)
 	@$(IN)python -m tests.support.prepare cluster
 	@rm -rf build/rights
-	$(IN)pytest tests/cluster $(if $(filter existing,$(CLUSTER)),,-n 4 --dist loadfile --no-loadscope-reorder) $(ARGS)
+	$(IN)pytest tests/cluster $(if $(filter existing,$(CLUSTER)),,-n 3 --dist loadfile --no-loadscope-reorder) $(ARGS)
 	@# of all tests together: some of them use few of the operator's rights
 	$(if $(ARGS)$(filter existing,$(CLUSTER)),,$(IN)python -m tests.support.rights)
 
