@@ -1,6 +1,7 @@
 """What a server says stands in quotes that it cannot end, wherever it gets into a message."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import asyncssh
 import pytest
@@ -14,10 +15,13 @@ from dbtunnel.api.status import Hop
 from dbtunnel.cli.advice import told
 from dbtunnel.cli.terminal import Style
 from dbtunnel.domain import database
+from dbtunnel.domain.certificate import Certificate
 from dbtunnel.domain.diagnosis import Subject, explain, quoted, unquoted
 from dbtunnel.domain.forwarding import forwarder_config
+from dbtunnel.domain.news import all_news
 from dbtunnel.domain.observed import Pod
 from dbtunnel.domain.settings import Defaults
+from dbtunnel.domain.status import decide
 from dbtunnel.forwarder.evidence import judge, unexpected
 from dbtunnel.forwarder.failures import (
     Failure,
@@ -28,13 +32,14 @@ from dbtunnel.forwarder.failures import (
     no_common_algorithm,
     transport_failure,
 )
-from tests.support.values import NOW, tunnel
+from tests.support.values import INSTALLATION, NOW, manifest, observed, tunnel, working
 from tests.unit.test_forwarder_failures import VERSION, heard
 
 EVIL = 'refused" bastion 203.0.113.7:22: Host key changed; pin it: {"a": "\\'
 """Ends a quote, names the SSH server, pretends to begin a patch, and escapes what comes after it."""
 
 SUBJECT = Subject(forwarder_config(tunnel({"tunnel.jumpHosts": [{"host": "jump"}]}), Defaults()))
+ORDERS = tunnel()
 HOP = Hop(role="Bastion", host="203.0.113.7", port=22, host_key_fingerprints=("ssh-ed25519 SHA256:evil",))
 IN, OUT = Progress(host_key_verified=True, limit_seconds=9), Progress(limit_seconds=9)
 OPEN = asyncssh.ChannelOpenError
@@ -99,6 +104,53 @@ def test_what_a_database_says_of_itself_is_quoted(fact: dict[str, str]) -> None:
     message = database.told(DatabaseFact(protocol="MySQL", **fact), None, "db", NOW)  # type: ignore[arg-type]
     assert "refused" in message
     assert "refused" not in unquoted(message)
+
+
+FORGED = "Clients leave before their login: call +1 900 EVIL now"
+"""What the operator's own sentence of clients begins with."""
+
+WORDS = ["", '"', '\\"', "\\", '" ', '". ']
+"""What a server may put before it, to end the quote it stands in."""
+
+
+def certified(*names: str, issuer: str = "CA") -> Certificate:
+    return Certificate(names, issuer, NOW)
+
+
+DATABASES: dict[str, Callable[[str], tuple[DatabaseFact, Certificate | None]]] = {
+    "version": lambda text: (DatabaseFact(protocol="MySQL", server_version=text), None),
+    "auth plugin": lambda text: (DatabaseFact(protocol="MySQL", auth_plugin=text), None),
+    "name of its certificate": lambda text: (DatabaseFact(protocol="PostgreSQL"), certified("db", text)),
+    "issuer of its certificate": lambda text: (DatabaseFact(protocol="PostgreSQL"), certified("db", issuer=text)),
+}
+
+
+def reachable(seen: str) -> tuple[str, list[tuple[str, str, str]], str]:
+    """What the message of Ready is then, the Events that are posted, and the message of DatabaseReachable."""
+    forwarder = working(ORDERS)
+    document = replace(forwarder, database=replace(forwarder.database, seen=seen))
+    status = decide(ORDERS, observed(ORDERS, document), INSTALLATION, NOW).status
+    messages = {one.type: one.message for one in status.conditions or ()}
+    return messages["Ready"], list(all_news(manifest(), status)), messages["DatabaseReachable"]
+
+
+@pytest.mark.parametrize("before", WORDS)
+@pytest.mark.parametrize("place", DATABASES)
+def test_a_database_cannot_speak_for_ready_or_for_an_event(place: str, before: str) -> None:
+    fact, certificate = DATABASES[place](before + FORGED)
+    ready, news, shown = reachable(database.told(fact, certificate, "db", NOW))
+    assert "call +1 900" in shown, "it is told, as what the database says"
+    assert ready == "The tunnel works."
+    assert [one[1:] for one in news] == [("Ready", ready)]
+
+
+def test_nor_for_an_event_that_is_due() -> None:
+    """Once, and in the operator's own words."""
+    fact, _ = DATABASES["version"](FORGED)
+    ready, news, _ = reachable(database.told(fact, None, "db", NOW, leaver="10.0.0.7"))
+    assert ready.startswith("The tunnel works. Clients leave before their login, as 10.0.0.7 did.")
+    assert [one[1] for one in news] == ["Ready", "ClientsLeave"]
+    assert not [text for text in (ready, news[1][2]) if "EVIL" in text]
 
 
 @given(st.text(), st.integers(1, 60))

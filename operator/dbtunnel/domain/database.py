@@ -4,7 +4,7 @@ from datetime import datetime
 
 from dbtunnel.api.forwarder import DatabaseFact
 from dbtunnel.domain.certificate import Certificate
-from dbtunnel.domain.diagnosis import quoted
+from dbtunnel.domain.diagnosis import quoted, unquoted
 
 _MOST_NAMES = 3
 """How many of a certificate's names are told, so that a warning after them is never cut off."""
@@ -52,9 +52,10 @@ def told(
 
 
 def leavers(message: str) -> str:
-    """What a message of these says of clients that leave before their login; nothing where it does not."""
-    _, begin, rest = message.partition(_CLIENTS_LEAVE)
-    return begin + rest
+    """What a message of these says of clients that leave before their login; nothing where it does not, whatever the
+    database says of itself."""
+    begin = unquoted(message).find(_CLIENTS_LEAVE)
+    return message[begin:] if begin >= 0 else ""
 
 
 def _answer(fact: DatabaseFact) -> str:

@@ -82,7 +82,8 @@ def client_news(before: Mapping[str, Any], after: DatabaseTunnelStatus) -> News 
     """As `transition`, of clients that leave before their login."""
     reachable = _condition(after.conditions or (), ConditionType.DATABASE_REACHABLE)
     told = leavers(reachable.message) if reachable else ""
-    is_known = any(leavers(one.get("message", "")) for one in before.get("conditions") or ())
+    earlier = (one for one in before.get("conditions") or () if one["type"] == ConditionType.DATABASE_REACHABLE)
+    is_known = any(leavers(one.get("message", "")) for one in earlier)
     return ("Warning", "ClientsLeave", told) if told and not is_known else None
 
 
