@@ -11,9 +11,10 @@ from typing import Any
 import asyncssh
 import pytest
 
-from dbtunnel.api.forwarder import ForwarderHop, HostKeyRule
+from dbtunnel.api.forwarder import Algorithms, ForwarderHop, HostKeyRule
 from dbtunnel.api.reasons import Reason
 from dbtunnel.domain.status import decide
+from dbtunnel.forwarder.algorithms import offered
 from tests.support import faults
 from tests.support.bastion import HARDENED, USER, Bastion
 from tests.support.databases import PostgresServer
@@ -32,26 +33,52 @@ StartForwarder = Callable[..., Forwarder]
 # --- algorithms -------------------------------------------------------------------------------------------------------
 
 
+SNTRUP = "sntrup761x25519-sha512@openssh.com"
+
+
 @produces(Reason.NO_COMMON_ALGORITHM)
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "choice", "told", "option"),
     [
         (
             ["KexAlgorithms diffie-hellman-group14-sha1"],
-            'key exchange (KexAlgorithms): the server offers "diffie-hellman',
+            Algorithms.DEFAULT,
+            'key exchange (KexAlgorithms): the server offers "diffie-hellman-group14-sha1',
+            "kex_algs",
         ),
-        (["Ciphers aes128-cbc"], 'encryption (Ciphers): the server offers "aes128-cbc"'),
-        (["Ciphers aes128-ctr", "MACs hmac-sha1"], 'MAC (MACs): the server offers "hmac-sha1"'),
+        (
+            [f"KexAlgorithms {SNTRUP}"],
+            Algorithms.LEGACY,
+            f'key exchange (KexAlgorithms): the server offers "{SNTRUP}',
+            "kex_algs",
+        ),
+        (
+            ["Ciphers aes128-cbc"],
+            Algorithms.DEFAULT,
+            'encryption (Ciphers): the server offers "aes128-cbc"',
+            "encryption_algs",
+        ),
+        (
+            ["Ciphers aes128-ctr", "MACs hmac-sha1"],
+            Algorithms.DEFAULT,
+            'MAC (MACs): the server offers "hmac-sha1"',
+            "mac_algs",
+        ),
     ],
-    ids=["key exchange", "cipher", "MAC"],
+    ids=["key exchange", "key exchange, Legacy", "cipher", "MAC"],
 )
 def test_both_sides_algorithms_are_told(
-    start_forwarder: StartForwarder, bastion: Bastion, config: list[str], told: str
+    start_forwarder: StartForwarder, bastion: Bastion, config: list[str], choice: Algorithms, told: str, option: str
 ) -> None:
+    """Those of the tunnel whole, since one of them may be pasted."""
     bastion.set_config(*config, *HARDENED)
-    forwarder = start_forwarder(1)
+    forwarder = start_forwarder(1, bastion=hop_to(bastion, algorithms=choice))
     forwarder.wait_for("transport", "NoCommonAlgorithm")
-    check_told(forwarder, Reason.NO_COMMON_ALGORITHM, told, "; the tunnel offers ", "spec.tunnel.algorithms to Legacy")
+    ours = set(offered(choice, compression=False)[option])
+    message = check_told(forwarder, Reason.NO_COMMON_ALGORITHM, told, "spec.tunnel.algorithms to Legacy")
+    found = re.search(r"; the tunnel offers (.+?)\. Update the SSH server", message)
+    assert found
+    assert set(found[1].split(", ")) == ours, "the fastest cipher comes first, which a process finds by itself"
 
 
 @produces(Reason.KEY_REJECTED)

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import re
 
 import asyncssh
 import pytest
@@ -9,10 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dbtunnel.api.conditions import ConditionType
+from dbtunnel.api.forwarder import Algorithms
 from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.domain.diagnosis import SEEN_LIMIT
+from dbtunnel.forwarder.algorithms import offered
 from dbtunnel.forwarder.failures import Progress, channel_failure, connect_failure, loss_of, no_common_algorithm
 from dbtunnel.forwarder.greeting import Greeting
+from dbtunnel.forwarder.host_keys import Trust, kinds_to_try
 
 TRANSPORT, AUTHENTICATED = ConditionType.TRANSPORT_READY, ConditionType.AUTHENTICATED
 
@@ -116,11 +120,43 @@ def test_what_both_sides_offer_is_told_where_they_have_nothing_in_common() -> No
         Reason.NO_COMMON_ALGORITHM,
         f"key exchange (KexAlgorithms): {offers}",
     )
-    long = asyncssh.KeyExchangeFailed(f"No matching MAC algorithm found, sent {'a,' * 400} and received {'b,' * 400}")
-    seen = failure(long, heard(VERSION))[2]
-    assert seen.startswith('MAC (MACs): the server offers "b, b')
-    assert "; the tunnel offers a, a" in seen
-    assert len(seen) < SEEN_LIMIT
+
+
+CA = asyncssh.generate_private_key("ssh-ed25519")
+LEGACY: dict[str, tuple[str, ...]] = {
+    "key exchange": offered(Algorithms.LEGACY, compression=True)["kex_algs"],
+    "encryption": offered(Algorithms.LEGACY, compression=True)["encryption_algs"],
+    "MAC": offered(Algorithms.LEGACY, compression=True)["mac_algs"],
+    "server host key": sum(kinds_to_try(Trust(authorities=(CA,)), legacy=True), ()),
+}
+"""The longest lists that the tunnel offers."""
+
+
+@pytest.mark.parametrize("kind", LEGACY)
+def test_no_name_of_an_algorithm_is_cut(kind: str) -> None:
+    theirs = [f"cipher-{number}@example.com" for number in range(1, 2000)]
+    names = f"sent {','.join(LEGACY[kind])} and received {','.join(theirs)}"
+    seen = failure(asyncssh.KeyExchangeFailed(f"No matching {kind} algorithm found, {names}"), heard(VERSION))[2]
+    assert len(seen) <= SEEN_LIMIT
+    assert seen.endswith(f"; the tunnel offers {', '.join(LEGACY[kind])}")
+    found = re.search(r'the server offers "(.+)" and (\d+) more; ', seen)
+    assert found
+    shown = found[1].split(", ")
+    assert len(shown) >= 4
+    assert shown == theirs[: len(shown)]
+    assert int(found[2]) == len(theirs) - len(shown)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, '"' * 5000, "\x1b" * 5000])
+def test_a_name_for_which_there_is_no_room_is_counted(name: str) -> None:
+    seen = no_common_algorithm("MAC", "hmac-sha2-256", f"short,{name}").seen
+    assert seen == 'MAC (MACs): the server offers "short" and 1 more; the tunnel offers hmac-sha2-256'
+
+
+def test_a_name_of_the_server_s_cannot_pass_for_one_of_the_tunnel_s() -> None:
+    theirs = " algorithm found and received d"
+    error = asyncssh.KeyExchangeFailed(f"No matching MAC algorithm found, sent a,b and received {theirs}")
+    assert failure(error, heard(VERSION))[2] == f'MAC (MACs): the server offers "{theirs}"; the tunnel offers a, b'
 
 
 @pytest.mark.parametrize("kind", ["key exchange", "server host key", "encryption", "MAC", "compression"])

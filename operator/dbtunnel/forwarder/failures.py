@@ -10,7 +10,7 @@ import asyncssh
 
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.reasons import Reason
-from dbtunnel.domain.diagnosis import printable, quoted
+from dbtunnel.domain.diagnosis import SEEN_LIMIT, printable, quoted
 from dbtunnel.forwarder.greeting import Greeting
 
 _TURNED_AWAY = (b"exceeded maxstartups", b"not allowed at this time", b"too many connections", b"connection refused by")
@@ -29,9 +29,6 @@ _CUT = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
 
 _BROKEN = (asyncssh.ProtocolError, asyncssh.MACError, asyncssh.CompressionError, asyncssh.KeyExchangeFailed)
 """What comes of packets that cannot be."""
-
-_LIST_LIMIT = 250
-"""Characters of a list of algorithms; two of them fit what is shown of a failure."""
 
 _DATABASE_TEXTS: tuple[tuple[str, Reason], ...] = (
     # the bastion's own words: those of sshd are its C library's (glibc, musl), for getaddrinfo(3) and connect(2)
@@ -204,8 +201,8 @@ def _exchange_failure(error: BaseException, progress: Progress) -> Failure:
     return _interruption(error, progress)
 
 
-_NO_MATCH = re.compile(r"No matching (.+) algorithm found, sent (.*) and received (.*)", re.DOTALL)
-"""What asyncssh finds in the two sides' lists."""
+_NO_MATCH = re.compile(r"No matching (.+?) algorithm found, sent (.*?) and received (.*)", re.DOTALL)
+"""What asyncssh finds in the two sides' lists. The server's is the last, so that nothing in it can pass for ours."""
 
 _OPTIONS = {
     "key exchange": "KexAlgorithms",
@@ -218,10 +215,25 @@ _OPTIONS = {
 
 
 def no_common_algorithm(kind: str, ours: str, theirs: str) -> Failure:
-    """The two sides have no algorithm of a kind in common; the lists are separated by commas."""
-    theirs, ours = (names.replace(",", ", ") for names in (theirs, ours))
-    offers = f"the server offers {quoted(theirs, _LIST_LIMIT)}; the tunnel offers {printable(ours, _LIST_LIMIT)}"
-    return _disagreement(f"{printable(kind, 40)} ({_OPTIONS.get(kind, 'its own')}): {offers}")
+    """The two sides have no algorithm of a kind in common; the lists are separated by commas. Ours is shown whole."""
+    begin = f"{printable(kind, 40)} ({_OPTIONS.get(kind, 'its own')}): the server offers "
+    end = f"; the tunnel offers {printable(ours.replace(',', ', '))}"
+    return _disagreement(begin + _listed(theirs, SEEN_LIMIT - len(begin + end)) + end)
+
+
+def _listed(names: str, limit: int) -> str:
+    """As many whole names of a server's as there is room for, in quotes, and how many more there are: half a name would
+    be pasted as if it were one.
+    """
+    found = names.split(",")
+    shown: list[str] = []
+    room = limit - len(f" and {len(found)} more")
+    for name in found:
+        room -= len(quoted(name, limit))  # whose quotes are as long as a comma and a space
+        if room < 0:
+            return f"{quoted(', '.join(shown), limit)} and {len(found) - len(shown)} more"
+        shown.append(name)
+    return quoted(", ".join(shown), limit)
 
 
 def _disagreement(seen: str) -> Failure:
