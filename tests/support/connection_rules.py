@@ -23,12 +23,12 @@ EAGER_DOUBLINGS = 2
 _LATEST = 40
 """Attempts that may go on: more do not begin while a silent server is waited for."""
 SOON = 0.01
+"""What is lost to the clock's floating point."""
 _ENDS = (
     *("client closed", "client reset", "database closed", "SSH connection lost"),
     *("Parking", "ConnectionLimit", "idle", "forwarder ended", "refused"),
 )
 """How a client may end: what the log tells, or by a word of its own where it left while it was parked."""
-"""What is lost to the clock's floating point."""
 
 
 def check(world: World) -> None:
