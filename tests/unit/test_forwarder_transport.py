@@ -175,7 +175,9 @@ async def test_a_dialer_takes_over_the_socket_that_is_connected_first(host: str)
         peer, _ = bound.accept()
         peer.send(b"SSH-2.0-x\r\n")
         await until(lambda: inner.received == b"SSH-2.0-x\r\n")
-        assert not wire.get_extra_info("socket").getblocking()
+        connected = wire.get_extra_info("socket")
+        assert not connected.getblocking()
+        assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), "asyncio has set it before"
         assert not dialer.is_closing()
         dialer.abort()
         assert peer.recv(1) == b""
