@@ -9,6 +9,7 @@ import pytest
 
 from dbtunnel.controller.client import ApiError, Client, Kind
 from dbtunnel.controller.leader import (
+    ANSWER_SECONDS,
     LEASE_SECONDS,
     RENEW_SECONDS,
     RETRY_SECONDS,
@@ -96,6 +97,14 @@ async def refuse() -> None:
     raise ApiError(503, "", "not now")
 
 
+async def forbid() -> None:
+    raise ApiError(403, "Forbidden", "no leases for you")
+
+
+async def disown() -> None:
+    raise ApiError(401, "Unauthorized", "who are you?")
+
+
 def test_of_many_one_is_elected_and_goes_on() -> None:
     async def main() -> None:
         api = Api()
@@ -164,7 +173,7 @@ def test_a_lease_whose_holder_is_gone_is_taken_once_it_is_over() -> None:
     run(main())
 
 
-@pytest.mark.parametrize("trouble", [hang, refuse])
+@pytest.mark.parametrize("trouble", [hang, refuse, forbid])
 def test_who_cannot_renew_stops_before_another_may_begin(trouble: Callable[[], Coroutine[Any, Any, None]]) -> None:
     async def main() -> None:
         api = Api()
@@ -245,6 +254,49 @@ def test_a_candidate_waits_for_an_api_server_that_is_not_there() -> None:
         api.trouble = None
         await asyncio.wait_for(first.elected.wait(), 10)
         await first.end()
+
+    run(main())
+
+
+@pytest.mark.parametrize("trouble", [forbid, disown])
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_a_candidate_without_the_rights_ends_and_says_which(
+    trouble: Callable[[], Coroutine[Any, Any, None]], *, is_taken: bool
+) -> None:
+    async def main() -> None:
+        api = Api()
+        first = Candidate(api)
+        await asyncio.sleep(100 if is_taken else 0)
+        second = Candidate(api)
+        await asyncio.sleep(100 if is_taken else 0)
+        api.trouble = trouble
+        with pytest.raises(ApiError, match="no leases for you|who are you"):
+            await second.task
+        await first.end()
+
+    run(main())
+
+
+@pytest.mark.parametrize("trouble", [hang, refuse])
+def test_who_stands_by_is_one_that_the_api_server_answers(trouble: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        api = Api()
+        first = Candidate(api)
+        await asyncio.sleep(100)
+        api.trouble = trouble
+        second = Candidate(api)
+        await asyncio.sleep(1)
+        assert not second.election.stands_by(), "it has never been answered"
+        api.trouble = None
+        await asyncio.sleep(ANSWER_SECONDS + RETRY_SECONDS)
+        assert second.election.stands_by()
+        api.trouble = trouble
+        await asyncio.sleep(LEASE_SECONDS - RETRY_SECONDS - 1)
+        assert second.election.stands_by()
+        await asyncio.sleep(RETRY_SECONDS + 1)
+        assert not second.election.stands_by()
+        await first.end()
+        await second.end()
 
     run(main())
 

@@ -9,6 +9,9 @@ import pytest
 from tests.support.lone_operator import LoneOperator, api_server, refusal
 from tests.support.processes import free_port, wait_until
 
+ELECTING = ["--leader-election=true", "--operator-namespace=system", "--lease-name=release"]
+BOTH = pytest.mark.parametrize("flags", [[], ELECTING], ids=["alone", "electing"])
+
 
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[Callable[..., LoneOperator]]:
@@ -37,29 +40,43 @@ def test_without_the_definition_it_ends_and_says_what_to_do(started: Callable[..
     assert "dbtunnel crd | kubectl apply" in last["error"]
 
 
-def test_without_rights_it_ends_and_says_which_are_missing(started: Callable[..., LoneOperator]) -> None:
-    with api_server(lambda _: refusal(403, 'User "x" cannot list resource "databasetunnels"')) as port:
-        operator = started(port)
+@BOTH
+def test_without_rights_it_ends_and_says_which_are_missing(
+    started: Callable[..., LoneOperator], flags: list[str]
+) -> None:
+    with api_server(lambda path: refusal(403, f'User "x" cannot get {path}')) as port:
+        operator = started(port, *flags)
         assert operator.process.wait(20) == 1
 
-    assert 'User "x" cannot list resource "databasetunnels"' in operator.events()[-1]["error"]
+    missing = "coordination.k8s.io/v1/namespaces/system/leases/release" if flags else "databasetunnels"
+    assert 'User "x" cannot get ' in operator.events()[-1]["error"]
+    assert missing in operator.events()[-1]["error"]
 
 
-@pytest.mark.parametrize("status", [500, 503, 429, 410])
-def test_an_api_server_that_is_not_there_yet_is_waited_for(started: Callable[..., LoneOperator], status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "flags", "told"),
+    [(status, [], "waiting for the API server") for status in (500, 503, 429, 410)]
+    + [(503, ELECTING, "lease not taken")],
+)
+def test_an_api_server_that_is_not_there_yet_is_waited_for(
+    started: Callable[..., LoneOperator], status: int, flags: list[str], told: str
+) -> None:
     with api_server(lambda _: refusal(status, "not yet")) as port:
-        operator = started(port)
-        is_waiting = ("waiting for the API server", "warning")
+        operator = started(port, *flags)
+        is_waiting = (told, "warning")
         wait_until(
-            lambda: [one for one in operator.events() if (one["event"], one["level"]) == is_waiting][2:], "patience"
+            lambda: [one for one in operator.events() if (one["event"], one["level"]) == is_waiting][1:], "patience"
         )
 
         assert operator.process.is_running()
         assert (operator.liveness(), operator.readiness()) == (200, 503)
 
 
-def test_an_api_server_that_nobody_answers_for_is_waited_for(started: Callable[..., LoneOperator]) -> None:
-    operator = started(free_port())
+@BOTH
+def test_an_api_server_that_nobody_answers_for_is_waited_for(
+    started: Callable[..., LoneOperator], flags: list[str]
+) -> None:
+    operator = started(free_port(), *flags)
     wait_until(lambda: [one for one in operator.events() if one["level"] == "warning"][1:], "patience")
 
     assert (operator.liveness(), operator.readiness()) == (200, 503)
@@ -82,7 +99,7 @@ def test_it_begins_once_the_api_server_is_there(started: Callable[..., LoneOpera
         wait_until(lambda: operator.readiness() == 200, "readiness")
 
 
-@pytest.mark.parametrize("flags", [[], ["--leader-election=true", "--operator-namespace=system"]], ids=str)
+@BOTH
 def test_it_can_be_told_to_end_while_it_waits(started: Callable[..., LoneOperator], flags: list[str]) -> None:
     with api_server(lambda _: refusal(503, "not yet")) as port:
         operator = started(port, *flags)
@@ -97,7 +114,7 @@ def test_one_that_stands_by_is_alive_and_ready(started: Callable[..., LoneOperat
     lease = {
         "apiVersion": "coordination.k8s.io/v1",
         "kind": "Lease",
-        "metadata": {"name": "dbtunnel-operator", "namespace": "system", "resourceVersion": "1"},
+        "metadata": {"name": "release", "namespace": "system", "resourceVersion": "1"},
         "spec": {
             "holderIdentity": "another",
             "leaseDurationSeconds": 15,
@@ -106,8 +123,8 @@ def test_one_that_stands_by_is_alive_and_ready(started: Callable[..., LoneOperat
         },
     }
     with api_server(lambda path: (200, lease) if "/leases/" in path else refusal(404, "not for you")) as port:
-        operator = started(port, "--leader-election=true", "--operator-namespace=system")
+        operator = started(port, *ELECTING)
         wait_until(lambda: operator.liveness() == 200, "liveness")
 
-        assert operator.readiness() == 200
+        wait_until(lambda: operator.readiness() == 200, "readiness")
         assert operator.process.is_running()

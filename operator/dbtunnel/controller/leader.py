@@ -30,6 +30,8 @@ ANSWER_SECONDS = 4
 
 _FAILURES = (ApiError, aiohttp.ClientError, OSError, TimeoutError)
 
+_REFUSALS = (401, 403)
+
 
 class LeaseLostError(RuntimeError):
     """The Lease is another's, or could not be renewed in time: nobody may go on working."""
@@ -54,6 +56,8 @@ class Election:
         """The version of the Lease that was last seen, and since when it is the latest."""
         self._renewed = -inf
         """When the last renewal that succeeded began."""
+        self._answered = -inf
+        """When the API server last told who has the Lease."""
 
     def holds(self) -> bool:
         """Whether the Lease is surely ours. Its clock goes on while the process is stopped or the machine suspended, so
@@ -61,9 +65,16 @@ class Election:
         """
         return self._clock() - self._renewed < RENEW_SECONDS
 
+    def stands_by(self) -> bool:
+        """Whether it could take the Lease were that free: the API server has said so lately."""
+        return self._clock() - self._answered < LEASE_SECONDS
+
     async def hold(self, elected: asyncio.Event) -> None:
-        """Takes the Lease, sets `elected`, and renews it until cancelled. Raises LeaseLostError where it cannot."""
-        while not await self._attempt():  # noqa: ASYNC110
+        """Takes the Lease, sets `elected`, and renews it until cancelled. Raises LeaseLostError where it cannot, and
+        ApiError where it lacks the rights from the beginning. One that leads goes on without them as long as the Lease
+        holds: an uninstall removes them first.
+        """
+        while not await self._attempt(bears_refusal=False):  # noqa: ASYNC110
             await asyncio.sleep(RETRY_SECONDS)
         event(logger, "elected", identity=self.identity)
         elected.set()
@@ -77,19 +88,22 @@ class Election:
         is_ours = True
         while is_ours or self.holds():
             await asyncio.sleep(RETRY_SECONDS)
-            is_ours = await self._attempt()
+            is_ours = await self._attempt(bears_refusal=True)
         raise LeaseLostError(f"the Lease {self._namespace}/{self._name} is lost")
 
-    async def _attempt(self) -> bool:
-        """Whether the Lease is ours for another while."""
+    async def _attempt(self, *, bears_refusal: bool) -> bool:
+        """Whether the Lease is ours for another while. Raises ApiError where rights are missing and must not."""
         began = self._clock()
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 is_ours = await self._take()
         except _FAILURES as error:
+            if isinstance(error, ApiError) and error.status in _REFUSALS and not bears_refusal:
+                raise
             level = logging.DEBUG if isinstance(error, ApiError) and error.status == 409 else logging.WARNING
             event(logger, "lease not taken", level=level, error=f"{type(error).__name__}: {error}")
             return False
+        self._answered = self._clock()
         # another that holds it works already
         self._renewed = began if is_ours else -inf
         return is_ours

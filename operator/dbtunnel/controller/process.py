@@ -33,7 +33,7 @@ async def run_operator(settings: Settings) -> None:
         client = Client(api, metrics, election.holds) if settings.leader_election else Client(api, metrics)
         read = pods.direct_reader(session) if settings.pod_access is PodAccess.DIRECT else pods.proxy_reader(client)
         operator = Operator(settings, client, metrics, read)
-        answers = {"/metrics": lambda: _metrics(metrics), "/readyz": lambda: _readiness(settings, operator, elected)}
+        answers = {"/metrics": lambda: _metrics(metrics), "/readyz": lambda: _readiness(operator, election, elected)}
         await stack.enter_async_context(serving((settings.listens_on, settings.metrics_port), answers))
         parts: list[Awaitable[object]] = [_told_to_end(operator.begun), _work(settings, operator, elected)]
         if settings.leader_election:
@@ -83,10 +83,9 @@ def _metrics(metrics: Metrics) -> web.Response:
     return web.Response(body=metrics.text().encode(), headers={"Content-Type": CONTENT_TYPE})
 
 
-def _readiness(settings: Settings, operator: Operator, elected: asyncio.Event) -> web.Response:
+def _readiness(operator: Operator, election: Election, elected: asyncio.Event) -> web.Response:
     """Ready: at work, or standing by. Not: the API server does not answer, so that an installation can tell."""
-    is_standing_by = settings.leader_election and not elected.is_set()
-    is_ready = operator.is_watching or is_standing_by
+    is_ready = operator.is_watching or (not elected.is_set() and election.stands_by())
     return web.json_response({"watching": operator.is_watching}, status=200 if is_ready else 503)
 
 
