@@ -9,7 +9,7 @@ import pytest
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.forwarder import PublicKeyFact
 from dbtunnel.api.reasons import Reason
-from dbtunnel.controller.client import ApiError, Client, Kind
+from dbtunnel.controller.client import LEASE_LOST, ApiError, Client, Kind
 from dbtunnel.controller.events import FOLD_SECONDS, KEPT_EVENTS, NOTE_LIMIT, RETRY_SECONDS, Events
 from dbtunnel.controller.queue import TunnelKey
 from dbtunnel.domain.news import all_news
@@ -119,6 +119,7 @@ UNANSWERED = [
     TimeoutError(),
     ApiError(429, "TooManyRequests", "later"),
     ApiError(500, "InternalError", "a webhook fails"),
+    ApiError(409, LEASE_LOST, "who wakes up writes nothing yet"),
 ]
 
 

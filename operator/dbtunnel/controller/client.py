@@ -20,6 +20,9 @@ _LIST_CHUNK = 250
 _MERGE_PATCH = "application/merge-patch+json"
 _MESSAGE_LIMIT = 1000
 
+LEASE_LOST = "LeaseLost"
+"""Reason of the operator's own refusal to write, while the Lease may be another's."""
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -83,7 +86,7 @@ class Client:
     """Requests to the API server. Raises ApiError for refusals, aiohttp's and TimeoutError where it does not answer."""
 
     def __init__(self, api: ApiClient, metrics: Metrics, may_write: Callable[[], bool] = lambda: True) -> None:
-        """`may_write` is asked before each write; where it says no, that is refused with 409 and LeaseLost."""
+        """`may_write` is asked before each write; where it says no, that is refused with 409 and LEASE_LOST."""
         self._api = api
         self._metrics = metrics
         self._may_write = may_write
@@ -152,7 +155,7 @@ class Client:
         content_type: str = "application/json",
     ) -> Manifest:
         if method != "GET" and not self._may_write():
-            raise ApiError(409, "LeaseLost", "the Lease may be another operator's by now")
+            raise ApiError(409, LEASE_LOST, "the Lease may be another operator's by now")
         try:
             document: Manifest = json.loads(await self._send(method, path, query, body, content_type))
         except ApiError as error:

@@ -10,7 +10,7 @@ from uuid import uuid4
 import aiohttp
 
 from dbtunnel.api.resource import API_VERSION, KIND
-from dbtunnel.controller.client import EVENT, TUNNEL, ApiError, Client
+from dbtunnel.controller.client import EVENT, LEASE_LOST, TUNNEL, ApiError, Client
 from dbtunnel.controller.forwarders import describe
 from dbtunnel.controller.logs import event
 from dbtunnel.controller.queue import TunnelKey
@@ -120,8 +120,10 @@ class Events:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether the API server did not answer, or has too much to do, or something behind it fails."""
-    return not isinstance(error, ApiError) or error.status == 429 or error.status >= 500
+    """Whether the API server did not answer, or has too much to do, or something behind it fails, or none was asked:
+    who wakes up leads again in a moment, or is ended.
+    """
+    return not isinstance(error, ApiError) or error.status == 429 or error.status >= 500 or error.reason == LEASE_LOST
 
 
 _FOLDED = timedelta(seconds=FOLD_SECONDS)
