@@ -108,6 +108,7 @@ def test_what_decisions_take_of_the_settings() -> None:
         (["--namespaces", "shop, billing,"], "namespaces", ("shop", "billing")),
         (["--pod-access", "Proxy"], "pod_access", "Proxy"),
         (["--leader-election", "TRUE", "--operator-namespace", "a"], "leader_election", True),
+        (["--lease-name", "orders-2.shop"], "lease_name", "orders-2.shop"),
         (["--log-level", "DEBUG"], "log_level", "DEBUG"),
         (["--listen-address", "::"], "listen_address", "::"),
     ],
@@ -181,10 +182,14 @@ BAD: dict[str, tuple[list[str], str]] = {
     "liveness-port": (["0", "65536"], "write an integer from 1 to 65535"),
     "metrics-port": (["0", "65536"], "write an integer from 1 to 65535"),
     "leader-election": (["yes", "1"], "write one of true, false"),
+    "lease-name": (
+        ["", "Release", "a/b", "-a", "a.", "a..b", "a b", "a" * 254],
+        "write an object's name: at most 253 lower-case letters, digits, '-' and '.'",
+    ),
     "log-level": (["info", "TRACE"], "write one of DEBUG, INFO, WARNING, ERROR"),
 }
 
-ANYTHING = {"lease-name", "listen-address", "operator-namespace", "pod-ip"}
+ANYTHING = {"listen-address", "operator-namespace", "pod-ip"}
 """Settings that take every text."""
 
 

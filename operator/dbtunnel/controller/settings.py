@@ -104,6 +104,13 @@ def _namespaces(text: str) -> tuple[str, ...]:
     return names
 
 
+def _object_name(text: str) -> str:
+    label = "[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+    if len(text) > 253 or not re.fullmatch(rf"{label}([.]{label})*", text):
+        raise ValueError("write an object's name: at most 253 lower-case letters, digits, '-' and '.'")
+    return text
+
+
 def _addresses(text: str) -> tuple[str, ...]:
     addresses = _list(text)
     try:
@@ -185,7 +192,7 @@ SETTINGS = (
     Setting("liveness-port", "8081", _integer(1, 65535), "TCP port of /healthz"),
     Setting("metrics-port", "8082", _integer(1, 65535), "TCP port of /metrics"),
     Setting("leader-election", "false", _boolean, "true: several operators, of which one works, by a Lease"),
-    Setting("lease-name", "dbtunnel-operator", str, "name of that Lease; each set of operators has its own"),
+    Setting("lease-name", "dbtunnel-operator", _object_name, "name of that Lease; each set of operators has its own"),
     Setting("log-level", "INFO", _one_of(*_LEVELS), "how much the operator logs: DEBUG, INFO, WARNING or ERROR"),
     Setting("log-format", "json", _one_of(*_FORMATS), "how the operator logs: json or text"),
 )
