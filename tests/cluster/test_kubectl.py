@@ -62,12 +62,13 @@ def refused(kubectl: Kubectl, *arguments: str, document: Manifest | None = None)
 
 
 def wait_for_replicas(cluster: Cluster, namespace: str, count: int) -> None:
-    """The operator has followed; it starts no more than two before one of them is let in."""
+    """The operator has followed: so many are wanted. Until one is let in a single one starts."""
 
     def found() -> Any:
-        return (find(cluster, namespace, "deployment/orders-tunnel") or {"spec": {}})["spec"].get("replicas")
+        return (find(cluster, namespace, TUNNEL) or {}).get("status", {}).get("replicas")
 
     wait_until(lambda: found() == count, f"{count} replicas", describe=found)
+    assert (find(cluster, namespace, "deployment/orders-tunnel") or {})["spec"]["replicas"] == 1
 
 
 def uids(cluster: Cluster, namespace: str) -> dict[str, str]:

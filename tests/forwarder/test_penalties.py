@@ -31,6 +31,9 @@ OURS, NEIGHBOURS = "127.0.0.7", "127.0.0.8"
 PENALTIES = "PerSourcePenalties authfail:5s noauth:1s min:10s"
 """sshd's own, but for `min`: three failed logins are enough, however long they take."""
 
+DEFAULT_PENALTIES = "PerSourcePenalties yes"
+"""Four failed logins at once, of 5 s each, are more than its `min` of 15 s; 1 s counts who looks at a host key."""
+
 PENALTY_SECONDS = 15
 """Of those three; the forwarder asks again after 15 to 22.5 s."""
 
@@ -139,12 +142,19 @@ def test_an_address_that_the_page_exempts_is_not_penalised(place: Place, postgre
     place.start(place.config(OURS, postgres.port)).wait_for("database", "Succeeded")
 
 
-def test_a_forwarder_brings_no_penalty_on_its_address(place: Place, postgres: PostgresServer) -> None:
-    """Its rejected key counts, and is tried too seldom; looking at the host keys does not count."""
-    rejected = place.start(place.config(OURS, postgres.port), key_pair())
+def test_forwarders_of_two_bad_tunnels_bring_no_penalty_on_their_address(
+    place: Place, postgres: PostgresServer
+) -> None:
+    """Their rejected keys count, and are tried too seldom; looking at the host keys of a third one counts little."""
+    place.bastion.set_config(DEFAULT_PENALTIES, *HARDENED)
+    rejected = [place.start(place.config(OURS, postgres.port), key_pair()) for _ in range(2)]
     unpinned = place.start(place.config(OURS, postgres.port, host_key=HostKeyRule()))
-    rejected.wait_for("authentication", "KeyRejected")
+    for forwarder in rejected:
+        forwarder.wait_for("authentication", "KeyRejected")
     unpinned.wait_for("transport", "HostKeyUnknown")
     wait_until(lambda: place.counted() == (1, 0), "sshd to count", describe=place.bastion.log_text)
     place.start(place.config(OURS, postgres.port)).wait_for("database", "Succeeded")
     assert place.counted() == (1, 0)
+    for _ in range(4):
+        place.fail_to_log_in(OURS)
+    wait_until(lambda: place.counted() == (1, 1), "more to be too many", describe=place.bastion.log_text)

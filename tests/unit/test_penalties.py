@@ -1,4 +1,4 @@
-"""A tunnel that cannot log in harms none that shares its address: sshd's penalties never reach their threshold.
+"""Tunnels that cannot log in harm none that shares their address: sshd's penalties do not exceed their threshold.
 
 sshd_config(5), PerSourcePenalties, as of OpenSSH 9.8: 5 s for a failed login, 1 s for a connection that ends without
 one, turned away while there are more than 15 s.
@@ -7,17 +7,19 @@ one, turned away while there are more than 15 s.
 import heapq
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.reasons import REASONS, Reason
+from dbtunnel.api.resource import DatabaseTunnel
 from dbtunnel.domain.forwarding import FIRST_REPLICAS
 from dbtunnel.domain.observed import Report
 from dbtunnel.forwarder.failures import Failure
 from dbtunnel.forwarder.pace import pause_seconds
-from tests.support.values import failing, tunnel, working
-from tests.support.world import World
+from tests.support.values import INSTALLATION, changed, failing, manifest, tunnel, working
+from tests.support.world import World, settled
 
 FAILED_LOGIN, NO_LOGIN, THRESHOLD = 5.0, 1.0, 15.0
 HOST_KEY_KINDS = 3
@@ -42,10 +44,12 @@ COSTS = {
 Pace = Callable[[Failure, int, int], float]
 
 
-def worst_penalty(reason: Reason, replicas: int, pace: Pace = pause_seconds, together: int = 16) -> float:
-    """The highest penalty within a day; of the replicas as many as `together` begin, all at the same moment."""
+def worst_penalty(
+    reason: Reason, replicas: int, pace: Pace = pause_seconds, together: int = 16, tunnels: int = 1
+) -> float:
+    """The highest penalty within a day; of each tunnel's replicas as many as `together` begin, all at one moment."""
     failure = Failure(REASONS[reason].type, reason)
-    attempts = [(0.0, number, 0) for number in range(min(replicas, together))]
+    attempts = [(0.0, number, 0) for number in range(tunnels * min(replicas, together))]
     expires, worst = 0.0, 0.0
     while attempts[0][0] < DAY:
         now, number, failures = heapq.heappop(attempts)
@@ -60,10 +64,21 @@ def same_jitter() -> None:
     random.seed(7)
 
 
-@pytest.mark.parametrize("replicas", [1, 2, 3, 4, 5, 16])
+@pytest.mark.parametrize("tunnels", [1, 2])
+@pytest.mark.parametrize("replicas", [1, 2, 3, 5, 16])
 @pytest.mark.parametrize("reason", COSTS)
-def test_a_bad_tunnel_stays_below_the_threshold(reason: Reason, replicas: int) -> None:
-    assert worst_penalty(reason, replicas, together=FIRST_REPLICAS) < THRESHOLD
+def test_two_bad_tunnels_stay_below_the_threshold(reason: Reason, replicas: int, tunnels: int) -> None:
+    assert worst_penalty(reason, replicas, together=FIRST_REPLICAS, tunnels=tunnels) < THRESHOLD
+
+
+@pytest.mark.parametrize("reason", COSTS)
+def test_three_do_not_exceed_it(reason: Reason) -> None:
+    assert worst_penalty(reason, 16, together=FIRST_REPLICAS, tunnels=3) <= THRESHOLD
+
+
+def test_two_that_start_two_forwarders_each_or_four_that_start_one_would_exceed_it() -> None:
+    assert worst_penalty(Reason.KEY_REJECTED, 2, together=2, tunnels=2) > THRESHOLD
+    assert worst_penalty(Reason.KEY_REJECTED, 1, tunnels=4) > THRESHOLD
 
 
 @pytest.mark.parametrize("reason", COSTS)
@@ -93,30 +108,82 @@ def started(world: World) -> int:
     return int((world.store.get("Deployment", "shop", "orders-tunnel") or {})["spec"]["replicas"])
 
 
-async def test_few_forwarders_start_until_one_is_let_in() -> None:
-    """Else the failed logins of all of them at once would have the bastion turn the cluster's address away."""
-    five = {"spec.replicas": 5}
-    of = tunnel({"replicas": 5})
-    world = World(five)
+def change(world: World, spec: dict[str, Any]) -> DatabaseTunnel:
+    """The tunnel changes, and a pod of its new template is there, rejected."""
+    of = tunnel(spec)
+    changes = {"metadata.generation": 4, **{f"spec.{path}": value for path, value in spec.items()}}
+    world.cluster.put("DatabaseTunnel", manifest(changes, world.status))
+    world.add_pod(failing(of, ConditionType.AUTHENTICATED, Reason.KEY_REJECTED, pod_uid="new"), "new", of=of)
+    return of
+
+
+async def world_of(replicas: int) -> World:
+    """A tunnel with so many replicas, the first of whose forwarders is rejected."""
+    of, world = tunnel({"replicas": replicas}), World({"spec.replicas": replicas})
     await world.reconcile()
-    for number in (1, 2):
-        rejected = failing(of, ConditionType.AUTHENTICATED, Reason.KEY_REJECTED, pod_uid=f"pod-{number}")
-        world.add_pod(rejected, f"pod-{number}", of=of)
+    world.add_pod(failing(of, ConditionType.AUTHENTICATED, Reason.KEY_REJECTED, pod_uid="pod-1"), of=of)
     await world.reconcile(1)
-    assert started(world) == 2
+    return world
+
+
+@pytest.mark.parametrize("replicas", [2, 5])
+async def test_one_forwarder_starts_until_it_is_let_in(replicas: int) -> None:
+    """Else the failed logins of all of them at once would have the bastion turn the cluster's address away."""
+    world = await world_of(replicas)
+    assert started(world) == 1
     assert world.condition("WorkloadReady") == ("Unknown", "Progressing")
-    assert "2 of 5 forwarders run and answer. More start once" in str(world.status["conditions"][0])
+    assert f"1 of {replicas} forwarders run and answer. More start once" in str(world.status["conditions"][0])
     assert world.condition("Ready") == ("False", "KeyRejected")
-    world.forwarders.known["pod-1"] = Report(working(of))
+    rejected = world.forwarders.known["pod-1"]
+    world.forwarders.known["pod-1"] = Report(working(tunnel({"replicas": replicas})))
     await world.reconcile(70)
-    assert started(world) == 5
-    assert world.condition("Ready")[0] != "True", "three are still to come"
-    world.forwarders.known["pod-1"] = world.forwarders.known["pod-2"]
+    assert started(world) == replicas
+    assert world.condition("Ready")[0] != "True", "others are still to come"
+    world.forwarders.known["pod-1"] = rejected
     await world.reconcile(80)
-    assert started(world) == 5, "none that serves ends for it"
+    assert started(world) == replicas, "none that serves ends for it"
 
 
-async def test_two_forwarders_start_together() -> None:
-    world = World({"spec.replicas": 2})
-    await world.reconcile()
-    assert started(world) == 2
+@pytest.mark.parametrize("status", [None, {}], ids=["known", "fresh"])
+async def test_those_that_run_go_on_whatever_the_operator_has_heard(status: dict[str, Any] | None) -> None:
+    """As after its restart, or where the tunnel's status was lost while the bastion was away."""
+    world = await world_of(3)
+    world.forwarders.known["pod-1"] = Report(working(tunnel({"replicas": 3})))
+    await world.reconcile(70)
+    world.forwarders.known.clear()
+    world.reconciler = world.reconciler_with(INSTALLATION)
+    world.cluster.put("DatabaseTunnel", manifest({"spec.replicas": 3}, world.status if status is None else status))
+    await world.reconcile(80)
+    assert started(world) == 3
+
+
+async def test_no_more_start_than_run_until_one_is_let_in() -> None:
+    """Where somebody has scaled the Deployment of a tunnel that is rejected, or another version has started more."""
+    world = await world_of(5)
+    live = world.store.get("Deployment", "shop", "orders-tunnel") or {}
+    for count, then in ((2, 2), (9, 5), (0, 1)):
+        world.cluster.put("Deployment", changed(live, {"spec.replicas": count}))
+        await world.reconcile(90)
+        assert started(world) == then
+
+
+async def test_that_earlier_pods_were_let_in_says_nothing_of_another_key() -> None:
+    """Of replicas that are added with it only one tries it."""
+    world = await settled()
+    of = change(world, {"replicas": 5, "tunnel.keySecretRef": {"name": "other"}})
+    await world.reconcile(10)
+    assert started(world) == 1
+    world.forwarders.known["new"] = Report(working(of, "new"))
+    await world.reconcile(20)
+    assert started(world) == 5
+
+
+async def test_a_suspended_tunnel_begins_with_one() -> None:
+    world = await world_of(3)
+    world.forwarders.known["pod-1"] = Report(working(tunnel({"replicas": 3})))
+    for number, (suspend, count) in enumerate(((False, 3), (True, 0), (False, 1))):
+        world.cluster.put("DatabaseTunnel", manifest({"spec.replicas": 3, "spec.suspend": suspend}, world.status))
+        await world.reconcile(70 + number)
+        assert started(world) == count
+        if suspend:
+            world.forwarders.known.clear()

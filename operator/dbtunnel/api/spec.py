@@ -327,8 +327,8 @@ class DatabaseTunnelSpec(ApiModel):
     tunnel: Tunnel
     """The SSH server (bastion) through which the database is reached."""
     replicas: Annotated[int, Field(ge=1, le=16)] | None = None
-    """Forwarder pods. Default: 1 unless the installer chose otherwise. Of more than two the others start once an SSH
-    server has let one in.
+    """Forwarder pods. Default: 1 unless the installer chose otherwise. Of several the others start once an SSH server
+    has let one in.
     """
     access: Access = Access()
     """Who may connect to the tunnel."""

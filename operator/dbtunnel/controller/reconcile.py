@@ -25,7 +25,7 @@ from dbtunnel.domain.children import Manifest, desired_children, is_written_for,
 from dbtunnel.domain.drift import controller_uid, merge_patch
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.news import all_news
-from dbtunnel.domain.observed import Observation, Pod, Problem, is_let_in
+from dbtunnel.domain.observed import Observation, Pod, Problem, Report, most_forwarders
 from dbtunnel.domain.settings import Installation
 from dbtunnel.domain.status import Decision, decide, rejected
 
@@ -130,10 +130,21 @@ class Reconciler:
 
     def _installation_for(self, key: TunnelKey, tunnel: DatabaseTunnel) -> Installation:
         """The installation, with the image that the tunnel's pods have now while it waits for its turn to roll, or with
-        all that they have, and with whether all of them may start.
+        all that they have, and with how many of them may run.
         """
         deployment = self._owned(tunnel, DEPLOYMENT.name, names.workload_name(tunnel))
-        wanted = replace(self._installation, is_let_in=is_let_in(deployment, self._forwarders.reports(key).values()))
+        chosen = self._chosen(key, tunnel, deployment)
+        reports = self._current_reports(key, pods_revision(tunnel, chosen))
+        return replace(chosen, most_forwarders=most_forwarders(deployment, reports))
+
+    def _current_reports(self, key: TunnelKey, revision: str) -> list[Report]:
+        """Of pods with this template: that those before it were let in says nothing of the keys and servers in it."""
+        known = self._forwarders.reports(key)
+        pods = (Pod.of(manifest) for _, manifest in self._store.of_tunnel(key, POD.name))
+        return [known[pod.uid] for pod in pods if pod.uid in known and pod.revision == revision]
+
+    def _chosen(self, key: TunnelKey, tunnel: DatabaseTunnel, deployment: Manifest | None) -> Installation:
+        wanted = self._installation
         installation = self._rollouts.installation_for(key, deployment, wanted)
         kept = kept_template(deployment) if deployment else None
         if deployment is None or kept is None:

@@ -65,19 +65,19 @@ def replicas(tunnel: DatabaseTunnel, defaults: Defaults) -> int:
     return _or(tunnel.spec.replicas, defaults.replicas)
 
 
-FIRST_REPLICAS = 2
+FIRST_REPLICAS = 1
 """How many forwarders start before an SSH server has let one in. sshd turns an address away once more than 15 s of
-penalties have come together, at 5 s for each failed login (sshd_config(5), PerSourcePenalties), and others' tunnels
-share that address.
+penalties have come together, at 5 s for each failed login (sshd_config(5), PerSourcePenalties), and others' tunnels,
+which may be rejected as well, share that address.
 """
 
 
 def started_replicas(tunnel: DatabaseTunnel, installation: Installation) -> int:
     """How many forwarders are to run now."""
-    wanted = replicas(tunnel, installation.defaults)
+    wanted, most = replicas(tunnel, installation.defaults), installation.most_forwarders
     if tunnel.spec.suspend:
         return 0
-    return wanted if installation.is_let_in else min(wanted, FIRST_REPLICAS)
+    return wanted if most is None else min(wanted, most)
 
 
 def drain_seconds(tunnel: DatabaseTunnel, defaults: Defaults) -> tuple[int, int]:

@@ -180,10 +180,12 @@ class Observation:
     """Name of the Secret that workloads bind to, once it is there."""
 
 
-def is_let_in(deployment: Mapping[str, Any] | None, reports: Iterable[Report]) -> bool:
-    """Whether an SSH server has let a forwarder in, now or before more of them than the first were started."""
-    are_many = deployment is not None and deployment["spec"].get("replicas", 1) > FIRST_REPLICAS
-    return are_many or any(one.status and one.status.authentication.status is LayerStatus.TRUE for one in reports)
+def most_forwarders(deployment: Mapping[str, Any] | None, reports: Iterable[Report]) -> int | None:
+    """How many may run, by the Deployment and what its current pods report: one, and those that do, until an SSH server
+    lets one in. None: as many as are wanted."""
+    if any(one.status and one.status.authentication.status is LayerStatus.TRUE for one in reports):
+        return None
+    return max(FIRST_REPLICAS, deployment["spec"].get("replicas", 1) if deployment else 0)
 
 
 _WAITING = {

@@ -54,7 +54,7 @@ class Installation:
     defaults: Defaults = field(default_factory=Defaults)
     unreachable_after_seconds: int = 20
     """How long the last known facts of a forwarder hold while its admin port does not answer."""
-    is_let_in: bool = True
-    """Whether an SSH server has let a forwarder of the tunnel at hand in: before that a few start."""
+    most_forwarders: int | None = None
+    """How many of the tunnel at hand may run until an SSH server has let one in; None: as many as are wanted."""
     kept: Kept | None = None
     """What the pods of the tunnel at hand keep until their turn to roll; its Deployment is left alone till then."""
