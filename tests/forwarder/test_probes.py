@@ -1,5 +1,7 @@
 """The database's condition: quiet probes for PostgreSQL, the eyes of real clients for all, never a probe of MySQL."""
 
+import os
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +23,7 @@ from tests.support.laptop import Laptop
 from tests.support.processes import wait_until
 from tests.support.produced import checks, note_exit, produces
 from tests.support.relay import Relay
-from tests.support.told import check_holds_nothing_back, check_told
+from tests.support.told import check_holds_nothing_back, check_told, decided
 
 StartForwarder = Callable[..., Forwarder]
 
@@ -207,6 +209,41 @@ def test_a_database_that_takes_nobody_from_the_bastion(start_forwarder: StartFor
         check_words("Host '...' is not allowed to connect to this MariaDB server", raised.value)
         fact = forwarder.wait_for("database", "DatabaseRefused")
         assert fact.seen.startswith("error 1130: \"Host '127.0.0.5' is not allowed to connect")
+    server.stop()
+
+
+def test_a_postgresql_that_takes_nobody_from_the_bastion(
+    start_forwarder: StartForwarder, postgres_tls: PostgresServer
+) -> None:
+    """Not without TLS, in this case. It answers each probe all the while."""
+    forwarder = start_forwarder(postgres_tls.port)
+    forwarder.wait_for("database", "Succeeded")
+    with pytest.raises(psycopg.OperationalError) as raised:
+        postgres_through(forwarder, sslmode="disable")
+    check_words('no pg_hba.conf entry for host "...", user "...", database "..."', raised.value)
+    fact = forwarder.wait_for("database", "DatabaseRefused")
+    assert fact.seen.startswith('it says "no pg_hba.conf entry for host \\"127.0.0.1\\", user \\"app\\"')
+    probes = forwarder.metric(PROBES)
+    wait_until(lambda: forwarder.metric(PROBES) > probes, "a probe that succeeds")
+    (ready,) = [one for one in decided(forwarder).conditions or () if one.type == "Ready"]
+    assert ready.status == "False"
+    assert f"{fact.seen}. Start the database" in ready.message
+    assert "not let in, add it to pg_hba.conf" in ready.message
+
+
+@produces(Reason.DATABASE_REFUSED)
+def test_a_postgresql_that_is_shutting_down(start_forwarder: StartForwarder, tmp_path: Path) -> None:
+    server = PostgresServer(tmp_path / "pg").start()
+    forwarder = start_forwarder(server.port, probe_mode=ProbeMode.PASSIVE)
+    forwarder.wait_for("database", "NotProbed")
+    with server.connect():  # for whose end it waits
+        os.kill(server.pid, signal.SIGTERM)
+        wait_until(lambda: "received smart shutdown request" in server.log_text(), "the shutdown to begin")
+        with pytest.raises(psycopg.OperationalError, match="the database system is shutting down"):
+            postgres_through(forwarder)
+        fact = forwarder.wait_for("database", "DatabaseRefused")
+        assert fact.seen == 'it says "the database system is shutting down"'
+        check_told(forwarder, Reason.DATABASE_REFUSED, fact.seen, "wait where it says that it starts")
     server.stop()
 
 

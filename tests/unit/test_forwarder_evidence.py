@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from dbtunnel.api.engines import WireProtocol
 from dbtunnel.api.forwarder import DatabaseFact
+from dbtunnel.domain.diagnosis import quoted
 from dbtunnel.forwarder.evidence import judge
 from dbtunnel.forwarder.failures import Failure
 
@@ -78,6 +79,23 @@ def test_postgresql_without_a_free_connection() -> None:
         judge(POSTGRESQL, message(b"E", b"SFATAL\0C53300\0Msorry, too many clients already\0\0"))
     assert failure.value.reason == "TooManyConnections"
     assert failure.value.seen == 'it says "sorry, too many clients already"'
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "may_pass"),
+    [
+        (b"57P03", b"the database system is starting up", True),
+        (b"57P03", b"das Datenbanksystem startet", True),
+        (b"28000", b'no pg_hba.conf entry for host "10.0.0.5", user "app", database "shop", no encryption', False),
+        (b"28000", b'pg_hba.conf rejects connection for host "10.0.0.5", user "app", database "shop"', False),
+    ],
+)
+def test_postgresql_that_lets_nobody_in(code: bytes, text: bytes, may_pass: bool) -> None:
+    with pytest.raises(Failure) as failure:
+        judge(POSTGRESQL, message(b"E", b"SFATAL\0VFATAL\0C" + code + b"\0M" + text + b"\0\0"))
+    assert failure.value.reason == "DatabaseRefused"
+    assert failure.value.may_pass is may_pass
+    assert failure.value.seen == f"it says {quoted(text.decode())}"
 
 
 @pytest.mark.parametrize("first", [b"R", b"E\0\0", b"v\0\0\0"])

@@ -11,7 +11,7 @@ import pytest
 
 from dbtunnel.api.conditions import LAYERS
 from dbtunnel.api.forwarder import DatabaseFact, LayerFact
-from dbtunnel.api.reasons import SLOW
+from dbtunnel.api.reasons import PASSING_SECONDS, SLOW
 from dbtunnel.domain.certificate import Certificate
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.forwarder.link import Link
@@ -30,6 +30,8 @@ CERTIFICATE = Certificate(("other.internal",), "Shop CA", datetime(2027, 1, 1, t
 WITH_TLS = Seen(replace(NO_HANDSHAKE.fact, certificate_not_after="2027-01-01T00:00:00Z"), CERTIFICATE)
 
 FULL = b"E\0\0\0\x31SFATAL\0C53300\0Msorry, too many clients already\0\0"
+STARTING = b"E\0\0\0\x3cSFATAL\0C57P03\0Mthe database system is starting up\0\0"
+NOT_LET_IN = b'E\0\0\0\x4cSFATAL\0C28000\0Mno pg_hba.conf entry for host "10.0.0.5"\0\0'
 ASKS_FOR_PASSWORD = b"R\0\0\0\x0c\0\0\0\x05abcd"
 
 
@@ -41,7 +43,7 @@ class World:
         self.metrics, self.state = Metrics(), State(CONFIG, "pod-1")
         for layer in LAYERS[:-1]:
             self.state.succeeded(layer)
-        self.link = cast(Link, SimpleNamespace(lost=asyncio.Event()))
+        self.link = cast(Link, SimpleNamespace(lost=asyncio.Event(), uses=1))
         up = asyncio.Event()
         up.set()
         connector: Any = SimpleNamespace(up=up, link=self.link, takes_channels=lambda _: True)
@@ -192,6 +194,37 @@ def test_and_so_is_a_probe_once_no_client_has_complained_for_a_minute() -> None:
     assert world.database.reason == "TooManyConnections"
     world = live(NO_TLS, [(10, lambda world: world.hear(FULL))], 10 + 3 * SLOW)
     assert world.database.reason == "Succeeded"
+
+
+# --- a database that lets nobody in -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("heard", "seconds"), [(STARTING, 2 * PASSING_SECONDS), (NOT_LET_IN, SLOW)])
+def test_that_nobody_is_let_in_is_told_for_longer_than_what_passes(heard: bytes, seconds: float) -> None:
+    """One that has started is not said for a minute to start."""
+    seen: dict[float, str] = {}
+    looks = [
+        (10 + after, lambda world, after=after: seen.update({after: world.database.reason}))
+        for after in (0.1, PASSING_SECONDS + 0.1, seconds - 0.1, seconds + 2 * SLOW)
+    ]
+    live(NO_TLS, [(10, lambda world: world.hear(heard)), *looks], 10 + 3 * SLOW)
+    assert list(seen.values()) == ["DatabaseRefused"] * 3 + ["Succeeded"]
+
+
+@pytest.mark.parametrize("heard", [STARTING, NOT_LET_IN])
+def test_a_client_that_is_let_in_ends_it(heard: bytes) -> None:
+    world = live(NO_TLS, [(10, lambda world: world.hear(heard)), (11, lambda world: world.hear(ASKS_FOR_PASSWORD))], 12)
+    assert world.database.reason == "Succeeded"
+
+
+def test_a_client_whose_own_request_is_not_let_in_says_nothing_of_others() -> None:
+    """As one without TLS, where the database demands it."""
+
+    def hear_beside_a_session(world: World) -> None:
+        world.link.uses = 2
+        world.hear(NOT_LET_IN)
+
+    assert live(NO_TLS, [(10, hear_beside_a_session)], 11).database.reason == "Succeeded"
 
 
 # --- what is known ----------------------------------------------------------------------------------------------------

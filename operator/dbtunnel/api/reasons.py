@@ -72,10 +72,12 @@ REASONS: dict[Reason, ReasonInfo] = {
         OUTAGE_GRACE,
         "sshd turns connections away before it authenticates: MaxStartups, PerSourcePenalties, a host firewall.",
         "{hop}: the SSH server turns new connections away: {seen}. Raise MaxStartups in its sshd_config, or exempt the"
-        " cluster's egress addresses{egress} with PerSourcePenaltyExemptList.",
+        " cluster's egress addresses{egress} with PerSourcePenaltyExemptList; where it has too many open files, set"
+        " LimitNOFILE=65536 in its systemd unit.",
         TURNED_AWAY,
         behind="{hop}: the SSH server turns new connections of {before} away: {seen}. Raise MaxStartups in its"
-        " sshd_config, or exempt that address with PerSourcePenaltyExemptList.",
+        " sshd_config, or exempt that address with PerSourcePenaltyExemptList; where it has too many open files, set"
+        " LimitNOFILE=65536 in its systemd unit.",
         cause="Too many connections at once, or failed logins of others behind the same address.",
         example='it says "Not allowed at this time"',
     ),
@@ -220,10 +222,12 @@ REASONS: dict[Reason, ReasonInfo] = {
         _DATABASE,
         OUTAGE_GRACE,
         "The database's host answers the SSH server and nothing listens on the port, or the connection ends at once, or"
-        " no account may come from the SSH server's address (MySQL error 1130).",
-        "{hop}: the database {database} refused the connection: {seen}. Start the database, or correct"
-        " spec.database.host and spec.database.port; where it is a host that is not allowed (MySQL error 1130), create"
-        " an account for the SSH server's address (CREATE USER ...@'ADDRESS').",
+        " the database starts or ends (PostgreSQL's 57P03), or lets nobody in from the SSH server's address"
+        " (pg_hba.conf, MySQL error 1130).",
+        "{hop}: the database {database} refused the connection: {seen}. Start the database, or wait where it says that"
+        " it starts, or correct spec.database.host and spec.database.port; where the SSH server's address is not let"
+        " in, add it to pg_hba.conf, or to MySQL's accounts (CREATE USER ...@'ADDRESS'); where it says no encryption,"
+        " have clients use TLS.",
         cause="The database is down, starts, or listens elsewhere.",
         example='"Connection refused"',
     ),
@@ -259,10 +263,12 @@ REASONS: dict[Reason, ReasonInfo] = {
         OUTAGE_GRACE,
         "The database has no connection left (MySQL error 1040, PostgreSQL's 53300), or the SSH server opens no more"
         " channels.",
-        "{hop}: no connection to the database {database} is left: {seen}. Raise the database's max_connections, or the"
-        " SSH server's limit if it is the SSH server that says so; or close idle sessions.",
+        "{hop}: no connection to the database {database} is left: {seen}. Where the database says so, raise its"
+        " max_connections or close idle sessions; where the SSH server opens no more channels, set LimitNOFILE=65536 in"
+        " its systemd unit, or raise spec.tunnel.connections.",
         SLOW,
-        cause="Pools are too large, or sessions are never closed.",
+        cause="Pools are too large, or sessions are never closed; or systemd's 1024 open files for each of sshd's"
+        " processes.",
         example='error 1040: "Too many connections"',
     ),
     Reason.NOT_PROBED: ReasonInfo(

@@ -1,5 +1,7 @@
 """What a server's first bytes say: on a probe's connection, and on those of real clients."""
 
+from dataclasses import replace
+
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.engines import WireProtocol
 from dbtunnel.api.forwarder import DatabaseFact
@@ -31,8 +33,12 @@ _LONGEST_MESSAGE = 30000
 _OLD_ERROR = b"EFATAL"
 """What servers before 7.4 answer to what they do not know: no length, no fields."""
 
-_TOO_MANY_CONNECTIONS = "53300"
-"""SQLSTATE too_many_connections."""
+_TOO_MANY_CONNECTIONS, _CANNOT_CONNECT_NOW, _NOT_AUTHORIZED = "53300", "57P03", "28000"
+"""SQLSTATE of errors before a login (PostgreSQL's documentation, appendix A): no session is left; it starts, recovers
+or ends; one who is not let in."""
+
+_ADDRESSES = "pg_hba.conf"
+"""It stands in the error, in whatever language, where this file has no entry for an address, or one that rejects it."""
 
 _MYSQL_HEAD = 8
 """Bytes of the shortest first packet that says something: length, number, kind, and an error's code."""
@@ -78,8 +84,14 @@ def _postgresql(first: bytes) -> DatabaseFact | None:
 def _check_postgresql_error(first: bytes) -> None:
     """An ErrorResponse: fields of a code and a text each; very old servers send a text alone."""
     fields = {part[:1]: part[1:].decode("latin-1") for part in first[5:].split(b"\0") if part}
-    if fields.get(b"C") == _TOO_MANY_CONNECTIONS:
-        raise _failure(Reason.TOO_MANY_CONNECTIONS, f"it says {quoted(fields.get(b'M', ''))}")
+    code, text = fields.get(b"C"), fields.get(b"M", "")
+    seen = f"it says {quoted(text)}"
+    if code == _TOO_MANY_CONNECTIONS:
+        raise _failure(Reason.TOO_MANY_CONNECTIONS, seen)
+    if code == _CANNOT_CONNECT_NOW:
+        raise replace(_failure(Reason.DATABASE_REFUSED, seen), may_pass=True)
+    if code == _NOT_AUTHORIZED and _ADDRESSES in text:
+        raise _failure(Reason.DATABASE_REFUSED, seen)
 
 
 def _mysql(first: bytes) -> DatabaseFact | None:

@@ -40,6 +40,10 @@ _ASKED_SECONDS = 12.0
 _LOUD_SECONDS = 3600
 """Between probes that leave an error in the database's log."""
 
+_PASSING_REFUSAL_SECONDS = 2 * PASSING_SECONDS
+"""How long after a client has heard that the database starts an answer about TLS still says nothing of sessions: long
+enough for it to be told."""
+
 _LEAVERS_SECONDS = 600
 """For how long it is told that a client left before its login: those that come every few minutes are one matter."""
 
@@ -70,7 +74,7 @@ class Prober:
         self._certificate: Certificate | None = None
         self._handshake_fails = False
         """As the last probe saw it."""
-        self._full_until = 0.0
+        self._refusing_until = 0.0
         """Until then a client's word that no session is to be had counts for more than an answer about TLS."""
         self._shown: str | None = None
         """What was last told of a database that works; None where it did not since."""
@@ -133,8 +137,11 @@ class Prober:
         try:
             fact = judge(self._protocol, first)
         except Failure as failure:
-            if failure.reason is Reason.TOO_MANY_CONNECTIONS and self._protocol is WireProtocol.POSTGRESQL:
-                self._full_until = asyncio.get_running_loop().time() + SLOW
+            if self._protocol is WireProtocol.POSTGRESQL and failure.reason is not Reason.UNEXPECTED_PROTOCOL:
+                if failure.reason is Reason.DATABASE_REFUSED and not failure.may_pass and link.uses > 1:
+                    return  # others have sessions, so that it is for its user, its database or TLS, not the address
+                seconds = _PASSING_REFUSAL_SECONDS if failure.may_pass else SLOW
+                self._refusing_until = asyncio.get_running_loop().time() + seconds
             self.failed(link, failure)
         else:
             if fact is not None and not self._knows(fact):
@@ -207,7 +214,7 @@ class Prober:
         if not self._connector.takes_channels(link):
             return True
         self._learn(self._with(seen.fact), seen.certificate)
-        if seen.fact.tls_offered is not None and self._is_full():
+        if seen.fact.tls_offered is not None and self._is_refusing():
             return False
         self._tell()
         return True
@@ -241,9 +248,9 @@ class Prober:
         shown = {name: value for name, value in vars(fact).items() if value is not None}
         return replace(self._state.status.database_fact, **shown)
 
-    def _is_full(self) -> bool:
+    def _is_refusing(self) -> bool:
         is_down = self._state.status.database.status == LayerStatus.FALSE
-        return is_down and asyncio.get_running_loop().time() < self._full_until
+        return is_down and asyncio.get_running_loop().time() < self._refusing_until
 
     def _learn(self, known: DatabaseFact, certificate: Certificate | None) -> None:
         """Without TLS there is no certificate any more."""
