@@ -7,6 +7,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import asyncssh
 import psycopg
 
 from dbtunnel.api.engines import Engine
@@ -26,6 +27,8 @@ from tests.support.told import check_told
 StartForwarder = Callable[..., Forwarder]
 
 REFUSALS = 'dbtunnel_forwarder_ssh_failures_total{reason="BastionRefusing"}'
+
+PROBES_WITHOUT_ROOM = 'dbtunnel_forwarder_probes_total{result="TooManyConnections"}'
 
 USUAL_SECONDS = 3
 """In which there would be at least four attempts at the usual pace."""
@@ -84,6 +87,7 @@ def test_max_sessions_limits_no_tunnel(
         assert all(session.execute("select 1").fetchone() == (1,) for session in sessions)
 
 
+@produces(Reason.TOO_MANY_CONNECTIONS)
 def test_an_sshd_that_has_no_descriptor_left(
     start_forwarder: StartForwarder, tmp_path: Path, client_key: KeyPair, postgres: PostgresServer
 ) -> None:
@@ -97,7 +101,26 @@ def test_an_sshd_that_has_no_descriptor_left(
         with suppress(psycopg.OperationalError):
             for _ in range(20):
                 stack.enter_context(postgres.connect(port=forwarder.port, connect_timeout=15))
-        assert "Too many open files" in forwarder.wait_for("database", "TooManyConnections").seen
+        fact = forwarder.wait_for("database", "TooManyConnections")
+        assert fact.seen == 'the SSH server opens no more channels: "Too many open files"'
+        wait_until(lambda: forwarder.metric(PROBES_WITHOUT_ROOM) >= 1, "a probe that finds no room")
+        remedy = "where the SSH server opens no more channels, set LimitNOFILE=65536 in its systemd unit"
+        check_told(forwarder, Reason.TOO_MANY_CONNECTIONS, fact.seen, remedy)
+
+
+@produces(Reason.BASTION_REFUSING)
+def test_a_jump_host_that_has_no_descriptor_left(
+    start_forwarder: StartForwarder, bastion: Bastion, postgres: PostgresServer
+) -> None:
+    """sshd's words come from another server, since an sshd that can still take a login has room for one channel."""
+    with OddSshServer() as jump_host:
+        jump_host.refusal = asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, "Too many open files")
+        forwarder = start_forwarder(postgres.port, jump_hosts=(jump_host.hop,))
+        fact = forwarder.wait_for("transport", "BastionRefusing")
+        assert fact.seen == 'the SSH server opens no more channels: "Too many open files"'
+        name = f"jump host {jump_host.hop.host}:{jump_host.hop.port}: "
+        remedy = "where it has too many open files, set LimitNOFILE=65536 in its systemd unit"
+        assert check_told(forwarder, Reason.BASTION_REFUSING, fact.seen, remedy).startswith(name)
 
 
 def test_a_server_that_counts_channels(start_forwarder: StartForwarder) -> None:
