@@ -98,7 +98,7 @@ def test_a_pod_that_waits_for_its_scheduling_gate_is_no_problem() -> None:
     ],
 )
 def test_a_container_that_cannot_start(why: str, reason: Reason) -> None:
-    assert pod(waiting(why, "as the kubelet says")).problem == Problem(reason, f"{why}: as the kubelet says")
+    assert pod(waiting(why, "as the kubelet says")).problem == Problem(reason, f'{why}: "as the kubelet says"')
 
 
 @pytest.mark.parametrize("why", ["ContainerCreating", "PodInitializing", ""])
@@ -109,7 +109,7 @@ def test_a_container_that_is_only_starting_is_no_problem(why: str) -> None:
 def test_how_a_container_ended_is_told_before_that_it_waits() -> None:
     ended = {"reason": "OOMKilled", "exitCode": 137}
     assert pod(waiting("CrashLoopBackOff", "back-off 5m0s", ended)).problem == Problem(
-        Reason.CRASH_LOOPING, "CrashLoopBackOff; last ended with OOMKilled (exit code 137): back-off 5m0s"
+        Reason.CRASH_LOOPING, 'CrashLoopBackOff; last ended with OOMKilled (exit code 137): "back-off 5m0s"'
     )
     spoke = {"reason": "Error", "exitCode": 2, "message": "DBTUNNEL_CONFIG: bad"}
     assert pod(waiting("CrashLoopBackOff", "back-off 5m0s", spoke)).problem == Problem(

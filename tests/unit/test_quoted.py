@@ -75,7 +75,16 @@ PLACES: dict[str, Callable[[], Failure]] = {
     ),
     "MySQL": lambda: judged(WireProtocol.MYSQL, len(MYSQL_ERROR).to_bytes(3, "little") + b"\0" + MYSQL_ERROR),
     "log of a container": lambda: transport_failure(*last_words()),
+    "registry": lambda: transport_failure(*words_of_a_registry()),
 }
+
+
+def words_of_a_registry() -> tuple[Reason, str]:
+    """What the kubelet heard where it asked for an image."""
+    container = {"state": {"waiting": {"reason": "ErrImagePull", "message": f"failed to pull: {EVIL}"}}}
+    pod = Pod.of({"metadata": {"uid": "u", "name": "p"}, "status": {"containerStatuses": [container]}})
+    assert pod.problem
+    return pod.problem.reason, pod.problem.seen
 
 
 def last_words() -> tuple[Reason, str]:

@@ -228,7 +228,8 @@ def _waiting_text(container: Mapping[str, Any], waiting: Mapping[str, Any]) -> s
     ended = container.get("lastState", {}).get("terminated", {})
     last = f"; last ended with {ended.get('reason')} (exit code {ended.get('exitCode')})" if ended else ""
     # a container's last words are of its log, which holds those of servers
-    told = quoted(ended["message"], _LAST_WORDS) if ended.get("message") else waiting.get("message", "")
+    said = ended.get("message") or waiting.get("message")  # which has a registry's words
+    told = quoted(said, _LAST_WORDS) if said else ""
     return f"{waiting['reason']}{last}{': ' if told else ''}{told}"
 
 
