@@ -160,6 +160,13 @@ def test_what_the_terminal_can_show(encoding: str, last: str) -> None:
     assert style_for(_Stream(encoding, is_terminal=True), "auto", {}).last == last
 
 
+def test_lines_fit_where_what_a_server_said_is_escaped() -> None:
+    text = "\x1b[2J\u202e\N{SNOWMAN} " * 60
+    lines = list(Style(color=False, unicode=True).wrapped(text))
+    assert max(map(len, lines)) <= COLUMNS
+    assert " ".join(lines) == " ".join([r"\x1b[2J\u202e\u2603"] * 60)
+
+
 def test_lines_fit_and_nothing_is_lost() -> None:
     text = f"{'word ' * 40}{'x' * 200} AllowTcpForwarding-local"
     lines = list(Style(color=False, unicode=False).wrapped(text))

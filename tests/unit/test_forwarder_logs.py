@@ -54,6 +54,20 @@ def test_a_bug_is_told_with_its_place(formatter: logging.Formatter) -> None:
     assert "a bug" in formatter.format(record("failed", (kind, error, trace)))
 
 
+def test_the_text_of_a_bug_s_exception_is_harmless_at_a_terminal() -> None:
+    try:
+        raise RuntimeError("\x1b[2J\x1b]0;gone\x07\u202e\r\n" + "x" * 5000)
+    except RuntimeError:
+        kind, error, trace = sys.exc_info()
+    assert kind is not None
+    assert error is not None
+    lines = TextFormatter().format(record("failed", (kind, error, trace))).split("\n")
+    assert all(line.isascii() and line.isprintable() and len(line) < 5000 for line in lines)
+    assert lines[0].endswith("failed")
+    assert "Traceback" in lines[1]
+    assert lines[-2].startswith(r"RuntimeError: \x1b[2J\x1b]0;gone\x07\u202e")
+
+
 def test_a_failure_says_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     State(CONFIG, "pod-1").failed(Failure(ConditionType.TRANSPORT_READY, Reason.CONNECTION_REFUSED, "refused"))

@@ -37,7 +37,7 @@ AROUND: dict[Reason, ReasonInfo] = {
         "The forwarder's image cannot be pulled: {seen}. Check the operator's forwarder image setting"
         " and spec.podTemplate.imagePullSecrets.",
         cause="The registry is not reached, or does not know the image or the pull secret.",
-        example="ImagePullBackOff: Back-off pulling image registry.example/dbtunnel:1",
+        example='ImagePullBackOff: "Back-off pulling image registry.example/dbtunnel:1"',
     ),
     Reason.CRASH_LOOPING: ReasonInfo(
         _WORKLOAD,

@@ -51,7 +51,8 @@ class Style:
 
     def wrapped(self, text: str, color: Color | None = None, indent: str = "") -> Iterator[str]:
         """The same in lines that fit, parted at spaces where there are any."""
-        lines = textwrap.wrap(text, self.columns - len(indent), break_on_hyphens=False)
+        # first made harmless, since an escape is longer than what it stands for
+        lines = textwrap.wrap(printable(text, _LIMIT), self.columns - len(indent), break_on_hyphens=False)
         return (indent + self.text(line, color) for line in lines)
 
 

@@ -42,8 +42,8 @@ class TextFormatter(logging.Formatter):
             printable(record.getMessage(), _LIMIT),
             *(f"{key}={printable(str(value), _LIMIT)}" for key, value in fields.items() if value != ""),
         ]
-        told = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
-        return " ".join(words) + told
+        told = self.formatException(record.exc_info)[-2 * _LIMIT :].splitlines() if record.exc_info else []
+        return "\n".join([" ".join(words), *(printable(line, _LIMIT) for line in told)])
 
 
 FORMATS: dict[str, type[logging.Formatter]] = {"json": JsonFormatter, "text": TextFormatter}
