@@ -327,8 +327,8 @@ def test_a_postgresql_without_a_free_connection(start_forwarder: StartForwarder,
     fact = forwarder.wait_for("database", "TooManyConnections")
     assert fact.seen == 'it says "sorry, too many clients already"'
     probes = forwarder.metric(PROBES)
-    wait_until(lambda: forwarder.metric(PROBES) > probes, "a probe that succeeds")
-    assert forwarder.status().database == fact
+    assert read(ForwarderStatus, forwarder.get("/status?fresh=1")).database == fact
+    assert forwarder.metric(PROBES) > probes, "one that succeeds"
     for session in sessions:
         session.close()
     wait_until(lambda: server.sessions() == 0, "the sessions to end")

@@ -4,16 +4,18 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from dbtunnel.api.conditions import LAYERS
+from dbtunnel.api.conditions import LAYERS, ConditionType
 from dbtunnel.api.forwarder import DatabaseFact, LayerFact
-from dbtunnel.api.reasons import PASSING_SECONDS, SLOW
+from dbtunnel.api.reasons import PASSING_SECONDS, REASONS, SLOW, Reason
 from dbtunnel.domain.certificate import Certificate
 from dbtunnel.domain.forwarding import forwarder_config
+from dbtunnel.forwarder.failures import Failure
 from dbtunnel.forwarder.link import Link
 from dbtunnel.forwarder.metrics import DATABASE_CERTIFICATE_EXPIRY, DATABASE_FAILURES, Metrics
 from dbtunnel.forwarder.probes import FRESH_SECONDS, Prober, Seen
@@ -35,6 +37,11 @@ NOT_LET_IN = b'E\0\0\0\x4cSFATAL\0C28000\0Mno pg_hba.conf entry for host "10.0.0
 ASKS_FOR_PASSWORD = b"R\0\0\0\x0c\0\0\0\x05abcd"
 
 
+SLOW_REASONS = [
+    reason for reason, info in REASONS.items() if info.type is ConditionType.DATABASE_REACHABLE and info.retry_seconds
+]
+
+
 class World:
     """A prober over one connection that stands, and what its probes see."""
 
@@ -50,13 +57,21 @@ class World:
         self.prober = Prober(CONFIG, connector, self.state, self.metrics)
         self.prober._probe_with = self._probe
         self.takes_seconds = 0.0
+        self.fails_for: Reason | None = None
         self.probed: list[float] = []
         """When."""
 
     async def _probe(self, *_: object) -> Seen:
         self.probed.append(now())
         await asyncio.sleep(self.takes_seconds)
+        if self.fails_for:
+            raise Failure(ConditionType.DATABASE_REACHABLE, self.fails_for)
         return self.sees
+
+    def connect_anew(self) -> None:
+        """Another connection takes the place of the one that stands."""
+        connector: Any = self.prober._connector
+        self.link = connector.link = cast(Link, SimpleNamespace(lost=asyncio.Event()))
 
     @property
     def database(self) -> LayerFact:
@@ -106,6 +121,44 @@ def test_a_handshake_that_fails_all_at_once_is_told_beside_what_was_seen_before(
     world = live(WITH_TLS, [(1, lambda world: setattr(world, "sees", NO_HANDSHAKE))], 2 * INTERVAL)
     assert "handshake failed" in world.database.seen
     assert "Shop CA" in world.database.seen
+
+
+def fail(reason: Reason) -> Callable[[World], None]:
+    """From now on probes fail."""
+    return lambda world: setattr(world, "fails_for", reason)
+
+
+def gaps(world: World, since: float = 0) -> list[float]:
+    """Seconds between probes."""
+    times = [when for when in world.probed if when >= since]
+    return [after - before for before, after in pairwise(times)]
+
+
+def test_a_database_that_does_not_answer_is_probed_soon_and_then_less_and_less_often() -> None:
+    world = live(WITH_TLS, [(0, fail(Reason.DATABASE_REFUSED))], 10 * INTERVAL)
+    assert gaps(world)[:5] == pytest.approx([2, 4, 8, 16, 32])
+    assert all(0.9 * INTERVAL <= gap <= 1.1 * INTERVAL for gap in gaps(world)[5:])
+
+
+def test_and_so_it_is_in_the_next_outage() -> None:
+    mends = (100, lambda world: setattr(world, "fails_for", None))
+    world = live(WITH_TLS, [(0, fail(Reason.DATABASE_REFUSED)), mends, (300, fail(Reason.DATABASE_REFUSED))], 600)
+    assert gaps(world, since=300)[:3] == pytest.approx([2, 4, 8])
+
+
+@pytest.mark.parametrize("reason", SLOW_REASONS)
+def test_no_probe_comes_sooner_than_the_reason_s_pace(reason: Reason) -> None:
+    """Not even at an interval that is shorter, as a random one here is half of the time."""
+    world = live(WITH_TLS, [(0, fail(reason))], 100 * SLOW)
+    pace = REASONS[reason].retry_seconds
+    assert len(world.probed) > 85
+    assert all(pace <= round(gap, 6) <= 1.1 * pace for gap in gaps(world))
+
+
+def test_the_pace_holds_up_neither_who_asks_nor_a_new_connection() -> None:
+    happenings = [(0, fail(Reason.TOO_MANY_CONNECTIONS)), (5, ask), (20, World.connect_anew)]
+    world = live(WITH_TLS, happenings, 50)
+    assert world.probed == pytest.approx([0, 5, 20], abs=1)
 
 
 # --- clients that leave before their login ----------------------------------------------------------------------------

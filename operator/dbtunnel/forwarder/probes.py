@@ -18,7 +18,7 @@ import asyncssh
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.engines import ENGINES, QuietProbe, WireProtocol
 from dbtunnel.api.forwarder import DatabaseFact, ForwarderConfig, LayerStatus, ProbeMode
-from dbtunnel.api.reasons import PASSING_SECONDS, SLOW, Reason
+from dbtunnel.api.reasons import PASSING_SECONDS, REASONS, SLOW, Reason
 from dbtunnel.domain.certificate import Certificate, read_certificate
 from dbtunnel.domain.database import stamp, told
 from dbtunnel.forwarder.connection import Connector, wait_for
@@ -30,6 +30,7 @@ from dbtunnel.forwarder.state import NOT_REACHED, State
 from dbtunnel.forwarder.stream import Stream
 
 _FIRST_RETRY_SECONDS = 2.0
+"""After a first probe that fails; it doubles with each further one, up to the interval."""
 
 FRESH_SECONDS = 10.0
 """The least time between two probes for those who ask: nobody can hammer a database through the admin port."""
@@ -103,20 +104,24 @@ class Prober:
         """Probes over one connection, sooner while the database does not answer."""
         if not self._probe_with:
             self._wait_for_clients()
-        retry = _FIRST_RETRY_SECONDS
+        retry, works = _FIRST_RETRY_SECONDS, True
         while self._connector.link is link:
-            works = not self._probe_with or await self._probe(link, self._probe_with)
-            retry = _FIRST_RETRY_SECONDS if works else retry * 2
+            worked, works = works, not self._probe_with or await self._probe(link, self._probe_with)
+            retry = _FIRST_RETRY_SECONDS if worked or works else retry * 2
             await self._wait(link, retry)
         self._left_at = asyncio.get_running_loop().time()
 
     async def _wait(self, link: Link, retry: float) -> None:
-        """Waits for the next probe: the interval, or less where a probe or a client has found that it is needed."""
-        began = asyncio.get_running_loop().time()
-        interval = self._config.seconds.probe_interval * random.uniform(0.9, 1.1)  # noqa: S311
+        """Waits for the next probe: the interval, or less where a probe or a client has found that it is needed, but
+        no less than the reason of the failure at hand demands.
+        """
+        began, jitter = asyncio.get_running_loop().time(), random.uniform(0.9, 1.1)  # noqa: S311
+        interval = self._config.seconds.probe_interval * jitter
         interval = max(interval, _LOUD_SECONDS) if self._handshake_fails else interval
         while self._connector.link is link and not link.lost.is_set():
-            limit = min(retry, interval) if self._state.status.database.status == LayerStatus.FALSE else interval
+            fact, limit = self._state.status.database, interval
+            if fact.status == LayerStatus.FALSE:
+                limit = max(min(retry, interval), REASONS[Reason(fact.reason)].retry_seconds * max(jitter, 1))
             left = began + limit - asyncio.get_running_loop().time()
             if left <= 0:
                 return
