@@ -21,6 +21,7 @@ from dbtunnel.api.forwarder import DatabaseFact, ForwarderConfig, LayerStatus, P
 from dbtunnel.api.reasons import PASSING_SECONDS, REASONS, SLOW, Reason
 from dbtunnel.domain.certificate import Certificate, read_certificate
 from dbtunnel.domain.database import stamp, told
+from dbtunnel.domain.metrics import Labels
 from dbtunnel.forwarder.connection import Connector, wait_for
 from dbtunnel.forwarder.evidence import SSL_REQUEST, judge
 from dbtunnel.forwarder.failures import Failure, channel_failure
@@ -73,6 +74,7 @@ class Prober:
         self._probe_with = probe_of(config)
         self._is_disabled = config.probe_mode is ProbeMode.DISABLED
         self._certificate: Certificate | None = None
+        metrics.look_up(DATABASE_CERTIFICATE_EXPIRY, self._expiry)
         self._handshake_fails = False
         """As the last probe saw it."""
         self._refusing_until = 0.0
@@ -260,11 +262,13 @@ class Prober:
     def _learn(self, known: DatabaseFact, certificate: Certificate | None) -> None:
         """Without TLS there is no certificate any more."""
         self._certificate = certificate or (self._certificate if known.tls_offered else None)
-        if certificate:
-            expiry = certificate.not_after.timestamp()
-            self._metrics.set(DATABASE_CERTIFICATE_EXPIRY, expiry, self._config.database_server_name)
         end = known.certificate_not_after if self._certificate else None
         self._state.set(database_fact=replace(known, certificate_not_after=end))
+
+    def _expiry(self) -> dict[Labels, float]:
+        """When the certificate expires, where there is one."""
+        known = self._certificate
+        return {self._config.database_server_name: known.not_after.timestamp()} if known else {}
 
 
 async def probe_postgresql(link: Link, config: ForwarderConfig) -> Seen | None:
