@@ -66,6 +66,15 @@ bench: $(INSTALLED) ## Speed and memory beside `ssh -N -L` (ROUNDS=n, ROWS=name,
 profile: $(INSTALLED) ## Where the time and the memory of the benchmark's rows go (ROWS=name,name)
 	@$(IN)python -m bench profile $(if $(ROWS),--rows $(ROWS)) $(ARGS)
 
+.PHONY: diagnosis
+diagnosis: $(INSTALLED) ## How soon after a fault its condition is told, written into docs/diagnosis.md (RUNS=n)
+	@$(IN)python -m bench.diagnosis --into docs/diagnosis.md $(if $(RUNS),--runs $(RUNS)) $(ARGS)
+
+.PHONY: reasons
+reasons: $(INSTALLED) ## Each reason, the tests that bring it about, its message in full and the exit code of `check`
+	@$(IN)python -m tests.support.prepare cluster >&2
+	@$(IN)python -m tests.support.produced --run $(ARGS)
+
 .PHONY: lint
 lint: $(INSTALLED) ## Format, style, types, layers
 	$(IN)ruff format --check .

@@ -8,16 +8,20 @@ import argparse
 import asyncio
 import contextlib
 import socket
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
-from tests.support.bastion import Bastion
+from bench.figures import spread
+from bench.machine import machine_line
+from bench.report import insert, table
+from tests.support.bastion import PACKAGES, Bastion
 from tests.support.databases import PostgresServer
+from tests.support.debian import ensure_packages
 from tests.support.following import Following, following
 from tests.support.forwarder import KEY, Forwarder, forwarder_config
 from tests.support.keys import key_pair
@@ -61,8 +65,8 @@ Fault = Callable[[Site], Awaitable[None]]
 
 FAULTS: dict[str, tuple[Fault, str]] = {
     "the bastion stops": (stop_bastion, "ConnectionRefused"),
-    "its host keys are others": (change_host_keys, "HostKeyMismatch"),
-    "the key is revoked and its sessions end": (revoke_key, "KeyRejected"),
+    "its host keys are others, and its sessions end": (change_host_keys, "HostKeyMismatch"),
+    "the key is revoked, and its sessions end": (revoke_key, "KeyRejected"),
     "the database stops, and a client comes each second": (stop_database, "DatabaseRefused"),
 }
 """Each fault, and the reason that it leads to."""
@@ -108,18 +112,33 @@ async def _come_and_go(port: int) -> None:
             client.close()
 
 
-def main() -> int:
-    """Measures, and prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m bench.diagnosis", description=__doc__)
-    parser.add_argument("--runs", type=int, default=5, help="of each fault (default %(default)s)")
-    runs = parser.parse_args().runs
-    print("| fault | reason | p50, s | max, s |\n| --- | --- | --- | --- |")
+def report(runs: int) -> str:
+    """Measures each fault so many times; the table in Markdown, and what it was measured on."""
+    head = fill(f"{machine_line()} Runs of each: {runs}.", 120)
+    return "\n".join([head, "", *table([["fault", "reason", "p50, s", "max, s"], *_rows(runs)])])
+
+
+def _rows(runs: int) -> Iterator[Sequence[str]]:
     for name, (fault, reason) in FAULTS.items():
         taken = []
         for _ in range(runs):
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
                 taken.append(asyncio.run(measure(fault, reason, Path(directory))))
-        print(f"| {name} | `{reason}` | {statistics.median(taken):.1f} | {max(taken):.1f} |", flush=True)
+        print(f"{name}: {', '.join(f'{seconds:.1f}' for seconds in taken)} s", file=sys.stderr, flush=True)
+        yield name, f"`{reason}`", f"{spread(taken).median:.1f}", f"{spread(taken).most:.1f}"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs the command line: measures, and prints the table."""
+    parser = argparse.ArgumentParser(prog="python -m bench.diagnosis", description=__doc__)
+    parser.add_argument("--runs", type=int, default=5, help="of each fault (default %(default)s)")
+    parser.add_argument("--into", type=Path, metavar="DOCUMENT", help="put it between the marker comments, too")
+    arguments = parser.parse_args(words)
+    ensure_packages({**PACKAGES, **PostgresServer.packages})
+    told = report(arguments.runs)
+    print(told)
+    if arguments.into:
+        arguments.into.write_text(insert(arguments.into.read_text(), told))
     return 0
 
 

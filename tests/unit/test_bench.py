@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from bench import diagnosis
 from bench.contenders import CONTENDERS, DIRECT, OURS, RELAY, SSH, SSH_GCM
 from bench.figures import Aim, Spread, is_met, order, percentile, ratios, spread
 from bench.loads import transaction_milliseconds
@@ -128,3 +129,11 @@ def test_the_readme_has_the_tables_of_todays_benchmark() -> None:
     assert "; TCP " in shown[1], "the congestion control, which counts for more than all else"
     for row in ROWS:
         assert sum(line.startswith(f"| {row.title} |") for line in lines) == 2, row.name
+
+
+def test_the_page_on_diagnosis_has_a_line_of_each_fault() -> None:
+    told = (ROOT / "docs/diagnosis.md").read_text().partition(BEGIN)[2].partition(END)[0]
+    lines = [line for line in told.splitlines() if line.startswith("| ")]
+    rows = [f"| {fault} | `{reason}` | " for fault, (_, reason) in diagnosis.FAULTS.items()]
+    assert len(lines) == 2 + len(rows)
+    assert all(line.startswith(row) for line, row in zip(lines[2:], rows, strict=True))
