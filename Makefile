@@ -51,11 +51,12 @@ test-cluster: $(INSTALLED) ## The whole way on a real Kubernetes (CLUSTER=kind, 
 	$(if $(ARGS)$(filter existing,$(CLUSTER)),,$(IN)python -m tests.support.rights)
 
 .PHONY: soak
-soak: $(INSTALLED) ## Ten GiB each way, byte by byte (GIB=n); 5,000 random lives of a connection; a day that passes fast (HOURS=n)
+soak: $(INSTALLED) ## Ten GiB each way, byte by byte (GIB=n); 5,000 random lives of a connection; a week of probes; a day that passes fast (HOURS=n)
 	DBTUNNEL_EXAMPLES=5000 $(IN)pytest tests/unit/test_connection_machine.py --timeout 3600
 	@$(IN)python -m tests.support.prepare forwarder
 	DBTUNNEL_IDENTITY_MEBIBYTES=$$(( $(or $(GIB),10) * 1024 )) \
 	  $(IN)pytest tests/forwarder/test_packets.py -k arrive_as_they_were_sent -s --timeout 3600 $(ARGS)
+	DBTUNNEL_PROBES_A_DAY=1440 $(IN)pytest tests/forwarder/test_probes_harmless.py --timeout 3600
 	DBTUNNEL_SOAK_HOURS=$(or $(HOURS),24) $(IN)pytest tests/forwarder/test_soak.py -s --timeout 36000 $(ARGS)
 
 .PHONY: bench

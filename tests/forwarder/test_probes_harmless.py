@@ -5,6 +5,7 @@ people ask for, by `kubectl dbtunnel check` and `dbtunnel check`.
 """
 
 import asyncio
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -33,8 +34,12 @@ from tests.support.in_process import DataPath
 from tests.support.keys import KeyPair, Secret
 from tests.support.processes import wait_until
 
-DAYS, PROBES_A_DAY = 7, 48
-"""As with `probe.intervalSeconds: 1800`, and an SSH connection that is made anew each day, at which probes begin."""
+DAYS, PROBES_A_DAY = 7, int(os.environ.get("DBTUNNEL_PROBES_A_DAY", "48"))
+"""As with `probe.intervalSeconds: 1800`, and in `make soak` as with the default, 60; and an SSH connection that is made
+anew each day, at which probes begin."""
+
+_SLOWEST_PROBE_SECONDS = 0.1
+"""On average."""
 
 ASKED_A_DAY = 5
 """How often somebody runs `kubectl dbtunnel check`, one right after the other, which the first probe is for. `dbtunnel
@@ -72,7 +77,7 @@ def spend_a_week(key: KeyPair, config: ForwarderConfig) -> Metrics:
     metrics = Metrics()
     for _ in range(DAYS):
         with DataPath(config.bastion, config.database_port, key=key.private) as path:
-            path.run(partial(_spend_a_day, path.link, config, metrics))
+            path.run(partial(_spend_a_day, path.link, config, metrics), 20 + PROBES_A_DAY * _SLOWEST_PROBE_SECONDS)
         check_once(key, config)
     return metrics
 
@@ -88,7 +93,7 @@ async def _spend_a_day(link: Link, config: ForwarderConfig, metrics: Metrics) ->
     prober = _HastyProber(config, link, metrics)
     probing = asyncio.ensure_future(prober.run())
     try:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(15 + PROBES_A_DAY * _SLOWEST_PROBE_SECONDS):
             await prober.is_evening.wait()
             for _ in range(ASKED_A_DAY):
                 await prober.refresh()

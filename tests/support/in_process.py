@@ -70,14 +70,14 @@ class DataPath:
         self._thread.join(10)
         self._loop.close()
 
-    def run(self, what: Callable[[], Any]) -> Any:
+    def run(self, what: Callable[[], Any], limit_seconds: float = 20) -> Any:
         """What a function, or a coroutine's, returns in the thread."""
 
         async def run() -> Any:
             result = what()
             return await result if asyncio.iscoroutine(result) else result
 
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(20)
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(limit_seconds)
 
     def connect(self) -> socket.socket:
         """A client of it."""
