@@ -6,6 +6,7 @@ import struct
 from typing import Protocol
 
 from dbtunnel.forwarder.channel import Address, Channel, Opening
+from dbtunnel.forwarder.evidence import SNIFFED_BYTES
 from dbtunnel.forwarder.link import Link
 from dbtunnel.forwarder.packets import LARGEST_DATA, SLOTS
 from dbtunnel.forwarder.pieces import PIECES_AT_ONCE, Waiting, after, unacknowledged
@@ -15,9 +16,6 @@ from dbtunnel.forwarder.watch import READ, WRITE, watcher
 
 EARLY_LIMIT = 16 * 1024
 """Bytes that a client may send before its channel is open: a thousand may be parked."""
-
-SNIFFED_BYTES = 512
-"""How much of a server's first answers is looked at."""
 
 _SLOT_VIEWS = [slot.data for slot in SLOTS]
 
@@ -83,7 +81,9 @@ class Client:
         """When its channel was open, by the loop's time."""
         self.is_gone = self.was_joined = self.was_refused = self._is_parked = False
         self._client_ended = self._database_ended = self._channel_ended = False
-        self.was_denied_tls = self._is_held = self._is_bulk = False
+        self._is_held = self._is_bulk = False
+        self.unjudged: bytes | None = b""
+        """What the database has said that alone shows nothing yet; None once it has shown something."""
         self.asked_at: float | None = None
         """When it first wanted a channel, by the loop's time."""
         self.opening_at = 0.0
@@ -279,7 +279,7 @@ class Client:
         if self.visitor:
             self.visitor.received()
         if self.received_bytes <= SNIFFED_BYTES:
-            self._host.saw(self, bytes(pieces[0][:SNIFFED_BYTES]))
+            self._host.saw(self, b"".join(pieces)[:SNIFFED_BYTES])
         self.received_bytes += size
         if len(pieces) > PIECES_AT_ONCE:
             pieces = [memoryview(b"".join(pieces))]

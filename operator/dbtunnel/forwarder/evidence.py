@@ -9,6 +9,9 @@ from dbtunnel.api.reasons import Reason
 from dbtunnel.domain.diagnosis import printable, quoted
 from dbtunnel.forwarder.failures import Failure
 
+SNIFFED_BYTES = 512
+"""How much of a server's first answers is looked at."""
+
 SSL_REQUEST = bytes.fromhex("0000000804d2162f")
 """PostgreSQL's SSLRequest (protocol documentation, 55.7, Message Formats)."""
 
@@ -73,9 +76,12 @@ def _postgresql(first: bytes) -> DatabaseFact | None:
         return DatabaseFact(protocol=WireProtocol.POSTGRESQL, tls_offered=_TLS_ANSWERS[first])
     if len(first) < 5 and first[0] in _MESSAGES:
         return None
-    is_message = first[0] in _MESSAGES and 4 <= int.from_bytes(first[1:5], "big") < _LONGEST_MESSAGE
+    length = int.from_bytes(first[1:5], "big")
+    is_message = first[0] in _MESSAGES and 4 <= length < _LONGEST_MESSAGE
     if not (is_message or first.startswith((*_OTHER_ANSWERS, _OLD_ERROR))):
         raise unexpected(first)
+    if is_message and _is_cut(first, 1 + length):
+        return None
     if first[:1] == b"E":
         _check_postgresql_error(first)
     return DatabaseFact(protocol=WireProtocol.POSTGRESQL, tls_offered=first[:1] == _HANDSHAKE or None)
@@ -98,9 +104,12 @@ def _mysql(first: bytes) -> DatabaseFact | None:
     """A server's first packet: a greeting of protocol 10, or an error."""
     if len(first) < _MYSQL_HEAD and first[3:4] in (b"", b"\0"):
         return None
-    payload = first[4 : 4 + int.from_bytes(first[:3], "little")]
+    size = 4 + int.from_bytes(first[:3], "little")
+    payload = first[4:size]
     if first[2:4] != b"\0\0" or payload[:1] not in (_GREETING, _ERROR):
         raise unexpected(first)
+    if _is_cut(first, size):
+        return None
     if payload[:1] == _ERROR:
         code = int.from_bytes(payload[1:3], "little")
         text = payload[3:].decode("latin-1")
@@ -113,6 +122,11 @@ def _mysql(first: bytes) -> DatabaseFact | None:
         auth_plugin=_auth_plugin(rest) if flags and flags & _CLIENT_PLUGIN_AUTH else None,
         tls_offered=bool(flags & _CLIENT_SSL) if flags is not None else None,
     )
+
+
+def _is_cut(first: bytes, size: int) -> bool:
+    """Whether there is more to come that is looked at, of a message of so many bytes."""
+    return len(first) < min(size, SNIFFED_BYTES)
 
 
 def _version(text: str) -> str:

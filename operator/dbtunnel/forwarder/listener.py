@@ -16,7 +16,7 @@ from dbtunnel.domain.hops import hop_name
 from dbtunnel.forwarder.channel import Address
 from dbtunnel.forwarder.client import BY_CLIENT, Client
 from dbtunnel.forwarder.connection import Connector
-from dbtunnel.forwarder.evidence import TLS_DENIED
+from dbtunnel.forwarder.evidence import SNIFFED_BYTES, TLS_DENIED
 from dbtunnel.forwarder.failures import channel_failure
 from dbtunnel.forwarder.handshake import Handshake
 from dbtunnel.forwarder.logs import Budget, Fold, event
@@ -281,11 +281,13 @@ class Listener:
     def saw(self, client: Client, first: bytes) -> None:
         """As Host."""
         client.talk.begins(first)
-        if client.received_bytes and not client.was_denied_tls:
+        if client.unjudged is None or client.link is None:
             return
-        client.was_denied_tls = first == TLS_DENIED and not self._speaks_first
-        if client.link:
-            self._prober.saw(client.link, first)
+        heard = (client.unjudged + first)[:SNIFFED_BYTES]
+        shows = self._prober.saw(client.link, heard)
+        if shows and heard == TLS_DENIED and not self._speaks_first:
+            heard, shows = b"", False  # the next words are the first of a session
+        client.unjudged = None if shows else heard
 
     def moved(self, *, sent: int = 0, received: int = 0) -> None:
         """As Host."""

@@ -137,10 +137,10 @@ class Prober:
             return
         self._state.unknown(ConditionType.DATABASE_REACHABLE, Reason.NOT_PROBED, why_not_probed(self._config))
 
-    def saw(self, link: Link, first: bytes) -> None:
-        """What a database first said to a real client."""
+    def saw(self, link: Link, first: bytes) -> bool:
+        """What a database first said to a real client; False where it takes more of its words to tell anything."""
         if self._is_disabled:
-            return
+            return True
         try:
             fact = judge(self._protocol, first)
         except Failure as failure:
@@ -150,9 +150,10 @@ class Prober:
                 seconds = _PASSING_REFUSAL_SECONDS if failure.may_pass else SLOW
                 self._refusing_until = asyncio.get_running_loop().time() + seconds
             self.failed(link, failure)
-        else:
-            if fact is not None and not self._knows(fact):
-                self._conclude(link, Seen(fact))
+            return True
+        if fact is not None and not self._knows(fact):
+            self._conclude(link, Seen(fact))
+        return fact is not None
 
     def failed(self, link: Link, failure: Failure) -> None:
         """The database could not be reached over `link`, by a probe or for a client.
