@@ -112,18 +112,17 @@ async def _come_and_go(port: int) -> None:
             client.close()
 
 
-def report(runs: int) -> str:
-    """Measures each fault so many times; the table in Markdown, and what it was measured on."""
+def report(directory: Path, runs: int) -> str:
+    """Measures each fault so many times, in a directory that stays until the process ends; the table in Markdown, and
+    what it was measured on.
+    """
     head = fill(f"{machine_line()} Runs of each: {runs}.", 120)
-    return "\n".join([head, "", *table([["fault", "reason", "p50, s", "max, s"], *_rows(runs)])])
+    return "\n".join([head, "", *table([["fault", "reason", "p50, s", "max, s"], *_rows(directory, runs)])])
 
 
-def _rows(runs: int) -> Iterator[Sequence[str]]:
-    for name, (fault, reason) in FAULTS.items():
-        taken = []
-        for _ in range(runs):
-            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
-                taken.append(asyncio.run(measure(fault, reason, Path(directory))))
+def _rows(directory: Path, runs: int) -> Iterator[Sequence[str]]:
+    for number, (name, (fault, reason)) in enumerate(FAULTS.items()):
+        taken = [asyncio.run(measure(fault, reason, directory / f"{number}-{run}")) for run in range(runs)]
         print(f"{name}: {', '.join(f'{seconds:.1f}' for seconds in taken)} s", file=sys.stderr, flush=True)
         yield name, f"`{reason}`", f"{spread(taken).median:.1f}", f"{spread(taken).most:.1f}"
 
@@ -135,7 +134,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--into", type=Path, metavar="DOCUMENT", help="put it between the marker comments, too")
     arguments = parser.parse_args(words)
     ensure_packages({**PACKAGES, **PostgresServer.packages})
-    told = report(arguments.runs)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
+        told = report(Path(directory), arguments.runs)
     print(told)
     if arguments.into:
         arguments.into.write_text(insert(arguments.into.read_text(), told))

@@ -10,7 +10,6 @@ from bench.contenders import CONTENDERS, OURS, SSH
 from bench.loads import TINY
 from bench.measure import measure
 from bench.profile import profile
-from bench.report import BEGIN, END
 from bench.rows import LOADS, ROWS, loads_of
 from bench.sites import SITES
 
@@ -56,15 +55,12 @@ def test_a_profile_tells_of_time_memory_and_start(tmp_path: Path) -> None:
         assert f"\n| {line}" in shown
 
 
-def test_how_soon_a_fault_is_told_is_measured_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_soon_a_fault_is_told_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fault = "the key is revoked, and its sessions end"
     monkeypatch.setattr(diagnosis, "FAULTS", {fault: diagnosis.FAULTS[fault]})
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
 
-    assert diagnosis.main(["--runs", "1", "--into", str(page)]) == 0
     assert re.fullmatch(
-        rf"before\n{BEGIN}\n\ndate [^|]*; processor [^|]* Runs of each: 1\.\n\n\| fault [^\n]*\n\| --- [^\n]*\n"
-        rf"\| {fault} \| `KeyRejected` \| \d+\.\d \| \d+\.\d \|\n\n{END}\nafter\n",
-        page.read_text(),
+        r"date [^|]*; processor [^|]* Runs of each: 2\.\n\n\| fault [^\n]*\n\| --- [^\n]*\n"
+        rf"\| {fault} \| `KeyRejected` \| \d+\.\d \| \d+\.\d \|",
+        diagnosis.report(tmp_path, 2),
     )
