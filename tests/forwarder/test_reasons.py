@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import socket
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,12 +20,12 @@ from tests.support import faults
 from tests.support.bastion import HARDENED, USER, Bastion
 from tests.support.databases import PostgresServer
 from tests.support.dropbear import Dropbear
-from tests.support.faults import BlackHole
 from tests.support.forwarder import KEY, Forwarder, forwarder_config, hop_to
 from tests.support.keys import KeyPair, key_pair
 from tests.support.odd_ssh import OddSshServer, break_at, close, say_goodbye
 from tests.support.processes import free_port
 from tests.support.produced import produces
+from tests.support.relay import Relay
 from tests.support.told import check_told, decided, tunnel_of
 from tests.support.values import INSTALLATION, NOW, observed
 
@@ -122,6 +123,9 @@ def test_a_connection_that_is_lost_in_the_handshake(start_forwarder: StartForwar
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
+ADDRESS_DELAY_SECONDS = 0.25
+"""When the next address of a name is tried, while the first does not answer (RFC 8305, section 8)."""
+
 StartNamed = Callable[[str, ForwarderHop, int], Forwarder]
 
 
@@ -143,12 +147,25 @@ def start_named(tmp_path: Path, bastion: Bastion, client_key: KeyPair) -> Iterat
 
 
 def test_a_dead_first_address_of_a_name_is_passed_over(
-    start_named: StartNamed, bastion: Bastion, postgres: PostgresServer, tmp_path: Path
+    start_named: StartNamed, bastion: Bastion, postgres: PostgresServer
 ) -> None:
-    with BlackHole(tmp_path) as hole:
-        hosts = f"{hole.host} bastion.internal\n127.0.0.1 bastion.internal\n"
-        forwarder = start_named(hosts, hop_to(bastion, host="bastion.internal"), postgres.port)
+    """getaddrinfo tells 127.0.0.1 first, which is nearer (RFC 6724, section 6, rule 9)."""
+    with Relay(bastion.host, bastion.port, host="127.0.0.9") as relay, answers_nobody("127.0.0.1", relay.port):
+        hosts = "127.0.0.1 bastion.internal\n127.0.0.9 bastion.internal\n"
+        forwarder = start_named(hosts, hop_to(bastion, host="bastion.internal", port=relay.port), postgres.port)
         forwarder.wait_for("database", "Succeeded")
+        took = {end: forwarder.metric(f"dbtunnel_forwarder_ssh_handshake_seconds_{end}") for end in ("count", "sum")}
+        assert took["count"] == 1, "at the first attempt"
+        assert ADDRESS_DELAY_SECONDS <= took["sum"] < forwarder.config.seconds.connect_timeout / 2
+
+
+@contextlib.contextmanager
+def answers_nobody(host: str, port: int) -> Iterator[None]:
+    """An address where there is no room for one more connection: the kernel drops those who ask."""
+    with socket.create_server((host, port), backlog=0) as full, socket.create_connection(full.getsockname()):
+        with pytest.raises(TimeoutError):
+            socket.create_connection(full.getsockname(), 0.1)
+        yield
 
 
 @produces(Reason.CONNECTION_REFUSED)
