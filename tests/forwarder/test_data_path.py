@@ -137,6 +137,9 @@ def test_bytes_survive_new_keys_under_load(
     """Each MiB the server asks for new keys (RFC 4253, section 9)."""
     bastion.set_config("RekeyLimit 1M", *HARDENED)
     forwarder = plain(start_forwarder, start_server(echo), compression=compression)
+    assert forwarder.metric("dbtunnel_forwarder_ssh_own_packets") == (not compression)
+    (connected,) = [event for event in forwarder.events() if event["event"] == "connected"]
+    assert connected["why_not_own"] == ("packets are compressed" if compression else ""), "sshd takes it up"
     content = os.urandom(8 * MEBIBYTE)
     with connect(forwarder) as client:
         sending = threading.Thread(target=send_all, args=(client, content))
@@ -350,25 +353,6 @@ def test_clients_are_cut_with_their_ssh_connection(
         client.sendall(b"again")
         assert client.recv(5, socket.MSG_WAITALL) == b"again"
     assert forwarder.metric("dbtunnel_forwarder_ssh_connects_total") == 2
-
-
-def test_a_reset_is_passed_on_to_the_server(start_forwarder: StartForwarder, start_server: StartServer) -> None:
-    """As far as SSH can: it has no reset, so the channel is closed at once and what is unsent is dropped."""
-    ended = threading.Event()
-
-    def serve(peer: socket.socket) -> None:
-        peer.sendall(b"x")
-        try:
-            receive_all(peer)
-        finally:
-            ended.set()
-
-    forwarder = plain(start_forwarder, start_server(serve))
-    client = connect(forwarder)
-    assert client.recv(1) == b"x"
-    reset(client)
-    assert ended.wait(5)
-    wait_until(lambda: is_idle(forwarder), "the channel to be closed")
 
 
 def test_a_client_that_leaves_without_a_word_costs_the_database_nothing(

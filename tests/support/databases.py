@@ -173,6 +173,15 @@ class PostgresServer(_Server):
         assert row is not None
         return int(row[0])
 
+    def is_locked(self) -> bool:
+        """Whether a transaction keeps others out of the table `orders`."""
+        with self.connect() as session:
+            try:
+                session.execute("lock table orders in access exclusive mode nowait")
+            except psycopg.errors.LockNotAvailable:
+                return True
+        return False
+
     def bench(self, port: int, script: str, *, clients: int, transactions: int) -> None:
         """Runs pgbench against a port of this machine: so many clients, each transaction on a new connection.
 

@@ -3,6 +3,7 @@
 The messages are those of PostgreSQL's documentation, section "Message Formats". The server must ask for no password.
 """
 
+import socket
 import struct
 
 from tests.support.databases import DATABASE, USER
@@ -22,6 +23,19 @@ def query(text: str) -> bytes:
 def copy_data(content: bytes) -> bytes:
     """CopyData: part of what goes into a table."""
     return _message(b"d", content)
+
+
+_IN_TRANSACTION = b"Z\0\0\0\5T"
+"""ReadyForQuery."""
+
+
+def lock_table(client: socket.socket) -> None:
+    """Logs in and locks the table `orders`, in a transaction that goes on."""
+    client.sendall(startup() + query("begin; lock table orders in access exclusive mode"))
+    said = b""
+    while not said.endswith(_IN_TRANSACTION):
+        said += (more := client.recv(65536))
+        assert more, said
 
 
 COPY_DONE = b"c\0\0\0\4"
