@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import asyncssh
@@ -17,7 +18,7 @@ from tests.support import faults
 from tests.support.bastion import USER
 from tests.support.databases import PostgresServer
 from tests.support.keys import KeyPair
-from tests.support.odd_ssh import OddSshServer
+from tests.support.odd_ssh import OddSshServer, say_before
 from tests.unit.test_forwarder_connect import CONFIG
 
 __all__ = ["escaped"]
@@ -79,6 +80,45 @@ async def test_nothing_in_common(
         failure = await failure_at(server.hop, client_key)
     assert failure.reason is Reason.NO_COMMON_ALGORITHM
     assert seen in failure.seen
+    assert [record.getMessage() for record in escaped] == []
+
+
+# --- extensions -------------------------------------------------------------------------------------------------------
+
+EXT_INFO, SERVICE_ACCEPT, SUCCESS = 7, 6, 52
+
+
+def ext_info(extensions: Mapping[bytes, bytes]) -> bytes:
+    """The body of SSH_MSG_EXT_INFO (RFC 8308, section 2.3)."""
+    words = [word for extension in extensions.items() for word in extension]
+    return struct.pack(">I", len(extensions)) + b"".join(struct.pack(">I", len(word)) + word for word in words)
+
+
+@pytest.mark.parametrize("message", [SERVICE_ACCEPT, SUCCESS], ids=["before the login", "right before its success"])
+async def test_extensions_that_are_told_again(
+    message: int, postgres: PostgresServer, client_key: KeyPair, escaped: list[logging.LogRecord]
+) -> None:
+    """A server tells them with its keys, and may once more right before the login succeeds (RFC 8308, section 2.4)."""
+    body = ext_info({b"no-flow-control": b"p", b"server-sig-algs": b"x", b"of-the-future@example.com": b"\xff\0"})
+    said: list[int] = []
+
+    def on_connection(connection: Any) -> None:
+        send_packet = connection.send_packet
+
+        def send(kind: int, *parts: bytes, **more: Any) -> None:
+            said.append(kind)
+            send_packet(kind, *parts, **more)
+
+        connection.send_packet = send
+        say_before(message, EXT_INFO, body)(connection)
+
+    with OddSshServer(on_connection) as server:
+        tunnel = Tunnel(server, postgres, client_key)
+        async with tunnel.running():
+            await tunnel.ready()
+        assert len(server.connections) == 1
+    first, second = (number for number, kind in enumerate(said) if kind == EXT_INFO)
+    assert first < second < said.index(message)
     assert [record.getMessage() for record in escaped] == []
 
 

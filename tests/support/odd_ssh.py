@@ -196,6 +196,24 @@ def break_at(stage: str, fault: Fault) -> Callable[[asyncssh.SSHServerConnection
     return on_connection
 
 
+def say_before(message: int, kind: int, body: bytes) -> Callable[[asyncssh.SSHServerConnection], None]:
+    """For OddSshServer: another message right before the first of a kind, on each connection."""
+
+    def on_connection(connection: asyncssh.SSHServerConnection) -> None:
+        odd: Any = connection
+        send_packet = odd.send_packet
+
+        def send(number: int, *parts: bytes, **more: Any) -> None:
+            if number == message:
+                odd.send_packet = send_packet
+                send_packet(kind, body)
+            send_packet(number, *parts, **more)
+
+        odd.send_packet = send
+
+    return on_connection
+
+
 def _instead(odd: Any, message: int, fault: Fault, *, halved: bool) -> None:
     """The fault in the place of a message, or after half of it."""
     send_packet, send = odd.send_packet, odd._send
