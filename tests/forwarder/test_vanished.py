@@ -1,6 +1,8 @@
 """Packets that are dropped: what nobody is told is noticed in time, at both ends, and nobody waits for ever."""
 
+import asyncio
 import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,12 +14,17 @@ from typing import Any
 import psycopg
 import pytest
 
+from dbtunnel.api.engines import Engine
 from dbtunnel.domain.sshd_config import match_block
+from dbtunnel.forwarder import listener, pieces, quiet
+from dbtunnel.forwarder.metrics import CLIENTS_OPEN
 from tests.support.bastion import Bastion
 from tests.support.cable import Cable
 from tests.support.databases import DATABASE, PASSWORD, USER, PostgresServer
 from tests.support.forwarder import KEY, Forwarder, forwarder_config, hop_to, seconds
+from tests.support.in_process import DataPath
 from tests.support.keys import KeyPair
+from tests.support.postgres_words import lock_table, query
 from tests.support.processes import wait_until
 from tests.support.relay import Relay
 
@@ -35,6 +42,9 @@ PROMISED_SECONDS = 120
 """When the locks of a node that is gone are free at the latest, by what README.md says of the hand-out."""
 
 CONNECT_SECONDS, PARKING_SECONDS = 3, 30
+
+CLIENT_SECONDS, LOOK_SECONDS = 2, 0.25
+"""When a client that is gone is noticed, and how often it is looked for, as the test has it."""
 
 SLACK_SECONDS = 2.0
 """What a busy machine may add."""
@@ -186,15 +196,6 @@ def check_fallback_serves(far: FarBastion, lost: list[Session], served: int) -> 
 # --- the forwarder's node ---------------------------------------------------------------------------------------------
 
 
-def is_locked(postgres: PostgresServer) -> bool:
-    with postgres.connect() as session:
-        try:
-            session.execute("lock table orders in access exclusive mode nowait")
-        except psycopg.errors.LockNotAvailable:
-            return True
-    return False
-
-
 def lock(far: FarBastion) -> Session:
     """A session in a transaction that others wait for."""
     session = far.connect()
@@ -203,8 +204,8 @@ def lock(far: FarBastion) -> Session:
 
 
 def check_freed(postgres: PostgresServer, began: float) -> None:
-    assert is_locked(postgres)
-    wait_until(lambda: not is_locked(postgres), "the lock to be free", 15)
+    assert postgres.is_locked()
+    wait_until(lambda: not postgres.is_locked(), "the lock to be free", 15)
     took = time.monotonic() - began
     print(f"free after {took:.1f} s")
     wait_until(lambda: postgres.sessions() == 0, "the database's sessions to end")
@@ -233,3 +234,49 @@ def test_a_forwarder_whose_node_is_gone_holds_no_locks(far: FarBastion, postgres
         session.execute("select 1")
     far.cable.mend()
     assert far.ask() == 3
+
+
+# --- a client's node --------------------------------------------------------------------------------------------------
+
+ANSWER = query("select repeat('x', 1000) from generate_series(1, 100000000)")
+
+
+@pytest.mark.parametrize("asks", [b"", ANSWER], ids=["at rest", "within an answer"])
+def test_a_client_whose_node_is_gone_holds_no_locks(
+    tmp_path: Path,
+    bastion: Bastion,
+    client_key: KeyPair,
+    open_postgres: PostgresServer,
+    monkeypatch: pytest.MonkeyPatch,
+    asks: bytes,
+) -> None:
+    """TCP asks one that has said nothing for a while; the other owes it an answer."""
+    often = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    monkeypatch.setattr(listener, "_KEEPALIVE", [(option, 1) for option in often])
+    monkeypatch.setattr(pieces, "LOST_SECONDS", 1)
+    monkeypatch.setattr(quiet, "LOOKS", quiet.SILENT_SECONDS / LOOK_SECONDS)
+    target: dict[str, Any] = {"key": client_key.private, "engine": Engine.POSTGRESQL}
+    with (
+        Cable(tmp_path / "cable") as cable,
+        DataPath(hop_to(bastion), open_postgres.port, host=cable.near, **target) as path,
+        cable.connect(path.port) as client,
+        ExitStack() as stack,
+    ):
+        looking = path.run(lambda: asyncio.ensure_future(path.listener.run()))
+        stack.callback(path.run, looking.cancel)
+        lock_table(client)
+        client.sendall(asks)
+        wait_until(lambda: path.run(lambda: has_all(path)) != bool(asks), "it to owe an answer, or none")
+        assert open_postgres.is_locked()
+        cable.cut(client.getsockname()[1])
+        began = time.monotonic()
+        wait_until(lambda: not open_postgres.is_locked(), "the lock to be free")
+        print(f"free after {time.monotonic() - began:.1f} s")
+        assert time.monotonic() - began < CLIENT_SECONDS + SLACK_SECONDS
+        wait_until(lambda: open_postgres.sessions() == 0, "the database's session to end")
+        assert path.listener.clients == path.link.uses == path.metrics.get(CLIENTS_OPEN) == 0
+
+
+def has_all(path: DataPath) -> bool:
+    """Whether all that the database has said was acknowledged."""
+    return all(client.has_all() for client in path.listener._clients)

@@ -1,6 +1,10 @@
 """A network cable to a host of its own, that can be cut: packets are dropped, and nobody is told."""
 
+import ctypes
 import ipaddress
+import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -9,6 +13,8 @@ from tests.support.faults import BlackHole
 from tests.support.processes import run
 
 PACKAGES = {"iproute2": "network interfaces of the tests", "iptables": "links that drop packets"}
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class Cable(BlackHole):
@@ -40,6 +46,17 @@ class Cable(BlackHole):
     def prefix(self) -> list[str]:
         """The command that runs another at the far end."""
         return ["nsenter", f"--net=/proc/{self._holder.pid}/ns/net"]
+
+    def connect(self, port: int) -> socket.socket:
+        """A client at the far end, connected to a port of this one."""
+        with ThreadPoolExecutor(1) as there:  # which a thread can be in while others are not
+            return there.submit(self._connect, port).result()
+
+    def _connect(self, port: int) -> socket.socket:
+        with Path(f"/proc/{self._holder.pid}/ns/net").open() as namespace:
+            if _LIBC.setns(namespace.fileno(), 0):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return socket.create_connection((self.near, port), 10)
 
     def cut(self, port: int, *, one_way: bool = False) -> None:
         """From now on nothing comes from a port at the far end, nor, unless it is cut one way, gets there."""

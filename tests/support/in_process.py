@@ -31,17 +31,21 @@ class DataPath:
         *,
         key: str = "",
         database_host: str = "127.0.0.1",
+        engine: Engine = Engine.MYSQL,
+        host: str = "127.0.0.1",
         own: bool = True,
         hot: bool = True,
         **options: Any,
     ) -> None:
-        """`own`: False for asyncssh's packets; `hot`: False for asyncio's selector; `options` go to asyncssh."""
+        """`host`: where clients come. `own`: False for asyncssh's packets; `hot`: False for asyncio's selector;
+        `options` go to asyncssh.
+        """
         self._own, self._options = own, options
-        self._hop, self._key = hop, key
+        self._hop, self._key, self._host = hop, key, host
         self._config = ForwarderConfig(
             namespace="shop",
             name="orders",
-            engine=Engine.MYSQL,
+            engine=engine,
             database_host=database_host,
             database_port=database_port,
             database_server_name="orders.internal",
@@ -113,7 +117,7 @@ class DataPath:
         connector = SimpleNamespace(least_used=lambda: None if self.link.is_closing() else self.link)
         prober = SimpleNamespace(failed=lambda *_: None, saw=lambda *_: None, left=lambda *_: None)
         self.listener = Listener(self._config, cast(Any, connector), cast(Any, prober), self.metrics)
-        bound = listening_socket("127.0.0.1", 0)
+        bound = listening_socket(self._host, 0)
         self.port = int(bound.getsockname()[1])
         self.listener.start(bound)
 

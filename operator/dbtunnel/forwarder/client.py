@@ -9,7 +9,7 @@ from dbtunnel.forwarder.channel import Address, Channel, Opening
 from dbtunnel.forwarder.evidence import SNIFFED_BYTES
 from dbtunnel.forwarder.link import Link
 from dbtunnel.forwarder.packets import LARGEST_DATA, SLOTS
-from dbtunnel.forwarder.pieces import PIECES_AT_ONCE, Waiting, after, unacknowledged
+from dbtunnel.forwarder.pieces import PIECES_AT_ONCE, Waiting, after, is_lost, unacknowledged
 from dbtunnel.forwarder.reserve import Visitor
 from dbtunnel.forwarder.talk import Talk
 from dbtunnel.forwarder.watch import READ, WRITE, watcher
@@ -70,8 +70,7 @@ class Client:
         """The SSH connection that its channel is on, or is being opened on."""
         self._channel: Channel | None = None
         self._opening: Opening | None = None
-        self._early, self.talk = bytearray(), Talk()
-        self._waiting = Waiting()
+        self._early, self.talk, self._waiting = bytearray(), Talk(), Waiting()
         self.sent = self.received_bytes = self._written = 0
         self.visitor: Visitor | None = None
         """Where it is served beyond the limit."""
@@ -363,6 +362,11 @@ class Client:
     def has_all(self) -> bool:
         """Whether it has taken all that the database said: a reset drops nothing."""
         return not self._waiting and not unacknowledged(self._fd)
+
+    def end_if_lost(self) -> None:
+        """Ends it where its node has vanished."""
+        if is_lost(self._socket):
+            self._leave(_CLIENT_RESET)
 
     def _end_if_done(self) -> None:
         if self._client_ended and self._database_ended and not self._waiting:

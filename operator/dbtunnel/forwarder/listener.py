@@ -59,7 +59,9 @@ _OWN_REASONS = ("Parking", "Silent", "TooManyClients")
 """Why a client is refused of which nothing else tells: not a layer, nor the limit's own event."""
 
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
-"""Seconds, seconds, count: a client whose node died is noticed after two minutes, and its session ends."""
+"""Seconds, seconds, count: a client whose node died is noticed after two minutes, and its session ends. The kernel asks
+so where nothing is on its way to the client; where something is, Quiet looks.
+"""
 
 
 class Listener:

@@ -1,7 +1,10 @@
 """Bytes in several pieces, as they wait to be sent; and where bytes are put."""
 
+import contextlib
 import fcntl
 import mmap
+import socket
+import struct
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -66,3 +69,28 @@ _SIOCOUTQ = 0x5411
 def unacknowledged(descriptor: int) -> int:
     """How many bytes a TCP connection's other end has still to take: a reset would drop them."""
     return int.from_bytes(fcntl.ioctl(descriptor, _SIOCOUTQ, bytes(4)), sys.byteorder)
+
+
+LOST_SECONDS, _LOST_TRIES = 120.0, 3
+"""For how long, and how many times in a row, the kernel has asked for an acknowledgement in vain of one who is gone.
+One who has stopped to read still acknowledges, each two minutes at the latest.
+"""
+
+_TCP_INFO_BYTES = 60
+"""tcp_info of linux/tcp.h as far as it is read: unanswered retransmissions and probes, and how long ago, in
+milliseconds, the last acknowledgement came.
+"""
+
+
+def is_lost(connected: socket.socket) -> bool:
+    """Whether the other end of a TCP connection has vanished with something on its way to it. Keepalives are not sent
+    then, and the kernel itself gives up after a quarter of an hour (tcp_retries2 in ip-sysctl). Its TCP_USER_TIMEOUT
+    would end those who have only stopped to read, too.
+    """
+    if not hasattr(socket, "TCP_INFO"):
+        return False
+    with contextlib.suppress(OSError):
+        info = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        retransmitted, probes, milliseconds = struct.unpack("=2xBB52xI", info)
+        return bool(retransmitted + probes >= _LOST_TRIES and milliseconds >= LOST_SECONDS * 1000)
+    return False

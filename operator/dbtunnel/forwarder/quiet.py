@@ -38,10 +38,12 @@ class Quiet:
         """How many bytes each had moved when it was looked at, and when it was first seen to be that many."""
 
     async def run(self) -> None:
-        """Ends idle sessions, and clients that say nothing, until cancelled."""
+        """Ends idle sessions, and clients that say nothing or have vanished, until cancelled."""
         patience = min(self._limit or SILENT_SECONDS, SILENT_SECONDS)
         while True:
             await asyncio.sleep(patience / LOOKS)
+            for client in list(self._clients):
+                client.end_if_lost()
             for client, seconds in self._look(client for client in self._clients if self._limit or _is_silent(client)):
                 if _is_silent(client) and seconds >= patience:
                     self._refuse(client, "Silent")
