@@ -84,7 +84,7 @@ def postgres_tls(tmp_path_factory: pytest.TempPathFactory, certificate: ServerCe
 
 @pytest.fixture(scope="session")
 def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDBServer]:
-    server = MariaDBServer(tmp_path_factory.mktemp("my"))
+    server = MariaDBServer(tmp_path_factory.mktemp("my"), settings=["max-connections=600"])
     yield server.start()
     server.stop()
 
