@@ -48,15 +48,19 @@ class Api:
     async def replace(self, kind: Kind, manifest: Manifest) -> Manifest:
         self.done.append(f"replace {kind.name}")
         self._refuse(kind)
+        self._refuse_other(kind, manifest)
+        return self.put(manifest)
+
+    async def delete(self, kind: Kind, manifest: Manifest) -> None:
+        name = manifest["metadata"]["name"]
+        self.done.append(f"delete {kind.name} {name}")
+        self._refuse_other(kind, manifest)
+        del self.objects[kind.name, name]
+
+    def _refuse_other(self, kind: Kind, manifest: Manifest) -> None:
         live = self.objects[kind.name, manifest["metadata"]["name"]]
         if any(live["metadata"][key] != manifest["metadata"][key] for key in ("uid", "resourceVersion")):
             raise ApiError(409, "Conflict", "is another")
-        return self.put(manifest)
-
-    async def delete(self, kind: Kind, _: str, name: str, uid: str) -> None:
-        assert self.objects[kind.name, name]["metadata"]["uid"] == uid
-        self.done.append(f"delete {kind.name} {name}")
-        del self.objects[kind.name, name]
 
     def _refuse(self, kind: Kind) -> None:
         if kind.name in self.refusals:
@@ -160,6 +164,21 @@ async def test_what_is_removed_is_this_tunnels_own() -> None:
 
     await world.cluster.prune(ORDERS, WANTED)
 
+    assert world.api.done == ["delete Service former"]
+
+
+async def test_what_somebody_has_changed_since_is_looked_at_before_it_is_removed() -> None:
+    world = await settled()
+    changes = {"metadata.name": "former", "metadata.uid": "former"}
+    world.store.put("Service", world.api.put(WANTED[0], changes))
+    kept = world.api.put(WANTED[0], {**changes, "metadata.ownerReferences": []})
+
+    with pytest.raises(ApiError, match="409"):
+        await world.cluster.prune(ORDERS, WANTED)
+    assert world.api.objects["Service", "former"] == kept
+
+    world.store.put("Service", world.api.put(kept, {"metadata.labels": {}}))
+    await world.cluster.prune(ORDERS, WANTED)
     assert world.api.done == ["delete Service former"]
 
 

@@ -32,7 +32,7 @@ def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unused_tcp_port:
 async def client(
     port: int,
     handle: Callable[[web.Request], Awaitable[web.StreamResponse]],
-    may_write: Callable[[], bool] = lambda: True,
+    write_seconds: Callable[[], float] = lambda: 30,
 ) -> AsyncIterator[Client]:
     """A client of a server that answers with `handle`."""
     application = web.Application()
@@ -42,7 +42,7 @@ async def client(
     await web.TCPSite(runner, "127.0.0.1", port).start()
     try:
         async with ApiClient(await load_configuration()) as api:
-            yield Client(api, Metrics(), may_write)
+            yield Client(api, Metrics(), write_seconds)
     finally:
         await runner.cleanup()
 
@@ -127,16 +127,51 @@ async def test_who_may_not_write_still_reads(configured: int) -> None:
         asked.append(request.method)
         return web.json_response({})
 
-    async with client(configured, handle, lambda: False) as api:
+    async with client(configured, handle, lambda: 0) as api:
         assert await api.get(DEPLOYMENT, "shop", "orders") == {}
-        metadata = {"namespace": "shop", "name": "orders"}
+        metadata = {"namespace": "shop", "name": "orders", "uid": "u", "resourceVersion": "7"}
         for write in (
             api.create(DEPLOYMENT, {"metadata": metadata}),
             api.replace(DEPLOYMENT, {"metadata": metadata}),
             api.patch(TUNNEL, "shop", "orders", {}, "status"),
-            api.delete(DEPLOYMENT, "shop", "orders", "uid"),
+            api.delete(DEPLOYMENT, {"metadata": metadata}),
         ):
             with pytest.raises(ApiError, match="409 LeaseLost"):
                 await write
 
     assert asked == ["GET"]
+
+
+async def test_a_write_is_given_up_after_as_long_as_it_may_take(configured: int) -> None:
+    over = asyncio.Event()
+
+    async def handle(_: web.Request) -> web.Response:
+        await over.wait()
+        return web.json_response({})
+
+    async with client(configured, handle, lambda: 0.1) as api:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(5) as far_longer:
+                await api.patch(TUNNEL, "shop", "orders", {}, "status")
+        over.set()
+
+    assert not far_longer.expired()
+
+
+async def test_a_write_whose_connection_broke_is_not_sent_again(configured: int) -> None:
+    asked: list[str] = []
+
+    async def handle(request: web.Request) -> web.Response:
+        asked.append(request.method)
+        if len(asked) % 2 == 0 and request.transport:
+            request.transport.abort()
+        return web.json_response({})
+
+    manifest = {"metadata": {"namespace": "shop", "name": "orders", "uid": "u", "resourceVersion": "7"}}
+    async with client(configured, handle) as api:
+        for write in (api.replace, api.delete):
+            await api.get(DEPLOYMENT, "shop", "orders")
+            with pytest.raises(aiohttp.ClientConnectionError):
+                await write(DEPLOYMENT, manifest)
+
+    assert asked == ["GET", "PUT", "GET", "DELETE"]

@@ -214,6 +214,7 @@ def _numbers() -> Iterator[str]:
     yield f"hold for {_default_of('unreachable-after-seconds')} s"
     yield f"renews it every {leader.RETRY_SECONDS} s. If it cannot for {leader.RENEW_SECONDS} s"
     yield f"holds for {leader.LEASE_SECONDS} s after"
+    yield f"as long as the Lease still holds, {leader.LEASE_SECONDS - leader.RENEW_SECONDS} s at least"
     yield f"has told within {leader.LEASE_SECONDS} s who has the Lease"
     yield f"`settings.rollouts` tunnels ({_default_of('rollouts')})"
 

@@ -15,7 +15,9 @@ from dbtunnel.controller.store import trimmed
 from dbtunnel.domain.children import Manifest
 from dbtunnel.domain.names import MANAGER
 
-_TIMEOUT_SECONDS = 30
+TIMEOUT_SECONDS = 30.0
+"""How long a request may take."""
+
 _LIST_CHUNK = 250
 _MERGE_PATCH = "application/merge-patch+json"
 _MESSAGE_LIMIT = 1000
@@ -85,11 +87,15 @@ class ApiError(Exception):
 class Client:
     """Requests to the API server. Raises ApiError for refusals, aiohttp's and TimeoutError where it does not answer."""
 
-    def __init__(self, api: ApiClient, metrics: Metrics, may_write: Callable[[], bool] = lambda: True) -> None:
-        """`may_write` is asked before each write; where it says no, that is refused with 409 and LEASE_LOST."""
+    def __init__(
+        self, api: ApiClient, metrics: Metrics, write_seconds: Callable[[], float] = lambda: TIMEOUT_SECONDS
+    ) -> None:
+        """`write_seconds` tells before each write how long it may take; where that is 0, it is refused with 409 and
+        LEASE_LOST.
+        """
         self._api = api
         self._metrics = metrics
-        self._may_write = may_write
+        self._write_seconds = write_seconds
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Manifest | None:
         """An object; None where it does not exist."""
@@ -133,11 +139,13 @@ class Client:
         path = kind.path(namespace, name, subresource)
         return await self._request("PATCH", path, {"fieldManager": MANAGER}, change, _MERGE_PATCH)
 
-    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
-        """Deletes the object that has this uid, and in the background what it owns."""
+    async def delete(self, kind: Kind, manifest: Mapping[str, Any]) -> None:
+        """Deletes the object, and in the background what it owns; 409 where it has another uid or resourceVersion."""
         self._metrics.add(API_WRITES, label=(kind.name, "delete"))
-        options = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
-        await self._request("DELETE", kind.path(namespace, name), body=options)
+        metadata = manifest["metadata"]
+        preconditions = {key: metadata[key] for key in ("uid", "resourceVersion")}
+        options = {"preconditions": preconditions, "propagationPolicy": "Background"}
+        await self._request("DELETE", kind.path(metadata["namespace"], metadata["name"]), body=options)
 
     async def proxy(
         self, namespace: str, pod: str, port: int, path_and_query: str, timeout_seconds: float, limit: int
@@ -154,10 +162,11 @@ class Client:
         body: Mapping[str, Any] | None = None,
         content_type: str = "application/json",
     ) -> Manifest:
-        if method != "GET" and not self._may_write():
+        seconds = TIMEOUT_SECONDS if method == "GET" else min(self._write_seconds(), TIMEOUT_SECONDS)
+        if seconds <= 0:
             raise ApiError(409, LEASE_LOST, "the Lease may be another operator's by now")
         try:
-            document: Manifest = json.loads(await self._send(method, path, query, body, content_type))
+            document: Manifest = json.loads(await self._send(method, path, query, body, content_type, seconds))
         except ApiError as error:
             self._metrics.add(API_ERRORS, label=(method, code_of(error.status)))
             raise
@@ -173,7 +182,7 @@ class Client:
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
         content_type: str = "application/json",
-        timeout_seconds: float = _TIMEOUT_SECONDS,
+        timeout_seconds: float = TIMEOUT_SECONDS,
         limit: int | None = None,
     ) -> bytes:
         headers = {"Accept": "application/json", "Content-Type": content_type}
@@ -206,7 +215,8 @@ async def load_configuration() -> Configuration:
     redirects = aiohttp.TraceConfig()
     redirects.on_request_redirect.append(_refuse_redirect)
     # no proxy of the environment, as Kopf has it, and no .netrc, which would be read for every request
-    configuration = Configuration(trace_configs=[redirects], client_session_kwargs={"trust_env": False})
+    session = {"trust_env": False, "middlewares": (_send_once,)}
+    configuration = Configuration(trace_configs=[redirects], client_session_kwargs=session)
     # workers are few; a limit would let the long-polls of many forwarders, through the proxy, keep the writes waiting
     configuration.connection_pool_maxsize = 0
     try:
@@ -219,3 +229,15 @@ async def load_configuration() -> Configuration:
 async def _refuse_redirect(_session: object, _context: object, _parameters: object) -> None:
     """The API server sends none of its own; a pod behind its proxy might lead the operator anywhere."""
     raise aiohttp.ClientError("a redirect, which is not followed")
+
+
+async def _send_once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """A session sends again what is idempotent where its connection broke, as the error's type tells it: a write, too,
+    though the Lease was asked for long ago.
+    """
+    try:
+        return await send(request)
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        if request.method not in ("PUT", "DELETE"):
+            raise
+        raise aiohttp.ClientConnectionError(f"{type(error).__name__}: {error}") from error

@@ -158,10 +158,10 @@ class Cluster:
     async def _delete(self, kind: Kind, live: Manifest) -> None:
         metadata = live["metadata"]
         try:
-            await self._client.delete(kind, metadata["namespace"], metadata["name"], metadata["uid"])
+            await self._client.delete(kind, live)
         except ApiError as error:
-            # gone already, or another object has the name by now
-            if error.status not in (404, 409):
+            # it has gone already; where it has changed, or another has its name, it is looked at anew
+            if error.status != 404:
                 raise
             return
         event(logger, "child deleted", namespace=metadata["namespace"], kind=kind.name, name=metadata["name"])

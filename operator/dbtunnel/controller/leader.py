@@ -63,7 +63,12 @@ class Election:
         """Whether the Lease is surely ours. Its clock goes on while the process is stopped or the machine suspended, so
         that one that wakes up after its lease was over writes nothing, before it has asked for the Lease.
         """
-        return self._clock() - self._renewed < RENEW_SECONDS
+        return self.seconds_left() > 0
+
+    def seconds_left(self) -> float:
+        """How long a write may take that begins now, to be over before another operator works. 0 where none may."""
+        age = self._clock() - self._renewed
+        return LEASE_SECONDS - age if age < RENEW_SECONDS else 0.0
 
     def stands_by(self) -> bool:
         """Whether it could take the Lease were that free: the API server has said so lately."""

@@ -30,7 +30,7 @@ async def run_operator(settings: Settings) -> None:
         api = await stack.enter_async_context(ApiClient(await load_configuration()))
         session = await stack.enter_async_context(pods.open_session())
         election = Election(Client(api, metrics), settings.operator_namespace, settings.lease_name)
-        client = Client(api, metrics, election.holds) if settings.leader_election else Client(api, metrics)
+        client = Client(api, metrics, election.seconds_left) if settings.leader_election else Client(api, metrics)
         read = pods.direct_reader(session) if settings.pod_access is PodAccess.DIRECT else pods.proxy_reader(client)
         operator = Operator(settings, client, metrics, read)
         answers = {"/metrics": lambda: _metrics(metrics), "/readyz": lambda: _readiness(operator, election, elected)}
