@@ -45,10 +45,12 @@ ALLOWED = (
     leading_to(podTemplate=alias("203.0.113.9")),
     leading_to(database={"host": "10.20.30.40", "port": 6432}),
     leading_to(database={"host": "localhost"}),
+    leading_to(database={"host": "0xdb.internal"}),
 )
 
 NOT_AMONG = "is not among the SSH servers that namespace default may use: Bastion.example.com, *.ssh.example.com, "
 OWN = "is a loopback or link-local address, or stands for one. Write the SSH server's own name or address."
+NO_OWN_ADDRESS = "is a link-local or unspecified address, or stands for one. Write the database's own name or address."
 NO_DATABASE = "is not among the databases that namespace default may use: *.internal, 10.0.0.0/8; localhost port 5432. "
 
 REFUSED = (
@@ -83,7 +85,13 @@ REFUSED = (
     (leading_to(database={"host": "11.0.0.1"}), NO_DATABASE),
     (leading_to(database={"host": "localhost", "port": 5433}), f"localhost port 5433 {NO_DATABASE}"),
     (leading_to(database={"host": "localhost"}, engine="MySQL"), f"localhost port 3306 {NO_DATABASE}"),
-    (leading_to(database={"host": "169.254.169.254"}), "spec.database.host is a link-local address."),
+    *(
+        (leading_to(database={"host": host}), f"spec.database.host: {host} {NO_OWN_ADDRESS}")
+        for host in (
+            *("169.254.169.254", "fe80::1", "0.0.0.0", "::"),
+            *("0xa9fea9fe", "0xA9FEA9FE.", "169.254.0xa9fe", "0xa9.0xfe.43518", "0x0"),
+        )
+    ),
 )
 
 REFUSAL = re.compile(
