@@ -91,6 +91,16 @@ def test_names_can_be_given() -> None:
     assert named["spec"]["selector"]["matchLabels"]["app.kubernetes.io/name"] == "bridges"
 
 
+def test_names_that_yaml_takes_for_no_text_stay_names() -> None:
+    def rendered(place: str, name: str) -> str:
+        given = dict.fromkeys(("fullnameOverride", "nameOverride", "priorityClassName"), name)
+        values = {**EVERYTHING, **given, "serviceAccount": {"name": name}, "settings": {"namespaces": [place]}}
+        return json.dumps(render(values, "--namespace", place, release=place))
+
+    other = rendered("given-place", "given-name")
+    assert rendered("123", "on") == other.replace("given-place", "123").replace("given-name", "on")
+
+
 def test_an_old_cluster_is_refused() -> None:
     assert "1.30" in template(None, "--kube-version", "1.30.9").stderr
     assert template(None, "--kube-version", "1.31.0-eks-1234").returncode == 0

@@ -17,8 +17,8 @@
 
 {{/* Labels that select the operator's pods; they must never change. */}}
 {{- define "dbtunnel.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "dbtunnel.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "dbtunnel.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{/* Labels of every object: the given ones, and those that tell whose it is. */}}
