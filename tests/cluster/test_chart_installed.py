@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from dbtunnel.api.resource import GROUP, PLURAL
-from dbtunnel.controller.rbac import LEADER_RULES, TUNNEL_RULES
+from dbtunnel.controller.rbac import TUNNEL_RULES, leader_rules
 from tests.support.chart import Manifest, template
 from tests.support.chart_matrix import WATCHED, matrix
 from tests.support.cluster import Cluster, ClusterError
@@ -24,19 +24,19 @@ Question = tuple[Right, str]
 """A right, and a namespace; empty: everywhere."""
 
 
-def allowed(cluster: Cluster, user: str, questions: Iterable[Question]) -> set[Question]:
-    """What a user may do, by the API server's own judgement."""
+def allowed(cluster: Cluster, user: str, questions: Iterable[Question], name: str = "") -> set[Question]:
+    """What a user may do, to objects of that name or to all, by the API server's own judgement."""
     asked = list(questions)
-    reviews = [_review(user, right, namespace) for right, namespace in asked]
+    reviews = [_review(user, right, namespace, name) for right, namespace in asked]
     document = json.dumps({"apiVersion": "v1", "kind": "List", "items": reviews})
     answer = 'jsonpath={.status.allowed}{"\\n"}'
     answers = cluster.kubectl("create", "-f", "-", "-o", answer, input=document).split()
     return {question for question, said in zip(asked, answers, strict=True) if said == "true"}
 
 
-def _review(user: str, right: Right, namespace: str) -> Manifest:
+def _review(user: str, right: Right, namespace: str, name: str) -> Manifest:
     resource, _, subresource = right.resource.partition("/")
-    about = {"group": right.group, "resource": resource, "subresource": subresource, "verb": right.verb}
+    about = {"group": right.group, "resource": resource, "subresource": subresource, "verb": right.verb, "name": name}
     spec = {"user": user, "resourceAttributes": {**about, "namespace": namespace}}
     return {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec}
 
@@ -111,9 +111,12 @@ def test_an_operator_of_named_namespaces_serves_them_and_has_no_right_elsewhere(
 
     user = f"system:serviceaccount:{namespace}:{account}"
     places = (*served, namespace, elsewhere, "")
-    theirs, lease = granted(TUNNEL_RULES), granted(LEADER_RULES)
-    found = allowed(cluster, user, [(right, place) for right in theirs | lease for place in places])
-    assert found == {(right, one) for right in theirs for one in served} | {(right, namespace) for right in lease}
+    theirs, lease = granted(TUNNEL_RULES), granted(leader_rules(account))
+    asked = [(right, place) for right in theirs | lease for place in places]
+    of_all = {(right, one) for right in theirs for one in served}
+    assert allowed(cluster, user, asked, account) == of_all | {(right, namespace) for right in lease}
+    created = {(right, namespace) for right in lease if right.verb == "create"}
+    assert allowed(cluster, user, asked, "other") == of_all | created, "of Leases, its own alone"
     bindings = cluster.get("clusterrolebindings")["items"]
     assert not [one for one in bindings for subject in one.get("subjects", ()) if subject["name"] == account]
     logs = cluster.kubectl("logs", f"deployment/{account}", "-n", namespace, "--all-pods", "--prefix=false")

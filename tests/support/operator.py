@@ -11,10 +11,11 @@ from typing import Any, Self
 
 import yaml
 
-from dbtunnel.controller.rbac import LEADER_RULES, cluster_role
+from dbtunnel.controller.rbac import cluster_role, leader_rules
 from dbtunnel.controller.settings import PodAccess
 from tests.support.cluster import Cluster
 from tests.support.processes import Process, free_port, wait_until
+from tests.support.rights import LEASE
 
 FORWARDER_IMAGE = "localhost/none:1"
 """An image that no node has: pods come into being and never start."""
@@ -130,7 +131,7 @@ class Operator:
         documents: list[dict[str, Any]] = [
             {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": "default"}},
             role,
-            {"apiVersion": f"{rbac}/v1", "kind": "Role", "metadata": metadata, "rules": list(LEADER_RULES)},
+            {"apiVersion": f"{rbac}/v1", "kind": "Role", "metadata": metadata, "rules": list(leader_rules(LEASE))},
         ]
         bindings = [("RoleBinding", "Role", "default")]
         bindings += [("RoleBinding", "ClusterRole", one) for one in namespaces.split(",") if one]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from dbtunnel.api.resource import GROUP, PLURAL
-from dbtunnel.controller.rbac import LEADER_RULES, PROXY_RULES, TUNNEL_RULES, Rule
+from dbtunnel.controller.rbac import PROXY_RULES, TUNNEL_RULES, Rule, leader_rules
 from tests.support.cluster.base import AuditLog
 from tests.support.processes import ROOT
 
@@ -54,8 +54,8 @@ ASKED_BY_ADMISSION = {Right("apps", "deployments", "delete")}
 they may not delete; the tests in which orphans are taken up fail without them."""
 
 
-def granted(rules: Iterable[Rule] = (*TUNNEL_RULES, *LEADER_RULES, *PROXY_RULES)) -> set[Right]:
-    """The rights of operators, of those outside the cluster, too."""
+def granted(rules: Iterable[Rule] = (*TUNNEL_RULES, *leader_rules(LEASE), *PROXY_RULES)) -> set[Right]:
+    """The rights of operators, of those outside the cluster, too. Those of one object alone count as of all."""
     return {
         Right(group, resource, verb)
         for rule in rules

@@ -1,24 +1,27 @@
 """The rights that the chart grants: to the operator what it uses, to people what the installer chose."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import product
 
 import pytest
 
-from dbtunnel.controller.rbac import LEADER_RULES, TUNNEL_RULES
+from dbtunnel.controller.rbac import TUNNEL_RULES, Rule, leader_rules
 from tests.support.chart import NAMESPACE, Manifest, render, the_one
 from tests.support.processes import ROOT
 
 Triple = tuple[str, ...]
 
+NAME = "tunnels-dbtunnel-operator"
+
 NOBODY = {"readers": "nobody", "writers": "nobody"}
 
 
-def _flat(rules: Iterable[Mapping[str, list[str]]]) -> set[Triple]:
-    """Each (group, resource, verb)."""
-    assert all(set(rule) == {"apiGroups", "resources", "verbs"} for rule in rules)
-    return {triple for rule in rules for triple in product(rule["apiGroups"], rule["resources"], rule["verbs"])}
+def _flat(rules: Iterable[Rule]) -> set[Triple]:
+    """Each (group, resource, verb), with a name behind it where the right is of that object alone."""
+    parts = ("apiGroups", "resources", "verbs", "resourceNames")
+    assert all({*parts[:3]} <= set(rule) <= {*parts} and all(rule.values()) for rule in rules)
+    return {each for rule in rules for each in product(*(rule[part] for part in parts if part in rule))}
 
 
 def roles(manifests: list[Manifest]) -> dict[tuple[str, str, str], set[Triple]]:
@@ -36,17 +39,16 @@ def roles(manifests: list[Manifest]) -> dict[tuple[str, str, str], set[Triple]]:
 
 def test_the_rights_are_those_that_the_operator_uses() -> None:
     assert roles(render()) == {
-        ("ClusterRole", "", "tunnels-dbtunnel-operator"): _flat(TUNNEL_RULES),
-        ("Role", NAMESPACE, "tunnels-dbtunnel-operator-leases"): _flat(LEADER_RULES),
+        ("ClusterRole", "", NAME): _flat(TUNNEL_RULES),
+        ("Role", NAMESPACE, f"{NAME}-leases"): _flat(leader_rules(NAME)),
     }
 
 
 def test_in_named_namespaces_they_are_roles_and_nothing_is_granted_elsewhere() -> None:
     manifests = render({"settings": {"namespaces": ["shop", "billing"]}, "rbac": NOBODY, "crds": {"enabled": False}})
-    name = "tunnels-dbtunnel-operator"
 
-    lease = {("Role", NAMESPACE, f"{name}-leases"): _flat(LEADER_RULES)}
-    assert roles(manifests) == lease | {("Role", one, name): _flat(TUNNEL_RULES) for one in ("shop", "billing")}
+    lease = {("Role", NAMESPACE, f"{NAME}-leases"): _flat(leader_rules(NAME))}
+    assert roles(manifests) == lease | {("Role", one, NAME): _flat(TUNNEL_RULES) for one in ("shop", "billing")}
     assert all("namespace" in one["metadata"] for one in manifests), "nothing of it is the cluster's"
 
 
@@ -81,10 +83,11 @@ def test_rights_that_somebody_else_grants_are_left_to_them() -> None:
 
 def test_the_page_for_the_installer_tells_exactly_these_rights() -> None:
     text = (ROOT / "docs" / "installation.md").read_text()
-    rows = re.findall(r"^\| `([a-z/]+)((?:\.[a-z0-9.]+)?)` \| ([a-z, ]+) \|", text, re.MULTILINE)
-    told = {(group[1:], resource, verb) for resource, group, verbs in rows for verb in verbs.split(", ")}
+    of_one = "of the release's name"
+    rows = re.findall(rf"^\| `([a-z/]+)((?:\.[a-z0-9.]+)?)`(?: ({of_one}))? \| ([a-z, ]+) \|", text, re.MULTILINE)
+    told = {(group[1:], resource, verb, name) for resource, group, name, verbs in rows for verb in verbs.split(", ")}
 
-    assert told == _flat((*TUNNEL_RULES, *LEADER_RULES))
+    assert told == {(*one, "")[:4] for one in _flat((*TUNNEL_RULES, *leader_rules(of_one)))}
 
 
 # --- people's ---------------------------------------------------------------------------------------------------

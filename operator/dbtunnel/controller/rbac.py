@@ -33,8 +33,12 @@ TUNNEL_RULES: tuple[Rule, ...] = (
 PROXY_RULES: tuple[Rule, ...] = (_rule("", ["pods/proxy"], "get"),)
 """With pod access Proxy, beside `TUNNEL_RULES`."""
 
-LEADER_RULES: tuple[Rule, ...] = (_rule("coordination.k8s.io", ["leases"], "get", "create", "update"),)
-"""With leader election, as the chart always has it, in the operator's own namespace."""
+
+def leader_rules(lease: str) -> tuple[Rule, ...]:
+    """With leader election, as the chart always has it, in the operator's own namespace; by the Lease's name."""
+    group, leases = "coordination.k8s.io", ["leases"]
+    # what is created has no name yet for RBAC
+    return (_rule(group, leases, "create"), {**_rule(group, leases, "get", "update"), "resourceNames": [lease]})
 
 
 def cluster_role(name: str, pod_access: PodAccess = PodAccess.DIRECT) -> dict[str, Any]:
