@@ -328,7 +328,7 @@ def test_a_leader_is_elected_whatever_the_number_by_a_lease_of_the_release() -> 
 
     assert {(one.leader_election, one.lease_name) for one in settings} == {(True, "tunnels-dbtunnel-operator")}
     assert settings_of(environment_of({"fullnameOverride": "other"})).lease_name == "other"
-    assert {"strategy"}.isdisjoint(the_one(render(), "Deployment")["spec"]), "a new pod before an old one ends"
+    assert {"strategy"}.isdisjoint(the_one(render(), "Deployment")["spec"]), "a new pod is ready before an old one ends"
 
 
 DIGEST = "sha256:" + "0" * 64
