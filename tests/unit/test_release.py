@@ -265,6 +265,20 @@ def test_a_push_that_fails_ends_the_release(tmp_path: Path, script: str, ends: t
     assert (tmp_path / "said").read_text() == "-m tests.support.release push oci://ghcr.io/example-org/charts\n"
 
 
+@pytest.mark.parametrize(("tag", "marks"), [("v1.2.3", ""), ("v1.2.3-rc1", " --prerelease")])
+def test_a_prerelease_is_no_latest_release(tmp_path: Path, tag: str, marks: str) -> None:
+    (tmp_path / "build/release").mkdir(parents=True)
+    (tmp_path / "build/release/SHA256SUMS").touch()
+    program = tmp_path / "gh"
+    program.write_text('#!/bin/sh\necho "$@" > said\n')
+    program.chmod(0o755)
+
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    assert run_step("chart", "page", tmp_path, PATH=path, GITHUB_REF_NAME=tag) == (0, {})
+    said = f"release create {tag} --verify-tag --generate-notes{marks} build/release/SHA256SUMS\n"
+    assert (tmp_path / "said").read_text() == said
+
+
 def test_every_artifact_is_signed_by_digest_and_has_its_provenance() -> None:
     text = json.dumps(WORKFLOW)
     build = next(one["with"] for one in WORKFLOW["jobs"]["image"]["steps"] if one.get("id") == "build")
