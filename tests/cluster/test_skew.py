@@ -25,15 +25,20 @@ from tests.support.tunnels import (
 
 EGRESS = "203.0.113.7"
 OTHER_ENGINE = "Oracle"
-FOREIGN: dict[str, Any] = {
-    "type": "FutureReady",
-    "status": "True",
-    "reason": "Succeeded",
-    "message": "Of another version.",
-    "lastTransitionTime": "2026-01-01T00:00:00Z",
-    "observedGeneration": 1,
-}
-"""A condition of a type that this version does not have."""
+KEY = {"key": "ssh-ed25519 AAAA", "fingerprint": "SHA256:AAAA", "use": "Current", "zone": "a"}
+FOREIGN: list[dict[str, Any]] = [
+    {
+        "type": f"Future{number}",
+        "status": "True",
+        "reason": "Succeeded",
+        "message": "Of another version.",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+        "observedGeneration": 1,
+        "zone": "a",
+    }
+    for number in range(12)
+]
+"""Conditions of types that this version does not have, and more than its own schema has places for."""
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +68,15 @@ def older(schema: dict[str, Any]) -> None:
 def newer(schema: dict[str, Any]) -> None:
     """Some fields of the status and one engine are there that this version knows nothing of."""
     schema["status"]["properties"]["future"] = {"type": "object", "properties": {"name": {"type": "string"}}}
-    schema["status"]["properties"]["endpoint"]["properties"]["zone"] = {"type": "string"}
+    for place in (schema["status"]["properties"]["endpoint"], *entries_of_lists(schema)):
+        place["properties"]["zone"] = {"type": "string"}
+    schema["status"]["properties"]["conditions"]["maxItems"] = 32
     schema["spec"]["properties"]["engine"]["enum"].append(OTHER_ENGINE)
+
+
+def entries_of_lists(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of the lists of objects in the status, what describes their entries."""
+    return [schema["status"]["properties"][name]["items"] for name in ("conditions", "hops", "publicKeys")]
 
 
 def is_refused(cluster: Cluster, engine: str) -> bool:
@@ -102,6 +114,18 @@ def test_a_newer_operator_beside_an_older_definition(own: Operator, namespace: s
     assert {key: after[key] for key in before} == before
 
 
+def test_conditions_of_others_that_leave_too_few_places_give_way(own: Operator, namespace: str) -> None:
+    cluster = own.cluster
+    apply(cluster, tunnel_manifest(namespace, suspend=True))
+    wait_until(lambda: failure(cluster, namespace, "Suspended"), "Suspended")
+    own.wait_until_quiet(namespace)
+    foreign = [{field: value for field, value in one.items() if field != "zone"} for one in FOREIGN]
+    patch_status(cluster, namespace, "json", [{"op": "replace", "path": "/status/conditions", "value": foreign}])
+
+    wait_until(lambda: failure(cluster, namespace, "Suspended"), "Suspended, again")
+    assert status(cluster, namespace)["conditions"][8:] == foreign[:8]
+
+
 def _with_egress(cluster: Cluster, namespace: str) -> Manifest:
     found = status(cluster, namespace)
     return found if found.get("egressAddresses") == [EGRESS] else {}
@@ -116,14 +140,22 @@ def test_an_older_operator_beside_a_newer_definition(own: Operator, namespace: s
     wait_until(lambda: failure(cluster, namespace, "ImagePullFailed"), "its failure, told", 40)
     own.wait_until_quiet(namespace)
     patch_status(cluster, namespace, "merge", {"status": {"future": {"name": "kept"}, "endpoint": {"zone": "a"}}})
-    patch_status(cluster, namespace, "json", [{"op": "add", "path": "/status/conditions/-", "value": FOREIGN}])
+    write_as_a_newer(cluster, namespace)
+    wait_until(lambda: not status(cluster, namespace)["hops"][0]["active"], "the hop, written anew")
     deployment = find(cluster, namespace, "deployment/orders-tunnel") or {}
 
     patch(cluster, namespace, "databasetunnel/orders", {"spec": {"engine": OTHER_ENGINE}})
     wait_until(lambda: failure(cluster, namespace, "Rejected"), "Rejected")
     kept = written_by_a_newer(cluster, namespace)
     assert "spec.engine: Input should be 'PostgreSQL'" in condition(cluster, namespace, "Ready")["message"]
-    assert kept == ({"name": "kept"}, {"zone": "a", "host": f"orders.{namespace}.svc"}, FOREIGN)
+    assert kept == (
+        {"name": "kept"},
+        {"zone": "a", "host": f"orders.{namespace}.svc"},
+        ["Ready"],
+        ["a"],
+        [KEY],
+        FOREIGN,
+    )
     own.wait_until_quiet(namespace)
     now = find(cluster, namespace, "deployment/orders-tunnel") or {}
     assert now["metadata"]["generation"] == deployment["metadata"]["generation"], "what runs goes on"
@@ -138,8 +170,26 @@ def patch_status(cluster: Cluster, namespace: str, kind: str, change: object) ->
     cluster.kubectl("patch", "databasetunnel", "orders", "-n", namespace, *options)
 
 
-def written_by_a_newer(cluster: Cluster, namespace: str) -> tuple[Manifest, Manifest, Manifest]:
-    """What the newer version wrote: a field of its own, one within a field that this one writes, and a condition."""
+def write_as_a_newer(cluster: Cluster, namespace: str) -> None:
+    """Into fields of its own, within what this version writes, too; and, wrongly, that a hop is in use."""
+    ready = [one["type"] for one in status(cluster, namespace)["conditions"]].index("Ready")
+    added: list[tuple[str, object]] = [
+        (f"conditions/{ready}/zone", "a"),
+        ("hops/0/zone", "a"),
+        ("hops/0/active", True),
+        ("publicKeys", [KEY]),
+        *(("conditions/-", one) for one in FOREIGN),
+    ]
+    changes = [{"op": "add", "path": f"/status/{place}", "value": value} for place, value in added]
+    patch_status(cluster, namespace, "json", changes)
+
+
+def written_by_a_newer(cluster: Cluster, namespace: str) -> tuple[object, ...]:
+    """What the newer version wrote: a field of its own, such within fields and entries of lists that this one writes,
+    and conditions.
+    """
     found = status(cluster, namespace)
     endpoint = {name: found["endpoint"].get(name) for name in ("zone", "host")}
-    return found["future"], endpoint, condition(cluster, namespace, FOREIGN["type"])
+    marked = [one["type"] for one in found["conditions"] if one.get("zone") == "a" and one not in FOREIGN]
+    foreign = [one for one in found["conditions"] if one in FOREIGN]
+    return found["future"], endpoint, marked, [one.get("zone") for one in found["hops"]], found["publicKeys"], foreign

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dbtunnel.api.conditions import ConditionType
 from dbtunnel.domain.children import Manifest, build_deployment, build_service
 from dbtunnel.domain.drift import (
     controller_uid,
@@ -18,6 +19,7 @@ from dbtunnel.domain.drift import (
     merge_patch,
     replacement,
     signed,
+    status_patch,
 )
 from tests.support.values import INSTALLATION, changed, tunnel
 
@@ -284,3 +286,67 @@ def test_a_merge_patch_says_nothing_of_what_stays() -> None:
 
 def test_a_list_is_replaced_as_a_whole() -> None:
     assert merge_patch({"a": [{"b": 1}]}, {"a": [{"b": 1}, {"b": 2}]}) == {"a": [{"b": 1}, {"b": 2}]}
+
+
+# --- a status that another version wrote, too -------------------------------------------------------------------------
+
+
+def condition(kind: str, **fields: str) -> dict[str, str]:
+    known = {"status": "True", "reason": "Succeeded", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    return {"type": kind, **known, **fields}
+
+
+BASTION = {"role": "Bastion", "host": "bastion.example.com", "port": 22}
+KEY = {"key": "ssh-ed25519 AAAA", "fingerprint": "SHA256:AAAA"}
+OWN = [condition(kind) for kind in ConditionType]
+STRANGE = {"zone": "a", "more": {"deep": [1]}}
+
+
+def written(raw: Manifest, after: Manifest) -> Any:
+    """The status once `after` is written onto it."""
+    return applied(status_patch(deepcopy(raw), after), deepcopy(raw))
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("conditions", {**condition("Ready"), "observedGeneration": 1}, condition("Ready", reason="Suspended")),
+        ("hops", {**BASTION, "cipher": "aes128-ctr"}, {**BASTION, "active": True}),
+        ("publicKeys", {**KEY, "use": "Next", "accepted": True}, {**KEY, "use": "Current"}),
+    ],
+)
+def test_in_entries_of_lists_unknown_fields_stay_and_known_ones_are_as_decided(
+    name: str, before: Manifest, after: Manifest
+) -> None:
+    assert written({name: [{**before, **STRANGE}]}, {name: [after]}) == {name: [{**after, **STRANGE}]}
+
+
+def test_an_entry_takes_over_what_was_its_own_and_no_other_s() -> None:
+    fallback = {**BASTION, "role": "Fallback"}
+    raw = {"hops": [{**fallback, "zone": "b"}, {**BASTION, "zone": "a"}, {**BASTION, "port": 2222, "zone": "c"}]}
+    new = {**BASTION, "host": "other.example.com"}
+
+    after = written(raw, {"hops": [BASTION, new, fallback]})
+
+    assert after == {"hops": [{**BASTION, "zone": "a"}, new, {**fallback, "zone": "b"}]}
+
+
+def test_conditions_of_other_types_stay_as_they_are_as_far_as_there_is_room() -> None:
+    others = [{**condition(f"Future{number}", status="Perhaps"), **STRANGE} for number in range(20)]
+    raw = {"conditions": [*others[:10], *OWN[:5], *others[10:]]}
+
+    assert written(raw, {"conditions": OWN}) == {"conditions": [*OWN, *others]}
+    assert status_patch(raw, {"conditions": OWN}, 16) == {"conditions": [*OWN, *others[:8]]}
+
+
+def test_a_status_that_is_as_decided_is_not_written_whatever_else_is_in_it() -> None:
+    after: dict[str, list[dict[str, Any]]] = {
+        "conditions": OWN,
+        "hops": [BASTION],
+        "publicKeys": [{**KEY, "use": "Current"}],
+    }
+    raw = {name: [{**one, **STRANGE} for one in entries] for name, entries in after.items()}
+    raw["conditions"].insert(0, condition("Future"))
+
+    assert status_patch({**raw, "future": 1}, after) == {}
+    assert status_patch(None, after) == after

@@ -133,6 +133,27 @@ def test_a_status_of_an_older_or_newer_operator_can_be_read() -> None:
     assert parsed(status={"conditions": [], "hops": [{}], "publicKeys": [{}], "lastFailure": {}})
 
 
+def test_of_a_status_that_breaks_this_version_s_rules_the_rest_is_known() -> None:
+    ready = {"type": "Ready", "status": "True", "reason": "x", "message": "", "lastTransitionTime": "2026-01-01"}
+    stalled = {**ready, "type": "Stalled", "message": "m" * 9000}
+    foreign = [{"type": f"Future{number}", "quantum": 1} for number in range(40)]
+    hops = [{"host": "a" * 600}, {"host": "b", "hostKeyFingerprints": ["c" * 600]}, {"host": "d"}]
+    status = {
+        "conditions": [*foreign, stalled, ready],
+        "hops": hops,
+        "publicKeys": [{}] * 17,
+        "endpoint": {"port": "many"},
+        "replicas": 2,
+    }
+
+    known = parsed(status=status).status.document()
+
+    assert known == {"conditions": [ready], "hops": [{"role": "", "host": "d", "port": 22}], "replicas": 2}
+    assert parsed(status={"conditions": [1, {"type": []}], "hops": 5, "replicas": "x"}).status.document() == {
+        "conditions": []
+    }
+
+
 def test_values_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         setattr(tunnel().spec, "suspend", True)  # noqa: B010 - a plain assignment is refused by the type checker

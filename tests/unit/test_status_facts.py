@@ -21,9 +21,9 @@ from dbtunnel.api.forwarder import (
 )
 from dbtunnel.api.reasons import Reason
 from dbtunnel.api.resource import DatabaseTunnel
-from dbtunnel.api.status import Condition, DatabaseTunnelStatus, Endpoint, Hop
+from dbtunnel.api.status import DatabaseTunnelStatus, Endpoint, Hop
 from dbtunnel.domain.observed import Observation, Problem, Report
-from dbtunnel.domain.status import Decision, decide, needs_generated_key, rejected
+from dbtunnel.domain.status import Decision, decide, needs_generated_key
 from tests.support.values import (
     INSTALLATION,
     NOW,
@@ -377,22 +377,3 @@ def test_a_silent_forwarder_is_looked_at_when_its_time_is_up() -> None:
     assert decided(seen).requeue_seconds == 12
     assert decided(seen, unreachable_after_seconds=10).requeue_seconds == 2
     assert decided(seen, unreachable_after_seconds=8).requeue_seconds == pytest.approx(59.75), "then its grace"
-
-
-# --- what others wrote --------------------------------------------------------------------------------------------
-
-
-def test_conditions_of_other_types_stay_as_many_as_there_is_room_for() -> None:
-    others = tuple(
-        Condition(type=f"Other{number}", status="True", reason="X", message="", last_transition_time="")
-        for number in range(16)
-    )
-    before = DatabaseTunnelStatus(conditions=others)
-    statuses = decided(Observation(), after(before)).status, rejected(3, before, "spec: no", NOW)
-
-    for status in statuses:
-        types = [one.type for one in status.conditions or ()]
-        assert types[-8:] == [one.type for one in others[:8]]
-        assert ConditionType.READY in types
-        assert (decided(Observation(), after(status)).status.conditions or ())[-8:] == others[:8]
-        assert DatabaseTunnelStatus.known(status.document()) == status, "within the schema's limits"

@@ -4,7 +4,7 @@ No field is required and no value is an enumeration, except in a Condition, so t
 never rejects a status.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, ValidationError
@@ -12,7 +12,8 @@ from pydantic import ConfigDict, Field, ValidationError
 from dbtunnel.api.base import ApiModel
 from dbtunnel.api.conditions import ConditionType
 
-_MOST_CONDITIONS = 16
+MOST_CONDITIONS = 16
+"""For which the schema has places; those of this version are half of them."""
 
 Text = Annotated[str, Field(max_length=512)]
 Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
@@ -139,7 +140,7 @@ class DatabaseTunnelStatus(ApiModel):
     observed_generation: int | None = None
     """The generation of the spec that this status speaks of."""
     conditions: (
-        Annotated[tuple[Condition, ...], Field(max_length=_MOST_CONDITIONS, json_schema_extra=_list_map("type"))] | None
+        Annotated[tuple[Condition, ...], Field(max_length=MOST_CONDITIONS, json_schema_extra=_list_map("type"))] | None
     ) = None
     """The three layers of SSH and what surrounds them, in causal order: WorkloadReady, KeyReady, TransportReady,
     Authenticated, DatabaseReachable; Ready sums them up; Reconciling and Stalled are kstatus's."""
@@ -166,17 +167,31 @@ class DatabaseTunnelStatus(ApiModel):
 
     @classmethod
     def known(cls, document: Mapping[str, Any] | None) -> Self:
-        """What this version knows of a status. Of one that another version wrote, fields that are not known here are
-        left out, and one that breaks this version's rules counts as none.
+        """What this version knows of a status. Of one that another version wrote, what is not known here is left out,
+        fields and conditions; and so is what breaks this version's rules: an entry of a list, or else the field.
         """
+        found = dict(document or {})
+        if isinstance(conditions := found.get("conditions"), list):
+            found["conditions"] = [one for one in conditions if is_known(one)]
         try:
-            return cls.model_validate(document or {})
-        except ValidationError:
-            return cls()
+            return cls.model_validate(found)
+        except ValidationError as error:
+            return cls.model_validate(_without(found, [one["loc"] for one in error.errors()]))
 
-    def foreign_conditions(self) -> tuple[Condition, ...]:
-        """Those of types that are not known here. What a newer version or somebody else wrote is theirs to change: it
-        stays, with the generation that it speaks of.
-        """
-        own = {*ConditionType}
-        return tuple(one for one in self.conditions or () if one.type not in own)[: _MOST_CONDITIONS - len(own)]
+
+def is_known(condition: Any) -> bool:
+    """Whether it is of a type that this version has. Others are for a newer version, or somebody else, to change."""
+    return isinstance(condition, Mapping) and condition.get("type") in [*ConditionType]
+
+
+def _without(document: Mapping[str, Any], places: Sequence[tuple[int | str, ...]]) -> dict[str, Any]:
+    """A status without the entries of its lists, and the fields, in which these places are."""
+    fields = {place[0] for place in places if not isinstance((*place, None)[1], int)}
+    entries = {place[:2] for place in places}
+    return {
+        name: [one for number, one in enumerate(value) if (name, number) not in entries]
+        if isinstance(value, list)
+        else value
+        for name, value in document.items()
+        if name not in fields
+    }

@@ -7,7 +7,7 @@ from typing import Any
 
 from dbtunnel.api.reasons import Reason
 from dbtunnel.api.resource import DatabaseTunnel
-from dbtunnel.api.status import DatabaseTunnelStatus
+from dbtunnel.api.status import MOST_CONDITIONS
 from dbtunnel.controller.client import (
     CHILD_KINDS,
     DEPLOYMENT,
@@ -31,9 +31,9 @@ from dbtunnel.domain.drift import (
     desired_hash,
     essence,
     is_as_wanted,
-    merge_patch,
     replacement,
     signed,
+    status_patch,
 )
 from dbtunnel.domain.observed import Problem, standing
 
@@ -183,16 +183,23 @@ class Cluster:
     async def write_status(self, manifest: Manifest, status: Mapping[str, Any]) -> Manifest:
         """Writes what differs, onto the version that was read and no other. Returns the tunnel with it.
 
-        What a newer version wrote beside it, in fields that this one does not know, stays.
+        What a newer version wrote beside it, in fields and conditions that this one does not know, stays.
         """
-        metadata, known = manifest["metadata"], DatabaseTunnelStatus.known(manifest.get("status"))
-        change = {
-            "metadata": {"resourceVersion": metadata["resourceVersion"]},
-            "status": merge_patch(known.document(), status),
-        }
-        answer = await self._client.patch(TUNNEL, metadata["namespace"], metadata["name"], change, "status")
+        raw = manifest.get("status")
+        try:
+            answer = await self._patch_status(manifest, status_patch(raw, status))
+        except ApiError as error:
+            if error.status != 422:
+                raise
+            # others' conditions may be more than the definition has places for beside the operator's own
+            answer = await self._patch_status(manifest, status_patch(raw, status, MOST_CONDITIONS))
         self._store.put(TUNNEL.name, answer)
         return answer
+
+    async def _patch_status(self, manifest: Manifest, patch: Manifest) -> Manifest:
+        metadata = manifest["metadata"]
+        change = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": patch}
+        return await self._client.patch(TUNNEL, metadata["namespace"], metadata["name"], change, "status")
 
     async def refresh_mounts(self, key: TunnelKey, pods: Sequence[str], now: datetime) -> None:
         """Changes an annotation of the pods, which makes the kubelet read mounted Secrets and ConfigMaps anew."""

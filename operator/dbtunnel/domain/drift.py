@@ -5,9 +5,11 @@ beside it: fields that the creating POST set stay when a later apply no longer h
 containers, volumes and service accounts that others added.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dbtunnel.api.base import ApiModel
+from dbtunnel.api.status import Condition, DatabaseTunnelStatus, Hop, PublicKey, is_known
 from dbtunnel.domain.children import Manifest, digest
 from dbtunnel.domain.names import DESIRED_ANNOTATION, MANAGER
 
@@ -82,6 +84,41 @@ def merge_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> Manifest
         elif known != value:
             patch[key] = value
     return patch
+
+
+_ENTRIES: Mapping[str, tuple[type[ApiModel], tuple[str, ...]]] = {
+    "conditions": (Condition, ("type",)),
+    "hops": (Hop, ("role", "host", "port")),
+    "publicKeys": (PublicKey, ("fingerprint",)),
+}
+"""The lists of objects in a status, and the fields that tell which entry is which."""
+
+
+def status_patch(
+    raw: Mapping[str, Any] | None, after: Mapping[str, Any], most_conditions: int | None = None
+) -> Manifest:
+    """The JSON Merge Patch that makes `after` of a status, as it was read; empty where they are equal.
+
+    What another version wrote stays: in fields that this one does not know, within entries of lists, too, and in
+    conditions of other types, the last of which go where there are more than `most_conditions`.
+    """
+    found = raw or {}
+    patch = merge_patch(DatabaseTunnelStatus.known(found).document(), after)
+    for name in _ENTRIES:
+        if patch.get(name):
+            patch[name] = [_overlaid(name, found.get(name) or (), one) for one in patch[name]]
+    if patch.get("conditions"):
+        others = (one for one in found.get("conditions") or () if not is_known(one))
+        patch["conditions"] = [*patch["conditions"], *others][:most_conditions]
+    return patch
+
+
+def _overlaid(name: str, raw: Iterable[Mapping[str, Any]], entry: Manifest) -> Manifest:
+    """An entry with the fields of its earlier version that are not known here."""
+    model, keys = _ENTRIES[name]
+    known = {field.alias for field in model.model_fields.values()}
+    before = next((one for one in raw if all(one.get(key) == entry.get(key) for key in keys)), {})
+    return {**entry, **{field: value for field, value in before.items() if field not in known}}
 
 
 def desired_hash(manifest: Manifest) -> str | None:

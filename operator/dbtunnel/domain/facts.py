@@ -39,12 +39,11 @@ def build_status(
     failure: LastFailure | None,
     installation: Installation,
 ) -> DatabaseTunnelStatus:
-    """The whole status: the conditions as decided beside others', and what forwarders report now, else what was known
-    before."""
+    """The whole status: the conditions as decided, and what forwarders report now, else what was known before."""
     connected = sum(document.authentication.status is LayerStatus.TRUE for document in documents)
     return DatabaseTunnelStatus(
         observed_generation=tunnel.metadata.generation,
-        conditions=(*conditions, *tunnel.status.foreign_conditions()),
+        conditions=conditions,
         endpoint=_endpoint(tunnel, seen),
         hops=tuple(_hop(tunnel, documents, number, subject) for number in range(len(subject.config.hops))),
         public_keys=_public_keys(tunnel, documents),

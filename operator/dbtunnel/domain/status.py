@@ -107,8 +107,7 @@ def rejected(
         ConditionType.RECONCILING: Verdict(FALSE, Reason.REJECTED, message),
         ConditionType.STALLED: Verdict(TRUE, Reason.REJECTED, message),
     }
-    own = (_dated(kind, verdict, before, manifest_generation, time) for kind, verdict in wanted.items())
-    conditions = (*own, *previous.foreign_conditions())
+    conditions = tuple(_dated(kind, verdict, before, manifest_generation, time) for kind, verdict in wanted.items())
     return previous.model_copy(update={"observed_generation": manifest_generation, "conditions": conditions})
 
 
