@@ -66,7 +66,11 @@ def granted(rules: Iterable[Rule] = (*TUNNEL_RULES, *leader_rules(LEASE), *PROXY
 
 
 class Uses:
-    """How often each right was used, and refused."""
+    """How often each right was used, and refused.
+
+    A refusal does not count where the same operator was let at such objects before or after: its rights there have come
+    or gone, with a namespace or a release. One that was never let at them has a binding that is too narrow.
+    """
 
     def __init__(self) -> None:
         self.used, self.refused = Counter[Right](), Counter[Right]()
@@ -75,10 +79,14 @@ class Uses:
         """Adds what the operators of a cluster did."""
         events = [one for one in (*log.reads, *log.writes) if "objectRef" in one and _is_service_account(one)]
         operators = {one["user"]["username"] for one in events if _is_an_operators(one)}
-        for one in events:
-            if one["user"]["username"] in operators:
-                is_allowed = one.get("annotations", {}).get("authorization.k8s.io/decision") == "allow"
-                (self.used if is_allowed else self.refused)[Right.of(one)] += 1
+        own = [one for one in events if one["user"]["username"] in operators]
+        reached = {_place(one) for one in own if _is_allowed(one)}
+        for one in own:
+            right = Right.of(one)
+            if _is_allowed(one):
+                self.used[right] += 1
+            elif right not in granted() or reached.isdisjoint((_place(one), _place(one)._replace(namespace=""))):
+                self.refused[right] += 1
 
     def write(self, path: Path) -> None:
         """Keeps it for `read`."""
@@ -98,8 +106,7 @@ class Uses:
         """Rights of which there are too many, and too few."""
         for right in sorted(granted() - self.used.keys() - ASKED_BY_ADMISSION):
             yield f"granted and never used: {right}"
-        # what is granted is refused where a namespace or a release goes, and takes the rights along
-        for right in sorted(self.refused.keys() - granted()):
+        for right in sorted(self.refused):
             yield f"refused {self.refused[right]} times: {right}"
         for right in sorted(self.used.keys() - granted() - FOR_EVERYBODY):
             yield f"used though not granted by the operator's own rules: {right}"
@@ -110,6 +117,23 @@ class Uses:
         sums = f"verbs granted: {len(rights)}; used: {sum(right in self.used for right in rights)}"
         asked = f"; asked by admission alone: {', '.join(map(str, sorted(ASKED_BY_ADMISSION)))}"
         return "\n".join([*(f"{self.used[right]:7} x {right}" for right in rights), f"{sums}{asked}"])
+
+
+class _Place(NamedTuple):
+    """Objects of a kind in a namespace, or in all where it is empty, and who asks for them."""
+
+    user: str
+    resource: str
+    namespace: str
+
+
+def _place(event: Event) -> _Place:
+    about = event["objectRef"]
+    return _Place(event["user"]["username"], Right.of(event).resource, about.get("namespace", ""))
+
+
+def _is_allowed(event: Event) -> bool:
+    return bool(event.get("annotations", {}).get("authorization.k8s.io/decision") == "allow")
 
 
 def _is_service_account(event: Event) -> bool:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dbtunnel.api.resource import GROUP
 from tests.support.cluster.base import AuditLog
 from tests.support.rights import STATUS, Right, Uses, granted
@@ -64,12 +66,31 @@ def test_a_right_that_nobody_grants_is_a_fault_where_it_is_asked_for() -> None:
     assert list(uses.faults()) == ["refused 1 times: get secrets"]
 
 
-def test_what_is_granted_may_be_refused_where_the_rights_have_gone() -> None:
-    uses = uses_of(STATUS_WRITTEN, event("list", "pods", decision="forbid", namespace="deleted"))
+PODS_LISTED = event("list", "pods", namespace="shop")
+
+
+@pytest.mark.parametrize("there", [PODS_LISTED, event("watch", "pods")], ids=["in the namespace", "in all of them"])
+def test_what_is_granted_may_be_refused_where_the_rights_have_come_or_gone(there: Any) -> None:
+    gone = event("patch", "pods", decision="forbid", namespace="shop")
+
+    assert uses_of(STATUS_WRITTEN, there, gone).refused == {}
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        event("list", "pods", namespace="other"),
+        event("list", "services", namespace="shop"),
+        event("list", "pods", namespace="shop", user="system:serviceaccount:other:operator"),
+        event("list", "pods", namespace="shop", decision="forbid"),
+    ],
+    ids=["another namespace", "another resource", "another operator", "refused"],
+)
+def test_a_granted_right_is_a_fault_where_it_was_never_had(there: Any) -> None:
+    uses = uses_of(STATUS_WRITTEN, there, event("patch", "pods", decision="forbid", namespace="shop"))
     uses.used.update(granted())
 
-    assert list(uses.faults()) == []
-    assert uses.refused == {Right("", "pods", "list"): 1}
+    assert "refused 1 times: patch pods" in list(uses.faults())
 
 
 def test_a_right_from_elsewhere_is_a_fault() -> None:
