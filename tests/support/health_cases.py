@@ -30,6 +30,9 @@ SCRIPT = f"{FOLDER}/health.lua"
 Manifest = dict[str, Any]
 
 
+_TAKEN = Problem(Reason.NAME_CONFLICT, REASONS[Reason.NAME_CONFLICT].example)
+
+
 @dataclass(frozen=True)
 class HealthCase:
     """An object, and what Argo CD should make of it."""
@@ -86,7 +89,7 @@ def _cases() -> Iterator[tuple[str, HealthCase]]:
         ("healthy_not_probed", "Healthy", _after(0, working(tunnel(), database=passive))),
         ("degraded_bastion_down", "Degraded", _failing(Reason.CONNECTION_REFUSED, 60)),
         ("degraded_host_key_mismatch", "Degraded", _failing(Reason.HOST_KEY_MISMATCH, 0, other)),
-        ("degraded_name_taken", "Degraded", _after(0, problem=Problem(Reason.NAME_CONFLICT, "Service orders"))),
+        ("degraded_name_taken", "Degraded", _after(0, problem=_TAKEN)),
         ("degraded_rejected", "Degraded", _rejected()),
         ("suspended", "Suspended", _suspended()),
     )

@@ -155,6 +155,20 @@ async def test_a_name_that_is_taken_is_looked_at_and_not_written_until_it_is_fre
     assert world.api.done == ["create Service"]
 
 
+async def test_a_headless_service_that_is_handed_over_is_left_until_it_is_deleted() -> None:
+    world = World()
+    handed = {"metadata.uid": "foreign", "metadata.ownerReferences": [], "spec.clusterIP": "None"}
+    world.store.put("Service", world.api.put(WANTED[0], handed))
+
+    assert await world.ensure() is Reason.NAME_CONFLICT
+    assert world.api.done == ["create NetworkPolicy", "create Deployment"]
+    assert world.api.objects[SERVICE]["spec"]["clusterIP"] == "None"
+
+    world.store.remove("Service", world.api.objects.pop(SERVICE))
+    assert await world.ensure() is None
+    assert world.api.done == ["create Service"]
+
+
 async def test_what_is_removed_is_this_tunnels_own() -> None:
     world = await settled()
     for name, uid in (("former", "tunnel-uid"), ("other", "other-uid")):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dbtunnel.api.reasons import Reason
+from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.domain.children import Manifest, build_service
 from dbtunnel.domain.observed import Pod, Problem, deployment_problem, standing
 from tests.support.values import changed, tunnel
@@ -157,7 +157,7 @@ def test_a_deployment_without_a_problem(deployment: Manifest | None) -> None:
 
 OWN = build_service(tunnel())
 OTHER_OWNER = {**OWN["metadata"]["ownerReferences"][0], "uid": "another"}
-CONFLICT = Problem(Reason.NAME_CONFLICT, "Service orders")
+CONFLICT = Problem(Reason.NAME_CONFLICT, REASONS[Reason.NAME_CONFLICT].example)
 
 
 def found(**changes: Any) -> Problem | None:
@@ -210,3 +210,20 @@ def test_an_own_child_that_is_being_deleted_is_waited_for() -> None:
     assert found(deletionTimestamp="2026-11-05T12:00:00Z") == Problem(
         Reason.PROGRESSING, "Waits until Service orders is deleted, to make it anew."
     )
+
+
+@pytest.mark.parametrize("owner", [None, OWN["metadata"]["ownerReferences"]], ids=["handed over", "made so"])
+def test_a_headless_service_is_not_taken_up(owner: list[Manifest] | None) -> None:
+    headless = changed(OWN, {"spec.clusterIP": "None", "metadata.ownerReferences": owner})
+    problem = standing(headless, tunnel())
+    assert problem
+    assert problem.reason is Reason.NAME_CONFLICT
+    assert problem.seen.startswith("Service orders is headless (clusterIP: None)")
+
+
+def test_a_headless_service_of_somebody_else_is_told_before_it_is_handed_over() -> None:
+    foreign = changed(OWN, {"spec.clusterIP": "None", "metadata.ownerReferences": None, "metadata.labels": None})
+    problem = standing(foreign, tunnel())
+    assert problem
+    assert "headless" in problem.seen
+    assert "handed over" not in problem.seen

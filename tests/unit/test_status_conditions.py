@@ -162,7 +162,7 @@ def test_a_suspended_tunnel_forgets_what_ending_pods_report() -> None:
 
 # --- the workload -----------------------------------------------------------------------------------------------------
 
-PROBLEM = Problem(Reason.NAME_CONFLICT, "Service orders")
+PROBLEM = Problem(Reason.NAME_CONFLICT, "Service orders exists and does not belong to this tunnel")
 POD_PROBLEM = Problem(Reason.CRASH_LOOPING, "CrashLoopBackOff")
 QUOTA = {"status": {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: small"}]}}
 

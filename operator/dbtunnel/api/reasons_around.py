@@ -61,13 +61,14 @@ AROUND: dict[Reason, ReasonInfo] = {
     Reason.NAME_CONFLICT: ReasonInfo(
         _WORKLOAD,
         0,
-        "An object of a name that the tunnel needs exists and is not the tunnel's. It is left alone.",
-        "{seen} exists and does not belong to this tunnel; it is left as it is. Delete or rename it,"
-        " choose another spec.service.name or tunnel name, or hand it over by the labels"
-        " app.kubernetes.io/managed-by=dbtunnel-operator and dbtunnel.dev/tunnel={tunnel}.",
+        "An object of a name that the tunnel needs exists and is not the tunnel's, or is a headless Service. It is"
+        " left alone.",
+        "{seen}; it is left as it is. Delete it, and the operator makes its own, or choose another spec.service.name or"
+        " tunnel name.",
         retry_seconds=5,
         cause="Somebody made a Service, Deployment or the like of that name before.",
-        example="Service orders",
+        example="Service orders exists and does not belong to this tunnel (it is handed over by the labels"
+        " app.kubernetes.io/managed-by=dbtunnel-operator and dbtunnel.dev/tunnel=orders)",
     ),
     Reason.REJECTED: ReasonInfo(
         _WORKLOAD,

@@ -14,6 +14,11 @@ from dbtunnel.domain.names import MANAGED_BY_LABEL, MANAGER, REVISION_LABEL, TUN
 
 _PASSING = timedelta(seconds=PASSING_SECONDS)
 
+_HEADLESS = (
+    "is headless (clusterIP: None), which no edit changes: clients would be led to ports at which no pod listens"
+)
+"""Said of a Service: its name resolves to the pods, and its ports are not translated."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -250,7 +255,8 @@ def deployment_problem(deployment: Mapping[str, Any] | None) -> Problem | None:
 def standing(live: Mapping[str, Any], tunnel: DatabaseTunnel) -> Problem | None:
     """Why an object of a child's name is not to be touched; None where it is the tunnel's.
 
-    One with the tunnel's labels and no controller was orphaned, or restored from a backup, and is taken up.
+    One with the tunnel's labels and no controller was orphaned, or restored from a backup, and is taken up. A headless
+    Service is not, whosever it is.
     """
     metadata, what = live["metadata"], f"{live['kind']} {live['metadata']['name']}"
     owner = next((one for one in metadata.get("ownerReferences") or () if one.get("controller")), None)
@@ -260,8 +266,17 @@ def standing(live: Mapping[str, Any], tunnel: DatabaseTunnel) -> Problem | None:
     else:
         is_ours = owner["uid"] == tunnel.metadata.uid
     if is_ours:
-        is_ending = "deletionTimestamp" in metadata
-        return Problem(Reason.PROGRESSING, f"Waits until {what} is deleted, to make it anew.") if is_ending else None
+        if "deletionTimestamp" in metadata:
+            return Problem(Reason.PROGRESSING, f"Waits until {what} is deleted, to make it anew.")
+        return Problem(Reason.NAME_CONFLICT, f"{what} {_HEADLESS}") if _is_headless(live) else None
     if owner and (owner["apiVersion"], owner["kind"], owner["name"]) == (API_VERSION, KIND, tunnel.metadata.name):
         return Problem(Reason.PROGRESSING, f"Waits until {what} of the deleted tunnel of this name is gone.")
-    return Problem(Reason.NAME_CONFLICT, what)
+    if _is_headless(live):
+        return Problem(Reason.NAME_CONFLICT, f"{what} {_HEADLESS}")
+    labels = f"{MANAGED_BY_LABEL}={MANAGER} and {TUNNEL_LABEL}={tunnel.metadata.name}"
+    foreign = f"{what} exists and does not belong to this tunnel (it is handed over by the labels {labels})"
+    return Problem(Reason.NAME_CONFLICT, foreign)
+
+
+def _is_headless(live: Mapping[str, Any]) -> bool:
+    return bool(live["kind"] == "Service" and live.get("spec", {}).get("clusterIP") == "None")
