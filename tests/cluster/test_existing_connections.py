@@ -3,6 +3,7 @@
 import base64
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -31,34 +32,74 @@ from tests.support.tunnels import (
 PAGE = "existing-connections"
 
 
-@pytest.fixture
-def direct(installed: Cluster, private_network: PrivateNetwork) -> Iterator[tuple[Relay, str]]:
-    """A way to the database that pods have without a tunnel, and its name in the cluster."""
+@dataclass(frozen=True)
+class Old:
+    """How the application reaches the database before there is a tunnel."""
+
+    kind: str
+    """The Service's type."""
+    service: Manifest
+    relay: Relay
+    endpoints: Manifest | None = None
+    """Its EndpointSlice, where it has one of its own."""
+
+
+@pytest.fixture(params=["ExternalName", "EndpointSlice"])
+def old(
+    installed: Cluster, shop: str, private_network: PrivateNetwork, request: pytest.FixtureRequest
+) -> Iterator[Old]:
+    """The Service `orders-db`, one way and the other; it leads to a relay."""
     server = private_network.servers["orders"]
     namespace = make_namespace(installed, "direct")
     with Relay(server.host, server.port, host=installed.host_address) as relay:
-        apply(installed, *service_of_machine(namespace, "orders", server.port, relay.host, relay.port))
-        yield relay, f"orders.{namespace}.svc.cluster.local"
+        if request.param == "ExternalName":
+            apply(installed, *service_of_machine(namespace, "orders", server.port, relay.host, relay.port))
+            yield Old("ExternalName", named_service(shop, f"orders.{namespace}.svc.cluster.local"), relay)
+        else:
+            service, endpoints = service_of_machine(shop, "orders-db", server.port, relay.host, relay.port)
+            # as the tunnel calls it, so that both lead on until one is deleted
+            for ports in (service["spec"]["ports"], endpoints["ports"]):
+                ports[0]["name"] = "database"
+            yield Old("ClusterIP", service, relay, endpoints)
+    installed.kubectl("delete", "service", "orders-db", "-n", shop)
     remove_namespace(installed, namespace)
 
 
-def write_manifests(directory: Path, namespace: str, bastion: Bastion, host: str) -> None:
-    """The two that the page speaks of."""
+def named_service(namespace: str, host: str) -> Manifest:
+    """The Service whose name leads to another name."""
+    metadata = {"name": "orders-db", "namespace": namespace}
+    spec = {"type": "ExternalName", "externalName": host}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+
+
+def write_manifests(directory: Path, namespace: str, bastion: Bastion, old: Old) -> None:
+    """Those that the page speaks of."""
     tunnel = example(namespace, "orders")
     pins = {"fingerprints": list(bastion.fingerprints.values())}
     tunnel["spec"]["tunnel"] |= {"host": bastion.host, "port": bastion.port, "hostKey": pins}
     tunnel["spec"]["service"] = {"name": "orders-db"}
-    metadata = {"name": "orders-db", "namespace": namespace}
-    service = {"apiVersion": "v1", "kind": "Service", "metadata": metadata}
-    service["spec"] = {"type": "ExternalName", "externalName": host}
     (directory / "orders-tunnel.yaml").write_text(yaml.safe_dump(tunnel))
-    (directory / "orders-db.yaml").write_text(yaml.safe_dump(service))
+    (directory / "orders-db.yaml").write_text(yaml.safe_dump(old.service))
+    (directory / "orders-db-endpoints.yaml").write_text(yaml.safe_dump(old.endpoints))
 
 
-def kind_of_service(cluster: Cluster, namespace: str) -> str | None:
-    """ExternalName or ClusterIP; None where there is none."""
+def is_the_tunnels(cluster: Cluster, namespace: str) -> bool:
+    """Whether the Service leads to the tunnel's pods."""
     found: Manifest = find(cluster, namespace, "service/orders-db") or {}
-    kind: str | None = found.get("spec", {}).get("type")
+    selector = found["spec"].get("selector") or {}
+    return bool(selector.get("dbtunnel.dev/tunnel") == "orders")
+
+
+def slices(cluster: Cluster, namespace: str) -> list[str]:
+    """The names of the Service's EndpointSlices."""
+    path = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
+    listed = cluster.request("GET", f"{path}?labelSelector=kubernetes.io/service-name=orders-db") or {}
+    return [one["metadata"]["name"] for one in listed["items"]]
+
+
+def kind_of_service(cluster: Cluster, namespace: str) -> str:
+    """ExternalName or ClusterIP."""
+    kind: str = (find(cluster, namespace, "service/orders-db") or {})["spec"]["type"]
     return kind
 
 
@@ -70,26 +111,36 @@ def sessions(relay: Relay, seconds: float = 1.0) -> int:
 
 
 def test_an_application_is_moved_to_the_tunnel_and_back(
-    installed: Cluster, shop: str, bastion: Bastion, direct: tuple[Relay, str], tmp_path: Path
+    installed: Cluster, shop: str, bastion: Bastion, old: Old, tmp_path: Path
 ) -> None:
-    relay, host = direct
-    write_manifests(tmp_path, shop, bastion, host)
-    installed.kubectl("apply", "-f", str(tmp_path / "orders-db.yaml"))
+    write_manifests(tmp_path, shop, bastion, old)
+
+    def step(word: str, *, of_endpoints: bool = False) -> None:
+        """Of the page. `of_endpoints`: for whom there is an EndpointSlice."""
+        if old.endpoints or not of_endpoints:
+            follow(PAGE, installed, shop, tmp_path, word)
+
+    apply(installed, *filter(None, (old.service, old.endpoints)))
     endpoint = Endpoint(f"orders-db.{shop}.svc", 5432, "", "")
     with Traffic(installed, shop, endpoint) as traffic:
-        follow(PAGE, installed, shop, tmp_path, "-f orders-tunnel.yaml")
-        assert condition(installed, shop, "Ready")["reason"] == "NameConflict"
-        assert kind_of_service(installed, shop) == "ExternalName"
-        assert relay.accepted > 0
+        step("-f orders-tunnel.yaml")
+        wait_until(lambda: condition(installed, shop, "Ready")["reason"] == "NameConflict", "NameConflict")
+        assert kind_of_service(installed, shop) == old.kind
+        assert old.relay.accepted > 0
 
-        follow(PAGE, installed, shop, tmp_path, "kubectl label")
-        assert kind_of_service(installed, shop) == "ClusterIP"
-        wait_until(lambda: not sessions(relay), "sessions through the tunnel alone", 40)
+        step("kubectl label")
+        assert is_the_tunnels(installed, shop)
+        step("kubectl delete -f orders-db-endpoints.yaml", of_endpoints=True)
+        wait_until(lambda: not sessions(old.relay), "sessions through the tunnel alone", 40)
 
-        follow(PAGE, installed, shop, tmp_path, "kubectl replace")
-        assert kind_of_service(installed, shop) == "ExternalName"
-        wait_until(lambda: sessions(relay), "sessions that go directly again", 40)
-    assert kind_of_service(installed, shop) == "ExternalName", "nobody has turned it again"
+        step("kubectl apply -f orders-db-endpoints.yaml", of_endpoints=True)
+        step("kubectl replace")
+        step("kubectl delete endpoints ", of_endpoints=True)
+        assert not is_the_tunnels(installed, shop)
+        wait_until(lambda: sessions(old.relay), "sessions that go directly again", 40)
+        if old.endpoints:
+            wait_until(lambda: slices(installed, shop) == ["orders-db"], "nothing that leads to the tunnel")
+    assert kind_of_service(installed, shop) == old.kind, "nobody has turned it again"
     outcome = traffic.outcome
     print(f"\n{outcome.served} sessions served, {len(outcome.errors)} refused while nodes learned of the endpoint")
     assert outcome.served > 40
