@@ -10,13 +10,14 @@ import pytest
 import yaml
 
 from tests.support.bastion import Bastion
-from tests.support.clients import Endpoint
+from tests.support.clients import Endpoint, first_query
 from tests.support.cluster import Cluster
-from tests.support.pages import follow
-from tests.support.private_network import PrivateNetwork, service_of_machine
+from tests.support.databases import DATABASE, PASSWORD, USER
+from tests.support.pages import blocks, follow
+from tests.support.private_network import PrivateNetwork, secret, service_of_machine
 from tests.support.processes import wait_until
 from tests.support.relay import Relay
-from tests.support.traffic import Traffic
+from tests.support.traffic import Traffic, target_of
 from tests.support.tunnels import (
     Manifest,
     apply,
@@ -148,6 +149,12 @@ def test_an_application_is_moved_to_the_tunnel_and_back(
     assert len(outcome.errors) < outcome.served / 2
 
 
+@pytest.fixture(scope="module")
+def bound(installed: Cluster, shop: str, bastion_of_file: Bastion) -> Manifest:
+    """A tunnel that workloads bind to."""
+    return start_tunnel(installed, shop, "bound", bastion_of_file, serviceBinding="Enabled")
+
+
 def binding_of(cluster: Cluster, namespace: str) -> tuple[str, dict[str, str]]:
     """The name of the Secret that the status names, and what is in it."""
     name: str = cluster.get("databasetunnel", "bound", "-n", namespace)["status"]["binding"]["name"]
@@ -155,8 +162,34 @@ def binding_of(cluster: Cluster, namespace: str) -> tuple[str, dict[str, str]]:
     return name, {key: base64.b64decode(value).decode() for key, value in data.items()}
 
 
-def test_a_workload_binds_to_a_tunnel(installed: Cluster, shop: str, bastion: Bastion) -> None:
-    start_tunnel(installed, shop, "bound", bastion, serviceBinding="Enabled")
+def pod_of_page(namespace: str, image: str, binding: str) -> Manifest:
+    """The page's that mounts a binding, where Pod Security is `restricted`."""
+    documents: list[Manifest] = [yaml.safe_load(one) for one in blocks(PAGE, "yaml")]
+    (pod,) = (one for one in documents if one["kind"] == "Pod")
+    pod["metadata"]["namespace"] = namespace
+    pod["spec"]["securityContext"] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    pod["spec"]["volumes"][0]["secret"]["secretName"] = binding
+    drop = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    pod["spec"]["containers"][0] |= {"image": image, "imagePullPolicy": "IfNotPresent", "securityContext": drop}
+    return pod
+
+
+def test_a_pod_reads_from_files_where_the_database_is(
+    installed: Cluster, shop: str, client_image: str, bound: Manifest, tmp_path: Path
+) -> None:
+    orders = {"databasetunnel orders": "databasetunnel bound"}
+    binding = follow(PAGE, installed, shop, tmp_path, "status.binding.name", **orders)
+    login = {"PGUSER": USER, "PGPASSWORD": PASSWORD, "PGDATABASE": DATABASE}
+    first_query(installed, shop, ["psql", target_of(Endpoint.of(bound)), "-c", "select 1"])
+
+    apply(installed, secret(shop, "orders-login", login), pod_of_page(shop, client_image, binding))
+
+    ended = ("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/report", "--timeout=40s")
+    installed.kubectl(*ended, "-n", shop, timeout_seconds=50)
+    assert "count" in installed.kubectl("logs", "report", "-n", shop)
+
+
+def test_a_binding_follows_the_tunnel_and_goes_with_it(installed: Cluster, shop: str, bound: Manifest) -> None:
     first, data = binding_of(installed, shop)
     wanted = {"type": "postgresql", "provider": "dbtunnel", "host": f"bound.{shop}.svc", "port": "5432"}
     assert data == {**wanted, "tls-server-name": "orders.internal"}

@@ -119,6 +119,15 @@ def test_who_may_view_reads_tunnels_and_who_may_edit_writes_them() -> None:
     }, "and never the status"
 
 
+def test_controllers_of_service_bindings_may_read_tunnels() -> None:
+    """They aggregate the roles that bear this label (servicebinding.io, "Role-Based Access Control (RBAC)")."""
+    label = "servicebinding.io/controller"
+    labelled = {one["metadata"]["name"]: one for one in render({}) if label in one["metadata"].get("labels", {})}
+    ((name, role),) = labelled.items()
+    assert (role["kind"], role["metadata"]["labels"][label]) == ("ClusterRole", "true")
+    assert name.endswith("-readers")
+
+
 def test_who_may_create_tunnels_is_the_installers_choice() -> None:
     assert _for_people({"rbac": {"writers": "admin"}})["writers"][0] == ["admin"]
     assert set(_for_people({"rbac": {"writers": "nobody"}})) == {"readers"}
