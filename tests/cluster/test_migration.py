@@ -19,25 +19,12 @@ from tests.support.keys import key_pair
 from tests.support.pages import follow
 from tests.support.private_network import secret
 from tests.support.processes import ROOT, wait_until
-from tests.support.traffic import Program, Traffic, target_of
+from tests.support.traffic import Held, Traffic
 from tests.support.tunnels import Manifest, apply, find
 
 PAGE = "migration"
 
 _YAML = re.compile(r"^ *```yaml\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
-
-_HELD = """
-import psycopg
-with psycopg.connect(sys.argv[3], connect_timeout=20) as session:
-    begun()
-    queries = 0
-    while not is_over():
-        session.execute("select 1")
-        queries += 1
-        time.sleep(0.1)
-print(json.dumps(queries))
-"""
-"""One session for all the time; it fails where the session does."""
 
 
 class Page:
@@ -108,7 +95,7 @@ def test_a_pod_with_autossh_is_replaced_and_put_back(installed: Cluster, shop: s
 
     endpoint = Endpoint(f"orders-db.{shop}.svc", 5432, "", "")
     with Traffic(installed, shop, endpoint) as traffic:
-        with Program(installed, shop, _HELD, target_of(endpoint)) as held:
+        with Held(installed, shop, endpoint) as held:
             step("condition=DatabaseReachable")
             assert selected() == {"app": "orders-ssh"}, "nothing was touched"
             step("kubectl label")

@@ -73,17 +73,24 @@ def target_of(endpoint: Endpoint) -> str:
 
 _TRAFFIC = """
 import psycopg
-served, errors = 0, []
+served, errors, outages, since = 0, [], [], None
 begun()
 while not is_over():
+    began = time.monotonic()
     try:
         with psycopg.connect(sys.argv[3], connect_timeout=20) as session:
             session.execute("select 1")
         served += 1
+        if since is not None:
+            outages.append(time.monotonic() - since)
+            since = None
     except psycopg.Error as error:
         errors.append(str(error)[:300])
+        since = began if since is None else since
     time.sleep(0.05)
-print(json.dumps({"served": served, "errors": errors}))
+if since is not None:
+    outages.append(time.monotonic() - since)
+print(json.dumps({"served": served, "errors": errors, "outages": outages}))
 """
 
 
@@ -93,6 +100,8 @@ class Outcome:
 
     served: int
     errors: list[str]
+    outages: list[float]
+    """Seconds from the first failure of several in a row until one was served again."""
 
 
 class Traffic(Program):
@@ -110,6 +119,28 @@ class Traffic(Program):
     def outcome(self) -> Outcome:
         """What became of it, once the context has been left."""
         return Outcome(**self.printed)
+
+
+# --- one for all the time ---------------------------------------------------------------------------------------------
+
+_HELD = """
+import psycopg
+with psycopg.connect(sys.argv[3], connect_timeout=20) as session:
+    begun()
+    queries = 0
+    while not is_over():
+        session.execute("select 1")
+        queries += 1
+        time.sleep(0.1)
+print(json.dumps(queries))
+"""
+
+
+class Held(Program):
+    """One PostgreSQL session with a query every 100 ms. It prints how many there were, and fails where it is cut."""
+
+    def __init__(self, cluster: Cluster, namespace: str, endpoint: Endpoint) -> None:
+        super().__init__(cluster, namespace, _HELD, target_of(endpoint))
 
 
 # --- many at a time ---------------------------------------------------------------------------------------------------
