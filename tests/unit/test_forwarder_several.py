@@ -121,9 +121,9 @@ def test_clients_keep_out_of_the_way_of_a_stream(in_world: Live) -> None:
                 await asyncio.sleep(seconds)
                 busy.carried(mebibytes * 2**20)
             assert (world.connector.least_used() is not busy) == is_stream, "4 MiB a second, however seldom told of"
-        for link in world.standing:
+        for one in world.standing:
             for _ in range(2):
-                link.link.carried(2**20)
+                one.link.carried(2**20)
         assert world.connector.least_used() is busy, "all have a stream: the fewest count"
 
     in_world(story)
