@@ -22,6 +22,7 @@ from dbtunnel.forwarder.probes import FRESH_SECONDS, Prober, Seen
 from dbtunnel.forwarder.state import State
 from tests.support.values import INSTALLATION, tunnel
 from tests.support.virtual_time import now, run
+from tests.unit.test_forwarder_evidence import message
 
 CONFIG = forwarder_config(tunnel(), INSTALLATION.defaults)
 INTERVAL = CONFIG.seconds.probe_interval
@@ -32,8 +33,8 @@ CERTIFICATE = Certificate(("other.internal",), "Shop CA", datetime(2027, 1, 1, t
 WITH_TLS = Seen(replace(NO_HANDSHAKE.fact, certificate_not_after="2027-01-01T00:00:00Z"), CERTIFICATE)
 
 FULL = b"E\0\0\0\x31SFATAL\0C53300\0Msorry, too many clients already\0\0"
-STARTING = b"E\0\0\0\x3cSFATAL\0C57P03\0Mthe database system is starting up\0\0"
-NOT_LET_IN = b'E\0\0\0\x4cSFATAL\0C28000\0Mno pg_hba.conf entry for host "10.0.0.5"\0\0'
+STARTING = message(b"E", b"SFATAL\0C57P03\0Mthe database system is starting up\0\0")
+NOT_LET_IN = message(b"E", b'SFATAL\0C28000\0Mno pg_hba.conf entry for host "10.0.0.5"\0\0')
 ASKS_FOR_PASSWORD = b"R\0\0\0\x0c\0\0\0\x05abcd"
 
 
@@ -278,6 +279,16 @@ def test_a_client_whose_own_request_is_not_let_in_says_nothing_of_others() -> No
         world.hear(NOT_LET_IN)
 
     assert live(NO_TLS, [(10, hear_beside_a_session)], 11).database.reason == "Succeeded"
+
+
+@pytest.mark.parametrize("uses", [1, 2])
+def test_an_error_that_is_whole_is_all_that_is_waited_for(uses: int) -> None:
+    async def hear() -> bool:
+        world = World(NO_TLS)
+        world.link.uses = uses
+        return world.prober.saw(world.link, NOT_LET_IN)
+
+    assert run(hear())
 
 
 # --- what is known ----------------------------------------------------------------------------------------------------

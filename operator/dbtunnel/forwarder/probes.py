@@ -146,7 +146,7 @@ class Prober:
         except Failure as failure:
             if self._protocol is WireProtocol.POSTGRESQL and failure.reason is not Reason.UNEXPECTED_PROTOCOL:
                 if failure.reason is Reason.DATABASE_REFUSED and not failure.may_pass and link.uses > 1:
-                    return True  # others have sessions: it is for its user, its database or TLS alone
+                    return True  # others have sessions, so that it is for its own request, not for the address
                 seconds = _PASSING_REFUSAL_SECONDS if failure.may_pass else SLOW
                 self._refusing_until = asyncio.get_running_loop().time() + seconds
             self.failed(link, failure)
