@@ -68,7 +68,7 @@ def test_readiness_ends_with_the_port_and_not_with_the_signal(
     start_forwarder: StartForwarder, postgres: PostgresServer
 ) -> None:
     """While a drain takes clients it may be the only pod that there is; then a Service would lead them to nothing."""
-    forwarder = start_forwarder(postgres.port, seconds=seconds(drain_min=2, drain_max=20))
+    forwarder = start_forwarder(postgres.port, seconds=seconds(drain_min=2, drain_max=6))
     forwarder.wait_for("database", "Succeeded")
     target: dict[str, Any] = {"host": "127.0.0.1", "port": forwarder.port}
     with psycopg.connect(user=USER, password=PASSWORD, dbname=DATABASE, **target) as session:
@@ -80,7 +80,7 @@ def test_readiness_ends_with_the_port_and_not_with_the_signal(
         wait_until(lambda: status_code(forwarder, "/readyz") == 503, "it not to be ready any more")
         assert not listens("127.0.0.1", forwarder.port)
         assert status_code(forwarder, "/livez") == 200, "else it would be killed in the middle of its drain"
-        session.pgconn.finish()
+        session.pgconn.finish()  # its statement goes on until the drain ends it
     assert forwarder.process.wait(10) == 0
 
 

@@ -186,6 +186,7 @@ async def refuse_and_mend(code: int, text: str, postgres: PostgresServer, key: K
             assert seen.isascii()
             assert len(seen) <= 1000
             server.refusal = None
+            await tunnel.look_anew()  # a server without room is asked no sooner than after a minute
             await tunnel.ready()
             assert len(server.connections) == 1
     return told

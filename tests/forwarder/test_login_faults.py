@@ -82,6 +82,10 @@ class Tunnel:
                         return Reason(fact.reason)
                 await self.state.after(self.state.status.sequence, 10)
 
+    async def look_anew(self) -> None:
+        """Probes at once, as for a person who asks."""
+        await self._prober.refresh()
+
     async def ready(self) -> None:
         async with asyncio.timeout(10):
             while not all(fact.status == LayerStatus.TRUE for _, fact in self.state.layers()):

@@ -103,7 +103,8 @@ def test_an_sshd_that_has_no_descriptor_left(
                 stack.enter_context(postgres.connect(port=forwarder.port, connect_timeout=15))
         fact = forwarder.wait_for("database", "TooManyConnections")
         assert fact.seen == 'the SSH server opens no more channels: "Too many open files"'
-        wait_until(lambda: forwarder.metric(PROBES_WITHOUT_ROOM) >= 1, "a probe that finds no room")
+        forwarder.get("/status?fresh=1")
+        assert forwarder.metric(PROBES_WITHOUT_ROOM) >= 1
         remedy = "where the SSH server opens no more channels, set LimitNOFILE=65536 in its systemd unit"
         check_told(forwarder, Reason.TOO_MANY_CONNECTIONS, fact.seen, remedy)
 
