@@ -25,7 +25,7 @@ def test_a_namespace_has_a_quota_of_tunnels(installed: Cluster, namespace: str, 
     def counts() -> bool:
         return "used" in (find(installed, namespace, "resourcequota/tunnels") or {}).get("status", {})
 
-    wait_until(counts, "the quota", 60)
+    wait_until(counts, "the quota, of a definition that its controller looks for each half a minute", 120)
     apply(installed, tunnel_manifest(namespace, "first", suspend=True))
     with pytest.raises(ClusterError, match="exceeded quota: tunnels"):
         apply(installed, tunnel_manifest(namespace, "second", suspend=True))

@@ -7,21 +7,24 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.cluster import Cluster
+from tests.support.clients import query, start_client
+from tests.support.cluster import Cluster, ClusterError
 from tests.support.databases import PASSWORD
 from tests.support.pages import at_a_cluster, blocks, follow
 from tests.support.pictures import at_a_terminal, shown
 from tests.support.private_network import PrivateNetwork, service_of_machine
+from tests.support.processes import wait_until
 from tests.support.tunnels import apply, make_namespace, try_at_once, wait_for_reason
 
 PAGE = "README.md"
 
 
 @pytest.fixture
-def address(installed: Cluster, private_network: PrivateNetwork) -> Iterator[str]:
+def address(installed: Cluster, private_network: PrivateNetwork, client_image: str) -> Iterator[str]:
     """An address at which the bastion answers on SSH's own port."""
     namespace, bastion = make_namespace(installed, "bastion"), private_network.bastion
     apply(installed, *service_of_machine(namespace, "bastion", 22, bastion.host, bastion.port))
+    wait_for_route(private_network, installed, f"bastion.{namespace}", client_image, 22)
     yield installed.get("service", "bastion", "-n", namespace)["spec"]["clusterIP"]
     installed.kubectl("delete", "namespace", namespace, "--wait=false")
 
@@ -32,6 +35,22 @@ def shop(installed: Cluster) -> Iterator[str]:
     name = f"zq{uuid.uuid4().hex[:2]}"
     yield name
     installed.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
+
+
+def wait_for_route(network: PrivateNetwork, cluster: Cluster, place: str, image: str, port: int) -> None:
+    """Until the node's rules lead to a Service: on a busy machine kube-proxy makes them seconds after it is there."""
+    service, namespace = place.split(".")
+    network.publish(cluster, namespace)
+    start_client(cluster, namespace, image)
+    connect = f"import socket; socket.create_connection(('{service}.{namespace}.svc', {port}), 2); print('yes')"
+
+    def leads() -> bool:
+        try:
+            return "yes" in query(cluster, namespace, ["python3", "-c", connect])
+        except ClusterError:
+            return False
+
+    wait_until(leads, f"a way to {service}", 60)
 
 
 def write_manifest(directory: Path, namespace: str, private_network: PrivateNetwork, address: str) -> None:
@@ -64,6 +83,7 @@ def test_the_first_tunnel(
 
     private_network.authorize(line)
     try_at_once(installed, shop, "orders")
+    wait_for_route(private_network, installed, f"orders.{shop}", client_image, 5432)
     mine = {
         "--image=postgres:17": f"--image={client_image}",
         "$PGPASSWORD": PASSWORD,
