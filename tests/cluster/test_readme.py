@@ -14,7 +14,7 @@ from tests.support.pages import at_a_cluster, blocks, follow
 from tests.support.pictures import at_a_terminal, shown
 from tests.support.private_network import PrivateNetwork, service_of_machine
 from tests.support.processes import wait_until
-from tests.support.tunnels import apply, make_namespace, try_at_once, wait_for_reason
+from tests.support.tunnels import apply, find, make_namespace, try_at_once, wait_for_reason
 
 PAGE = "README.md"
 
@@ -72,6 +72,12 @@ def screen(cluster: Cluster, namespace: str) -> str:
     return "\n".join(lines)
 
 
+def is_told_whole(cluster: Cluster, namespace: str) -> bool:
+    status = (find(cluster, namespace, "databasetunnel/orders") or {})["status"]
+    keys, hops = status.get("publicKeys", []), status.get("hops", [])
+    return bool(keys) and all(one.get("accepted") for one in keys) and any(one.get("cipher") for one in hops)
+
+
 def test_the_first_tunnel(
     installed: Cluster, private_network: PrivateNetwork, client_image: str, address: str, shop: str, tmp_path: Path
 ) -> None:
@@ -90,4 +96,5 @@ def test_the_first_tunnel(
         "orders.shop.svc": f"orders.{shop}.svc",
     }
     assert "(1 row)" in follow(PAGE, installed, shop, tmp_path, "kubectl run", **mine)
+    wait_until(lambda: is_told_whole(installed, shop), "all of the status, some of which comes seconds later", 60)
     shown("status-works", screen(installed, shop))
