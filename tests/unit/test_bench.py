@@ -1,6 +1,5 @@
 """The benchmark's arithmetic, its table, and that it misses no row."""
 
-import re
 from typing import Any
 
 import pytest
@@ -117,18 +116,6 @@ def test_tables_are_put_between_the_markers_and_nothing_else_changes() -> None:
 def test_a_document_without_markers_is_left_alone(text: str) -> None:
     with pytest.raises(ValueError, match="needs a line"):
         insert(text, "| new |")
-
-
-def test_the_readme_has_the_tables_of_todays_benchmark() -> None:
-    """Its figures are of another day; its rows, columns and aims are not."""
-    shown = re.search(f"{BEGIN}\n(.*?){END}", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert shown
-    lines = shown[1].splitlines()
-    titles = " | ".join(contender.title for contender in CONTENDERS.values())
-    assert f"| median | unit | {titles} |" in lines
-    assert "; TCP " in shown[1], "the congestion control, which counts for more than all else"
-    for row in ROWS:
-        assert sum(line.startswith(f"| {row.title} |") for line in lines) == 2, row.name
 
 
 def test_the_page_on_diagnosis_has_a_line_of_each_fault() -> None:
