@@ -1,17 +1,17 @@
 """Operators as the chart runs them: however many there are, and while their number changes, one writes at a time."""
 
-import threading
+import itertools
 import time
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
 from tests.support.cluster import Cluster
 from tests.support.images import OPERATOR as IMAGE
 from tests.support.installation import NAMESPACE, image_reference, install_operator, stated_takeover
-from tests.support.processes import wait_until
+from tests.support.processes import Repeating, wait_until
 from tests.support.tunnels import apply, find, patch, tunnel_manifest
 
 NAME = "dbtunnel-dbtunnel-operator"
@@ -21,27 +21,17 @@ POD = "authentication.kubernetes.io/pod-name"
 """What the API server knows of the pod whose token it is shown."""
 
 
-class Changes:
+class Changes(Repeating):
     """A tunnel that is changed again and again, so that whoever thinks it is his writes, while the context lasts."""
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
+        super().__init__(self._change, 0.4)
         self._cluster, self._namespace = cluster, namespace
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._change, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join(30)
+        self._ports = itertools.count(7001)
 
     def _change(self) -> None:
-        port = 7000
-        while not self._end.wait(0.4):
-            port += 1
-            patch(self._cluster, self._namespace, "databasetunnel/orders", {"spec": {"service": {"port": port}}})
+        spec = {"service": {"port": next(self._ports)}}
+        patch(self._cluster, self._namespace, "databasetunnel/orders", {"spec": spec})
 
     def writes(self) -> list[tuple[float, str]]:
         """When, and which pod: every write of the operators' that was taken, in order."""

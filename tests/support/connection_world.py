@@ -26,7 +26,7 @@ from dbtunnel.forwarder.metrics import CLIENTS_PARKED, Metrics
 from dbtunnel.forwarder.probes import Prober
 from dbtunnel.forwarder.reserve import VISIT_SECONDS, reserve_of
 from dbtunnel.forwarder.state import State
-from tests.support.fake_ssh import CANCEL, Attempt, Connection, Server
+from tests.support.fake_ssh import CANCEL, Attempt, Connection, Server, let_stream
 from tests.support.forwarder import seconds
 from tests.support.keys import Secret, key_pair
 from tests.support.virtual_time import now
@@ -287,8 +287,7 @@ class World:
     def stream_goes(self, number: int) -> None:
         """Over one of the connections, for a moment."""
         if standing := [one for one in self.made if one.stands]:
-            for _ in range(2):
-                standing[number % len(standing)].link.carried(2**20)
+            let_stream(standing[number % len(standing)].link)
 
     def server_changes(self, number: int) -> None:
         """One, both or all; every other time they let in."""

@@ -1,14 +1,13 @@
 """Many tunnels at once: made, waited for, used by clients, and watched while they roll."""
 
 import json
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from tests.support.clients import Endpoint
 from tests.support.cluster import Cluster
-from tests.support.processes import wait_until
+from tests.support.processes import Repeating, wait_until
 from tests.support.traffic import Program, target_of
 from tests.support.tunnels import Manifest, apply, example
 
@@ -122,23 +121,14 @@ class FleetClients(Program):
 # --- rolls ------------------------------------------------------------------------------------------------------------
 
 
-class Rolling:
+class Rolling(Repeating):
     """Looks, while the context lasts, how many Deployments of a namespace are on their way to another template."""
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
+        super().__init__(self._look, 0.3)
         self._cluster, self._path = cluster, f"/apis/apps/v1/namespaces/{namespace}/deployments"
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
         self.counts: list[int] = []
         """How many there were, at each look."""
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join(30)
 
     def wait_for_image(self, image: str, count: int) -> None:
         """Returns once so many of them run it."""
@@ -150,8 +140,7 @@ class Rolling:
         wait_until(lambda: done() >= count, f"{count} with {image}", 240, interval_seconds=0.5, describe=done)
 
     def _look(self) -> None:
-        while not self._end.wait(0.3):
-            self.counts.append(sum(map(_is_rolling, self._deployments())))
+        self.counts.append(sum(map(_is_rolling, self._deployments())))
 
     def _deployments(self) -> list[Manifest]:
         found: list[Manifest] = (self._cluster.request("GET", self._path) or {})["items"]

@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -144,6 +145,27 @@ def wait_until(
         if time.monotonic() > deadline:
             raise ProcessError(f"not within {timeout_seconds} s: {what}; last: {value!r}\n{describe()}")
         time.sleep(interval_seconds)
+
+
+class Repeating:
+    """Does something again and again, after a pause each time, while the context lasts."""
+
+    def __init__(self, action: Callable[[], object], pause_seconds: float) -> None:
+        self._action, self._pause_seconds = action, pause_seconds
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join(30)
+
+    def _repeat(self) -> None:
+        while not self._end.wait(self._pause_seconds):
+            self._action()
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -18,7 +18,7 @@ from dbtunnel.forwarder.keyring import Keyring
 from dbtunnel.forwarder.link import STREAM_CLIENTS, Link
 from dbtunnel.forwarder.metrics import SSH_UP, Metrics
 from dbtunnel.forwarder.state import State
-from tests.support.fake_ssh import Attempt, Connection, Server
+from tests.support.fake_ssh import Attempt, Connection, Server, let_stream
 from tests.support.keys import Secret, key_pair
 from tests.support.virtual_time import at_once, now, run
 from tests.unit.test_forwarder_connect import CONFIG
@@ -122,8 +122,7 @@ def test_clients_keep_out_of_the_way_of_a_stream(in_world: Live) -> None:
                 busy.carried(mebibytes * 2**20)
             assert (world.connector.least_used() is not busy) == is_stream, "4 MiB a second, however seldom told of"
         for one in world.standing:
-            for _ in range(2):
-                one.link.carried(2**20)
+            let_stream(one.link)
         assert world.connector.least_used() is busy, "all have a stream: the fewest count"
 
     in_world(story)
@@ -134,8 +133,7 @@ def test_a_stream_keeps_no_more_away_than_it_counts_for(in_world: Live) -> None:
 
     async def story(world: World) -> None:
         busy = world.standing[0].link
-        for _ in range(2):
-            busy.carried(2**20)
+        let_stream(busy)
         for _ in range((COUNT - 1) * STREAM_CLIENTS):
             link = world.connector.least_used()
             assert link
@@ -149,8 +147,7 @@ def test_a_stream_keeps_no_more_away_than_it_counts_for(in_world: Live) -> None:
 def test_what_was_a_stream_is_forgotten(in_world: Live) -> None:
     async def story(world: World) -> None:
         link = world.standing[0].link
-        for _ in range(2):
-            link.carried(2**20)
+        let_stream(link)
         assert link.has_stream()
         await asyncio.sleep(1)
         assert not link.has_stream()

@@ -68,12 +68,17 @@ def _image(deployment: Manifest | None) -> str | None:
 def _is_half_rolled(deployment: Manifest) -> bool:
     """Whether it has pods of an earlier template. One whose pods are all new, and do not work, does not roll."""
     status = deployment.get("status", {})
-    is_seen = status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0)
-    return bool(status.get("replicas", 0)) and (not is_seen or status["replicas"] > status.get("updatedReplicas", 0))
+    are_old = not _is_seen(deployment) or status.get("replicas", 0) > status.get("updatedReplicas", 0)
+    return bool(status.get("replicas", 0)) and are_old
 
 
 def _is_complete(deployment: Manifest) -> bool:
     status, wanted = deployment.get("status", {}), deployment["spec"].get("replicas", 1)
-    is_seen = status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0)
     counts = (status.get("updatedReplicas", 0), status.get("availableReplicas", 0), status.get("replicas", 0))
-    return is_seen and all(count == wanted for count in counts)
+    return _is_seen(deployment) and all(count == wanted for count in counts)
+
+
+def _is_seen(deployment: Manifest) -> bool:
+    """Whether the status is of the present spec."""
+    observed = deployment.get("status", {}).get("observedGeneration", 0)
+    return bool(observed >= deployment["metadata"].get("generation", 0))

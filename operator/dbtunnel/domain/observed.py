@@ -265,14 +265,15 @@ def standing(live: Mapping[str, Any], tunnel: DatabaseTunnel) -> Problem | None:
         is_ours = (labels.get(MANAGED_BY_LABEL), labels.get(TUNNEL_LABEL)) == (MANAGER, tunnel.metadata.name)
     else:
         is_ours = owner["uid"] == tunnel.metadata.uid
-    if is_ours:
-        if "deletionTimestamp" in metadata:
-            return Problem(Reason.PROGRESSING, f"Waits until {what} is deleted, to make it anew.")
-        return Problem(Reason.NAME_CONFLICT, f"{what} {_HEADLESS}") if _is_headless(live) else None
-    if owner and (owner["apiVersion"], owner["kind"], owner["name"]) == (API_VERSION, KIND, tunnel.metadata.name):
+    if is_ours and "deletionTimestamp" in metadata:
+        return Problem(Reason.PROGRESSING, f"Waits until {what} is deleted, to make it anew.")
+    of_name = (API_VERSION, KIND, tunnel.metadata.name)
+    if owner and not is_ours and (owner["apiVersion"], owner["kind"], owner["name"]) == of_name:
         return Problem(Reason.PROGRESSING, f"Waits until {what} of the deleted tunnel of this name is gone.")
     if _is_headless(live):
         return Problem(Reason.NAME_CONFLICT, f"{what} {_HEADLESS}")
+    if is_ours:
+        return None
     labels = f"{MANAGED_BY_LABEL}={MANAGER} and {TUNNEL_LABEL}={tunnel.metadata.name}"
     foreign = f"{what} exists and does not belong to this tunnel (it is handed over by the labels {labels})"
     return Problem(Reason.NAME_CONFLICT, foreign)

@@ -9,6 +9,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
+from typing import NamedTuple
 
 PIECES_AT_ONCE = 16
 """Pieces that are sent at once; the system takes 1024 (IOV_MAX), but more are put together at less cost."""
@@ -76,10 +77,8 @@ LOST_SECONDS, _LOST_TRIES = 120.0, 3
 One who has stopped to read still acknowledges, each two minutes at the latest.
 """
 
-_TCP_INFO_BYTES = 60
-"""tcp_info of linux/tcp.h as far as it is read: unanswered retransmissions and probes, and how long ago, in
-milliseconds, the last acknowledgement came.
-"""
+_TCP_INFO = "=2xBB52xI8xI"
+"""tcp_info of linux/tcp.h, as far as it is read."""
 
 
 def is_lost(connected: socket.socket) -> bool:
@@ -87,10 +86,26 @@ def is_lost(connected: socket.socket) -> bool:
     then, and the kernel itself gives up after a quarter of an hour (tcp_retries2 in ip-sysctl). Its TCP_USER_TIMEOUT
     would end those who have only stopped to read, too.
     """
+    info = tcp_info(connected)
+    return bool(info and info.tries >= _LOST_TRIES and info.silent_seconds >= LOST_SECONDS)
+
+
+class TcpInfo(NamedTuple):
+    """What the kernel knows of a TCP connection."""
+
+    tries: int
+    """Retransmissions and probes in a row that were not answered."""
+    silent_seconds: float
+    """Since the last acknowledgement came."""
+    round_trip_seconds: float
+
+
+def tcp_info(connected: socket.socket) -> TcpInfo | None:
+    """None where the system does not tell."""
     if not hasattr(socket, "TCP_INFO"):
-        return False
+        return None
     with contextlib.suppress(OSError):
-        info = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-        retransmitted, probes, milliseconds = struct.unpack("=2xBB52xI", info)
-        return bool(retransmitted + probes >= _LOST_TRIES and milliseconds >= LOST_SECONDS * 1000)
-    return False
+        info = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, struct.calcsize(_TCP_INFO))
+        retransmitted, probes, milliseconds, microseconds = struct.unpack(_TCP_INFO, info)
+        return TcpInfo(retransmitted + probes, milliseconds / 1e3, microseconds / 1e6)
+    return None

@@ -6,14 +6,13 @@ import errno
 import logging
 import os
 import socket
-import struct
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import asyncssh
 
 from dbtunnel.forwarder.greeting import Greeting
-from dbtunnel.forwarder.pieces import room_for
+from dbtunnel.forwarder.pieces import room_for, tcp_info
 from dbtunnel.forwarder.watch import READ, WRITE, watcher
 
 _LOG = logging.getLogger(__name__)
@@ -34,9 +33,6 @@ MOST_WAITING = 16 * 1024 * 1024
 """Bytes at which a connection ends: clients add no more by then, but the server has us answer, and does not read it."""
 
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)  # Linux alone has it
-
-_TCP_INFO_BYTES, _RTT_OFFSET = 104, 68
-"""tcp_info of linux/tcp.h: its size in the oldest kernels, and where tcpi_rtt is, in microseconds."""
 
 
 class Congestion:
@@ -170,12 +166,8 @@ class Wire(asyncio.Transport):
 
     def round_trip_seconds(self) -> float:
         """The kernel's measure of the way to the server and back; 0 where it does not tell."""
-        if not hasattr(socket, "TCP_INFO") or self._is_closing:
-            return 0
-        with contextlib.suppress(OSError):
-            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-            return cast(int, struct.unpack_from("=I", info, _RTT_OFFSET)[0]) / 1e6
-        return 0
+        info = None if self._is_closing else tcp_info(self._socket)
+        return info.round_trip_seconds if info else 0
 
     # --- what is sent ---------------------------------------------------------------------------------------------
 
