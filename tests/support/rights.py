@@ -77,7 +77,7 @@ class Uses:
 
     def take(self, log: AuditLog) -> None:
         """Adds what the operators of a cluster did."""
-        events = [one for one in (*log.reads, *log.writes) if "objectRef" in one and _is_service_account(one)]
+        events = [one for one in (*log.reads, *log.writes) if _is_service_account(one)]
         operators = {one["user"]["username"] for one in events if _is_an_operators(one)}
         own = [one for one in events if one["user"]["username"] in operators]
         reached = {_place(one) for one in own if _is_allowed(one)}

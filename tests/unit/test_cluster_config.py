@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -42,20 +43,36 @@ def test_the_audit_log_has_each_write_once_and_the_reads_of_service_accounts() -
     ]
 
 
-def test_a_line_of_the_audit_log_that_is_being_written_waits_for_its_end() -> None:
-    log = AuditLog()
+def verbs(events: list[dict[str, Any]]) -> list[str]:
+    return [one["verb"] for one in events]
 
-    log.feed(b'{"verb": "create"}\n{"verb": "upd')
-    assert log.writes == [{"verb": "create"}]
-    log.feed(b'ate"}\n')
-    assert log.writes == [{"verb": "create"}, {"verb": "update"}]
+
+def audited(*verbs: str) -> bytes:
+    """Lines of an audit log about some object."""
+    return b"".join(json.dumps({"verb": verb, "objectRef": {}}).encode() + b"\n" for verb in verbs)
+
+
+def test_a_line_of_the_audit_log_that_is_being_written_waits_for_its_end() -> None:
+    log, (begin, end) = AuditLog(), audited("update").split(b"upd")
+
+    log.feed(audited("create") + begin)
+    assert verbs(log.writes) == ["create"]
+    log.feed(b"upd" + end)
+    assert verbs(log.writes) == ["create", "update"]
 
 
 def test_reads_are_kept_apart_from_writes() -> None:
     log = AuditLog()
 
-    log.feed(b'{"verb": "list"}\n{"verb": "patch"}\n{"verb": "watch"}\n')
-    assert (log.writes, log.reads) == ([{"verb": "patch"}], [{"verb": "list"}, {"verb": "watch"}])
+    log.feed(audited("list", "patch", "watch"))
+    assert (verbs(log.writes), verbs(log.reads)) == (["patch"], ["list", "watch"])
+
+
+def test_a_request_about_no_object_is_left_out() -> None:
+    log = AuditLog()
+
+    log.feed(b'{"verb": "post", "requestURI": "/"}\n{"verb": "get", "requestURI": "/healthz"}\n')
+    assert (log.writes, log.reads) == ([], [])
 
 
 # --- the local cluster ------------------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ def test_kind_leaves_no_node_of_a_failed_start(started: KindCluster, docker: Pat
 
 def test_the_audit_log_is_read_on_from_where_it_was(docker: Path) -> None:
     cluster, log = KindCluster("dev"), docker / "audit.log"
-    log.write_text('{"verb": "create", "user": "Jürgen"}\n{"verb": "del')
+    log.write_text('{"objectRef": {}, "verb": "create", "user": "Jürgen"}\n{"objectRef": {}, "verb": "del')
     assert [one["verb"] for one in cluster.audit_events()] == ["create"]
 
     with log.open("a") as file:

@@ -167,7 +167,9 @@ def _plural(kind: str) -> str:
 
 
 class AuditLog:
-    """The events of an audit log in JSON lines, read as it grows."""
+    """The events of an audit log in JSON lines, read as it grows: those about an object. Requests about none, such as a
+    POST to a path that the API server does not know, are left out.
+    """
 
     def __init__(self) -> None:
         self.writes: list[dict[str, Any]] = []
@@ -179,7 +181,8 @@ class AuditLog:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in filter(None, lines):
             event = json.loads(line)
-            (self.reads if event["verb"] in READING else self.writes).append(event)
+            if "objectRef" in event:
+                (self.reads if event["verb"] in READING else self.writes).append(event)
 
 
 READING = ("get", "list", "watch")
