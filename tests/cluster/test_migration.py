@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from dbtunnel.domain.names import TUNNEL_LABEL
 from tests.support.bastion import USER as SSH_USER
 from tests.support.bastion import Bastion
 from tests.support.clients import Endpoint
@@ -93,6 +94,11 @@ def test_a_pod_with_autossh_is_replaced_and_put_back(installed: Cluster, shop: s
         labels: dict[str, str] = found["spec"]["selector"]
         return labels
 
+    def is_taken() -> bool:
+        """Whether new sessions take the tunnel: nodes learn of it late, and the old pod may just be between two."""
+        pods = ["-l", f"{TUNNEL_LABEL}=orders", "--tail=-1"]
+        return '"event": "session ended"' in installed.kubectl("logs", *pods, "-n", shop)
+
     endpoint = Endpoint(f"orders-db.{shop}.svc", 5432, "", "")
     with Traffic(installed, shop, endpoint) as traffic:
         with Held(installed, shop, endpoint) as held:
@@ -100,14 +106,15 @@ def test_a_pod_with_autossh_is_replaced_and_put_back(installed: Cluster, shop: s
             assert selected() == {"app": "orders-ssh"}, "nothing was touched"
             step("kubectl label")
             assert "app" not in selected()
+            wait_until(is_taken, "sessions through the tunnel", 30)
             wait_until(lambda: step("awk").strip() == "1", "all others to have left the old pod", 30)
         assert held.printed > 20, "the session went on all the while"
         wait_until(lambda: step("awk").strip() == "0", "nobody to be on the old pod", 30)
         step("--replicas=0")
         step("kubectl replace")
         assert selected() == {"app": "orders-ssh"}
-        installed.kubectl("delete", "databasetunnel", "orders", "-n", shop, "--wait")
         wait_until(lambda: step("awk").strip() != "0", "sessions through the old pod", 30, interval_seconds=0.02)
+        installed.kubectl("delete", "databasetunnel", "orders", "-n", shop, "--wait")
     outcome = traffic.outcome
     print(f"\n{outcome.served} sessions served, {len(outcome.errors)} not: {outcome.errors[:3]}")
     assert outcome.served > 40
