@@ -5,6 +5,7 @@ The real Connector, Listener and drain; what is faked are the SSH servers (`fake
 """
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,6 +34,9 @@ from tests.support.virtual_time import now
 
 PARKING_SECONDS, PARKED_AT_MOST = 30, 3
 VISIT = VISIT_SECONDS[WireProtocol.POSTGRESQL]
+
+OWN_ADDRESS = f"127.{64 | os.getpid() >> 16}.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"
+"""Of this process alone: at 127.0.0.1 another may listen on the port that a forwarder has just closed."""
 
 KEYS = [key_pair() for _ in range(3)]
 CURRENT, NEXT, REVOKED = "ssh-privatekey", "ssh-privatekey-next", "ssh-privatekey-revoked"
@@ -201,7 +205,7 @@ class World:
         self.listener = Listener(
             config, self.connector, cast(Prober, SimpleNamespace(saw=lambda *_: None)), self.metrics
         )
-        self.bound = listening_socket("127.0.0.1", 0)
+        self.bound = listening_socket(OWN_ADDRESS, 0)
         self.address = self.bound.getsockname()
         self.drained_from: float | None = None
         self.draining: asyncio.Task[None] | None = None
