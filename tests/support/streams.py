@@ -12,6 +12,9 @@ _CONTENT = bytes(os.urandom(_PERIOD))
 _CONTENT += _CONTENT[:_LARGEST]
 _VIEW = memoryview(_CONTENT)
 
+_SLOWEST = 4 * 2**20
+"""Bytes a second, on a machine that is busy: the other direction may be over long before this one."""
+
 
 @dataclass
 class Way:
@@ -73,7 +76,7 @@ class Exchange:
         sending = threading.Thread(target=_quietly, args=(out.send, connection), daemon=True)
         sending.start()
         _quietly(back.receive, connection)
-        sending.join(60)
+        sending.join(60 + out.total / _SLOWEST)
 
     def __repr__(self) -> str:
         return f"Exchange(up={self.up}, down={self.down})"
