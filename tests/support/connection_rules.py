@@ -228,7 +228,7 @@ def _check_pace(world: World, number: int, attempts: Sequence[Attempt]) -> None:
     """Of one server, with the same files. A connection that is lost may be made again soon; where others go on, in the
     turn of those beside the first.
     """
-    doublings, began = 0, 0.0
+    doublings = 0
     for before, after in pairwise(attempts):
         is_beside = before.ended is None or before.ended > after.began
         if before.files != before.seen or is_beside:
@@ -238,11 +238,11 @@ def _check_pace(world: World, number: int, attempts: Sequence[Attempt]) -> None:
         through = [loss for loss in between if number in (loss.hop, *world.jumps)]
         soonest = [loss.at + SOONEST_SECONDS * (loss.was_last and loss.hop == number) for loss in through]
         if before.failure and before.ended is not None:
-            began = began if doublings else before.ended
+            grown = min(doublings, EAGER_DOUBLINGS) if after.is_awaited else doublings
             # with several one that stands may make them begin anew
-            usual = min(SOONEST_SECONDS * (2**doublings if world.connections == 1 else 1), LONGEST_BACKOFF_SECONDS / 2)
+            usual = min(SOONEST_SECONDS * (2**grown if world.connections == 1 else 1), LONGEST_BACKOFF_SECONDS / 2)
             least = REASONS[before.failure.reason].retry_seconds or usual
             soonest.append(before.ended + least)
-            doublings += doublings < EAGER_DOUBLINGS or before.ended >= began + PARKING_SECONDS
+            doublings += 1
         assert after.began >= min(soonest, default=0.0) - SOON, "each in its turn"
         doublings = doublings if before.failure and len(soonest) == 1 else 0

@@ -167,6 +167,8 @@ class Attempt:
     began: float
     round_began: float
     """When the first server of the same way was tried."""
+    is_awaited: bool = False
+    """Whether a client waits for a connection."""
     ended: float | None = None
     failure: Failure | None = None
     made: Connection | None = None

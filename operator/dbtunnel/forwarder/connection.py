@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from dbtunnel.api.conditions import ConditionType
@@ -15,7 +15,7 @@ from dbtunnel.forwarder.login import lost
 from dbtunnel.forwarder.logs import event
 from dbtunnel.forwarder.metrics import OWN_PACKETS, SSH_CONNECTS, SSH_RECONNECTS, SSH_UP, Metrics
 from dbtunnel.forwarder.pace import STABLE_SECONDS, Pace
-from dbtunnel.forwarder.route import KnownHosts, Route
+from dbtunnel.forwarder.route import KnownHosts, Route, Wait
 from dbtunnel.forwarder.state import State
 
 _LOG = logging.getLogger(__name__)
@@ -44,7 +44,10 @@ class Connector:
     def __init__(self, config: ForwarderConfig, sources: Sequence[Sources], state: State, metrics: Metrics) -> None:
         """`sources`: by the hop's number."""
         self._config, self._sources, self._state, self._metrics = config, sources, state, metrics
-        self._route = Route(config, [source.keys for source in sources], state, metrics)
+        self.waiting: Collection[object] = ()
+        """Clients that wait for a connection, for whom attempts are not rare."""
+        keys = [source.keys for source in sources]
+        self._route = Route(config, keys, state, metrics, lambda: bool(self.waiting))
         self._known_hosts: KnownHosts = ()
         self.link: Link | None = None
         self._has_news = False
@@ -148,7 +151,7 @@ class Connector:
             link = await self._route.connect(known_hosts, self._worst())
         except Failure as failure:
             self._tell(failure, rival)
-            await self._pause(self._route.wait_seconds(self._worst()))
+            await self._pause(lambda: self._route.wait_seconds(self._worst()))
         else:
             await self._admit(link, known_hosts)
 
@@ -311,7 +314,7 @@ class Connector:
         """Makes what is missing of the connections, one after the other, while the first stands."""
         while True:
             await self._are_missing.wait()
-            await asyncio.sleep(max(self._further_pace.not_before - _now(), 0))
+            await asyncio.sleep(max(self._further_pace.wait_seconds(), 0))
             self._are_missing.clear()
             if self.link is None or self._count_missing() <= 0:
                 continue
@@ -340,12 +343,12 @@ class Connector:
 
     # --- when to try again ----------------------------------------------------------------------------------------
 
-    async def _pause(self, seconds: float) -> None:
+    async def _pause(self, wait: Wait) -> None:
         """Waits before the next attempt; other files end the wait. Where the connection is lost meanwhile, another is
         made at that pace.
         """
-        standing, deadline = self.link, _now() + seconds
-        while (remaining := deadline - _now()) > 0:
+        standing = self.link
+        while (remaining := wait()) > 0:
             left = min(_LOOK_SECONDS, remaining)
             await (wait_for(standing.lost, left) if standing else asyncio.sleep(left))
             self._look()
@@ -354,8 +357,7 @@ class Connector:
             if standing and standing.lost.is_set():
                 if self.link:
                     return
-                deadline = _now() + self._route.lost(standing)
-                standing = None
+                wait, standing = self._route.lost(standing), None
 
 
 def _now() -> float:

@@ -88,6 +88,7 @@ class Listener:
         self.empty = asyncio.Event()
         self.empty.set()
         connector.on_up = self._serve_parked
+        connector.waiting = self._parked
 
     def start(self, bound: socket.socket) -> None:
         """Takes clients from a listening socket."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Callable
 
 from dbtunnel.api.conditions import ConditionType
 from dbtunnel.api.reasons import REASONS
@@ -12,8 +13,9 @@ LONGEST_BACKOFF_SECONDS = 30.0
 
 _EAGER_DOUBLINGS = 2
 EAGER_BACKOFF_SECONDS = FIRST_BACKOFF_SECONDS * 2**_EAGER_DOUBLINGS
-"""The longest pause while those who came when the outage began may still be parked: they, and who came after them, are
-served within two seconds of the server's return."""
+"""The longest pause while a client waits for the connection: it is served within two seconds of the server's return,
+however long that was away.
+"""
 
 STABLE_SECONDS = 30.0
 """A connection that stood this long resets the backoff."""
@@ -29,27 +31,32 @@ _NEIGHBOUR_FACTOR = 0.5
 class Pace:
     """When a server may be tried again. Times are the loop's."""
 
-    def __init__(self, replicas: int, eager_seconds: float = 0) -> None:
-        """`eager_seconds`: for how long after the first failure pauses grow to EAGER_BACKOFF_SECONDS alone."""
-        self._replicas, self._eager_seconds = replicas, eager_seconds
-        self._eager_until = 0.0
+    def __init__(self, replicas: int, is_awaited: Callable[[], bool] = lambda: False) -> None:
+        """`is_awaited`: whether a client waits for the connection, now that it is asked."""
+        self._replicas, self._is_awaited = replicas, is_awaited
         self.attempts = 0
-        """Failures since a connection to it was stable, those after which the pause did not grow left out."""
+        """Failures since a connection to it was stable."""
         self.not_before = 0.0
+        """With nobody who waits."""
+        self._not_before_eagerly = 0.0
+
+    def wait_seconds(self) -> float:
+        """How long until it may be tried, as things are; may be negative."""
+        due = min(self.not_before, self._not_before_eagerly) if self._is_awaited() else self.not_before
+        return due - asyncio.get_running_loop().time()
 
     @property
     def is_due(self) -> bool:
         """Whether it may be tried."""
-        return asyncio.get_running_loop().time() >= self.not_before
+        return self.wait_seconds() <= 0
 
     def failed(self, failure: Failure) -> None:
         """An attempt has failed, or a connection was lost."""
         now = asyncio.get_running_loop().time()
+        eagerly = min(self.attempts, _EAGER_DOUBLINGS)
         self.not_before = now + pause_seconds(failure, self.attempts, self._replicas)
-        if not self.attempts:
-            self._eager_until = now + self._eager_seconds
-        if self.attempts < _EAGER_DOUBLINGS or now >= self._eager_until:
-            self.attempts += 1
+        self._not_before_eagerly = now + pause_seconds(failure, eagerly, self._replicas)
+        self.attempts += 1
 
     def stood(self) -> None:
         """A connection was stable: pauses begin anew. The one that goes on is for what another attempt met since."""
