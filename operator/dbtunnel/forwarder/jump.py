@@ -60,6 +60,10 @@ class ChannelWire(asyncio.Transport):
         self._protocol.data_received(bytes(self.received[:filled]))
         return 0
 
+    def is_unanswered(self) -> bool:
+        """As Wire's, of the connection below."""
+        return self._carrier.is_unanswered()
+
     def round_trip_seconds(self) -> float:
         """To the server behind the jump host and back."""
         return self._way

@@ -126,6 +126,8 @@ class Link:
     """The connection to the jump host before, over which it goes."""
     round_trip_seconds: Callable[[], float] = field(default=lambda: 0.0)
     """The time to the server and back."""
+    is_unanswered: Callable[[], bool] = field(default=lambda: False)
+    """Whether packets on the way to the server are dropped, it seems. Keepalives decide whether it is lost."""
     openings: Openings = field(default_factory=Openings)
     on_unused: Callable[[], None] = field(default=lambda: None)
     """Called whenever the last channel has ended."""

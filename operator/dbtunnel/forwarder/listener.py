@@ -262,13 +262,17 @@ class Listener:
             self._park(client)
         else:
             self._trace("channel asked for", client, hop=hop_name(self._config, link.end.hop))
-            client.open_channel(link, self._target, self._config.seconds.connect_timeout)
+            limit = self._config.seconds.connect_timeout
+            client.open_channel(link, self._target, limit, self._patience_until(client))
 
     def has_no_channel(self, client: Client, error: Exception) -> None:
         """As Host."""
         link = client.link
         if link is None or link.lost.is_set() or link.is_closing():
             self.wants_channel(client)
+            return
+        if link.is_unanswered():
+            self._refuse(client, "Parking")
             return
         failure = channel_failure(error, self._config.seconds.connect_timeout)
         self._prober.failed(link, failure)
@@ -307,7 +311,7 @@ class Listener:
     # --- while there is no SSH connection -------------------------------------------------------------------------
 
     def _park(self, client: Client) -> None:
-        deadline = (client.asked_at or 0) + self._config.seconds.parking_max
+        deadline = self._patience_until(client)
         if len(self._parked) >= self._config.parking_max_clients or deadline <= self._loop.time():
             self._refuse(client, "Parking")
             return
@@ -315,6 +319,9 @@ class Listener:
         self._metrics.add(CLIENTS_PARKED)
         self._trace("client parked", client)
         client.park(parked=True)
+
+    def _patience_until(self, client: Client) -> float:
+        return (client.asked_at or 0) + self._config.seconds.parking_max
 
     def _unpark(self, client: Client) -> None:
         timer = self._parked.pop(client, None)

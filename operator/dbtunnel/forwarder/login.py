@@ -330,9 +330,11 @@ class Login:
 def link_over(connection: asyncssh.SSHClientConnection, dialer: Dialer, end: End, *, own_packets: bool = True) -> Link:
     """A connection that is ready for channels."""
     packets = packets_over(connection, dialer.wire, dialer.congestion, own=own_packets)
-    round_trip_seconds = dialer.wire.round_trip_seconds if dialer.wire else lambda: 0.0
     is_closing = lambda: packets.is_over or dialer.is_closing()  # noqa: E731
-    return Link(connection, is_closing, dialer.congestion, end, packets, round_trip_seconds=round_trip_seconds)
+    link = Link(connection, is_closing, dialer.congestion, end, packets)
+    if dialer.wire:
+        link.round_trip_seconds, link.is_unanswered = dialer.wire.round_trip_seconds, dialer.wire.is_unanswered
+    return link
 
 
 def lost(link: Link) -> Failure:

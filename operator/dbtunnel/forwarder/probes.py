@@ -275,7 +275,7 @@ class Prober:
 async def probe_postgresql(link: Link, config: ForwarderConfig) -> Seen | None:
     """Asks for TLS and, where it is offered, completes the handshake, which also shows the certificate.
 
-    Returns None where the SSH connection went away meanwhile. Raises Failure.
+    Returns None where the SSH connection went away meanwhile, or goes nowhere. Raises Failure.
     """
     return await _over_a_channel(link, config, _ask)
 
@@ -307,7 +307,7 @@ async def _over_a_channel(link: Link, config: ForwarderConfig, ask: "_Ask") -> S
         failure = Failure(ConditionType.DATABASE_REACHABLE, Reason.DATABASE_REFUSED, why)
     finally:
         stream.close()
-    if seen is None and not link.lost.is_set():
+    if seen is None and not (link.lost.is_set() or link.is_unanswered()):
         raise failure
     return seen
 

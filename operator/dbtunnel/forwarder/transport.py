@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 import asyncssh
 
 from dbtunnel.forwarder.greeting import Greeting
-from dbtunnel.forwarder.pieces import room_for, tcp_info
+from dbtunnel.forwarder.pieces import UNANSWERED_TRIES, TcpInfo, room_for, tcp_info
 from dbtunnel.forwarder.watch import READ, WRITE, watcher
 
 _LOG = logging.getLogger(__name__)
@@ -88,6 +88,9 @@ class AnyWire(Protocol):
         """As Wire."""
 
     def round_trip_seconds(self) -> float:
+        """As Wire."""
+
+    def is_unanswered(self) -> bool:
         """As Wire."""
 
     def is_closing(self) -> bool:
@@ -166,8 +169,16 @@ class Wire(asyncio.Transport):
 
     def round_trip_seconds(self) -> float:
         """The kernel's measure of the way to the server and back; 0 where it does not tell."""
-        info = None if self._is_closing else tcp_info(self._socket)
+        info = self._told()
         return info.round_trip_seconds if info else 0
+
+    def is_unanswered(self) -> bool:
+        """Whether the server's system has not acknowledged what it was sent, several times: packets are dropped."""
+        info = self._told()
+        return info is not None and info.tries >= UNANSWERED_TRIES
+
+    def _told(self) -> TcpInfo | None:
+        return None if self._is_closing else tcp_info(self._socket)
 
     # --- what is sent ---------------------------------------------------------------------------------------------
 
