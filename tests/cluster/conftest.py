@@ -1,6 +1,7 @@
 """What all cluster tests share: one cluster for each process of the run, and a namespace of its own for each test."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.support.installation import NAMESPACE, image_reference, provide_image
 from tests.support.operator import Operator, lone_operator
 from tests.support.pages import follow
 from tests.support.private_network import PrivateNetwork
+from tests.support.processes import ROOT
 from tests.support.rights import DIRECTORY, Uses
 from tests.support.tunnels import apply, make_namespace, remove_namespace, tunnel_manifest, wait_for_children
 
@@ -45,12 +47,22 @@ def cluster() -> Iterator[Cluster]:
 def crd_installed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
     """The cluster with the chart installed, as docs/installation.md says, and no operator running."""
     repository, _, tag = image_reference(OPERATOR).rpartition(":")
-    values = {"REGISTRY/dbtunnel": repository, "image.tag=TAG": f"image.tag={tag},replicaCount=0"}
+    values = {"REGISTRY/dbtunnel": repository, "TAG": tag}
     directory = tmp_path_factory.mktemp("clone")
-    follow("installation", cluster, "", directory, "image.tag=TAG", **values)
+    write_resting_chart(directory / "charts")
+    follow("installation", cluster, "", directory, "image.repository", **values)
     follow("installation", cluster, "", directory, "pod-security")
     cluster.kubectl("wait", "--for=condition=Established", f"crd/{crd()['metadata']['name']}", "--timeout=20s")
     return cluster
+
+
+def write_resting_chart(directory: Path) -> None:
+    """The clone's, whose operator does not run by default."""
+    shutil.copytree(ROOT / "charts", directory)
+    values = directory / "dbtunnel-operator" / "values.yaml"
+    text = values.read_text()
+    assert "\nreplicaCount: 1\n" in text
+    values.write_text(text.replace("\nreplicaCount: 1\n", "\nreplicaCount: 0\n"))
 
 
 @pytest.fixture(scope="session")

@@ -134,32 +134,56 @@ def test_a_host_key_is_trusted(admin: User, installed: Cluster, bastion: Bastion
     assert sorted(spec["tunnel"]["hostKey"]["fingerprints"]) == sorted(bastion.fingerprints.values())
 
 
+class Rotations:
+    """One after the other, of one tunnel's key."""
+
+    def __init__(self, admin: User, cluster: Cluster, bastion: Bastion) -> None:
+        self._admin, self._cluster, self._bastion = admin, cluster, bastion
+
+    def accept(self, begun: str) -> None:
+        """Returns once the next key, of which the first step has told, is accepted."""
+        (line,) = [one for one in begun.splitlines() if one.startswith("restrict,")]
+        self._bastion.authorize(*self._bastion.authorized(), line)
+        touch = {"stringData": {"touched": line}}
+        patch(self._cluster, self._admin.namespace, "secret/orders-ssh", touch)  # it is tried at once
+        accepted = r" yes +SHA256:"
+        wait_until(lambda: len(re.findall(accepted, self._admin("status", "orders"))) == 2, "acceptance", 90)
+
+    def wait_until_done(self, begun: str) -> None:
+        """Until the tunnel has the next key alone."""
+        (line,) = [one for one in begun.splitlines() if one.startswith("restrict,")]
+        alone = [" ".join(line.split()[-3:])]
+        keys = ("public-key", "orders")
+        wait_until(lambda: self._admin(*keys).splitlines() == alone, "one key", 60, interval_seconds=0.5)
+
+    def secret(self) -> dict[str, str]:
+        """What is in the key's Secret."""
+        data = self._cluster.get("secret", "orders-ssh", "-n", self._admin.namespace)["data"]
+        return {name: base64.b64decode(value).decode() for name, value in data.items()}
+
+
 def test_a_key_is_replaced_under_traffic(
     admin: User, installed: Cluster, orders: Manifest, bastion: Bastion, tmp_path: Path
 ) -> None:
-    (old,) = orders["status"]["publicKeys"]
+    rotations = Rotations(admin, installed, bastion)
     with Traffic(installed, admin.namespace, Endpoint.of(orders)) as traffic:
         assert "tells of no next key" in admin("rotate-key", "orders", "--finish", code=1)
         begun = follow("plugin", installed, admin.namespace, tmp_path, "rotate-key orders -n shop\n")
-        (line,) = [one for one in begun.splitlines() if one.startswith("restrict,")]
-        bastion.authorize(*bastion.authorized(), line)
-        patch(
-            installed, admin.namespace, "secret/orders-ssh", {"stringData": {"touched": "now"}}
-        )  # it is tried at once
+        rotations.accept(begun)
         assert "already" in admin("rotate-key", "orders", code=1), "it does not replace the one that is there"
-        wait_until(lambda: len(re.findall(r" yes +SHA256:", admin("status", "orders"))) == 2, "acceptance", 90)
-        follow("plugin", installed, admin.namespace, tmp_path, "--finish", **{"--finish": "--finish --now"})
+        follow("plugin", installed, admin.namespace, tmp_path, "--finish")
+        rotations.wait_until_done(begun)
+        assert {"ssh-privatekey-next", "ssh-privatekey-revoked"}.isdisjoint(rotations.secret())
 
-        def is_done() -> bool:
-            keys = admin("public-key", "orders").splitlines()
-            return keys == [" ".join(line.split()[-3:])]
-
-        wait_until(is_done, "one key", 60, interval_seconds=0.5)
+        (old,) = installed.get("databasetunnel", "orders", "-n", admin.namespace)["status"]["publicKeys"]
+        begun = admin("rotate-key", "orders")
+        rotations.accept(begun)
+        admin("rotate-key", "orders", "--finish", "--now")
+        rotations.wait_until_done(begun)
         assert "READY" in admin("check", "orders").splitlines()
     assert traffic.outcome.served > 10
-    found = installed.get("secret", "orders-ssh", "-n", admin.namespace)["data"]
-    assert "ssh-privatekey-next" not in found
-    assert base64.b64decode(found["ssh-privatekey-revoked"]).decode() == f"{old['fingerprint']}\n"
+    assert "ssh-privatekey-next" not in rotations.secret()
+    assert rotations.secret()["ssh-privatekey-revoked"] == f"{old['fingerprint']}\n"
     assert traffic.outcome.errors == [], "a session of 50 ms was hardly there when the old key's ended"
 
 

@@ -11,7 +11,15 @@ import pytest
 from dbtunnel import __version__
 from tests.support.cluster import Cluster, ClusterError
 from tests.support.images import OPERATOR
-from tests.support.installation import CRD, NAMESPACE, RELEASE, helm, install_operator, provide_image
+from tests.support.installation import (
+    CRD,
+    NAMESPACE,
+    RELEASE,
+    helm,
+    install_operator,
+    provide_image,
+    uninstall_operator,
+)
 from tests.support.operator import Operator, installed_operators_rest
 from tests.support.pages import follow
 from tests.support.processes import wait_until
@@ -229,12 +237,13 @@ def check_that_all_is_gone(cluster: Cluster, namespace: str) -> None:
 
 def test_manifests_that_are_deleted_at_once_take_the_tunnels_along(quiet: Cluster, image: str, tmp_path: Path) -> None:
     """The namespace of the operator, its rights, the definition and the operator, all at the same time."""
+    uninstall_operator(quiet)  # whose objects are helm's
     follow("kubectl", quiet, "", tmp_path, "make manifests")
     file = tmp_path / "build" / "install.yaml"
     # no node pulls from the registry of the page, and forwarders that never start need no time to end
     text = re.sub(r'(FORWARDER_IMAGE, value: )"[^"]+"', r"\1none", file.read_text())
     file.write_text(text.replace(f"registry.example.com/dbtunnel:{__version__}", image))
-    follow("kubectl", quiet, "", tmp_path, "kubectl apply", **{"--server-side": "--server-side --force-conflicts"})
+    follow("kubectl", quiet, "", tmp_path, "kubectl apply")
     namespace, _ = make_tunnel(quiet, "manifests")
 
     quiet.kubectl("delete", "-f", file, timeout_seconds=GONE_SECONDS)

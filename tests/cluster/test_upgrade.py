@@ -84,8 +84,8 @@ def test_an_upgrade_of_the_operator_and_back_cuts_no_session(fleet: Fleet, tmp_p
     before, began = fleet.pods(), time.monotonic()
 
     with fleet.clients() as clients:
-        tag = f"--reset-then-reuse-values --set image.tag={fleet.next_image.rpartition(':')[2]}"
-        printed = follow("installation", fleet.cluster, "", tmp_path, "rollback", **{"--reset-then-reuse-values": tag})
+        tag = fleet.next_image.rpartition(":")[2]
+        printed = follow("installation", fleet.cluster, "", tmp_path, "rollback", TAG=tag)
 
     assert "has been upgraded" in printed
     assert "Rollback was a success" in printed

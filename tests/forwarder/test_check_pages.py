@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import psycopg
 import pytest
 import yaml
 
@@ -17,7 +16,7 @@ from tests.support.databases import DATABASE, PASSWORD, ROWS, USER, PostgresServ
 from tests.support.keys import key_pair
 from tests.support.pages import at_home, blocks, follow_here, following_here
 from tests.support.pictures import shown
-from tests.support.processes import free_port
+from tests.support.processes import run
 from tests.support.relay import Relay
 
 CHECK = "dbtunnel check -f orders.yaml -i ~/.ssh/id_ed25519"
@@ -29,12 +28,27 @@ class Reader:
 
     home: Path
     bastion: Bastion
+    cable: Cable
 
     @property
     def prefix(self) -> list[str]:
-        """A command that runs another with a hosts file of its own."""
+        """A command that runs another with a hosts file of its own, and where nothing has the engine's port."""
         script = 'mount --bind "$0" /etc/hosts && exec "$@"'
-        return ["unshare", "--mount", "sh", "-c", script, str(self.home / "hosts")]
+        return [*self.cable.prefix, "unshare", "--mount", "sh", "-c", script, str(self.home / "hosts")]
+
+    def sees(self) -> str:
+        """The command with what it prints at a terminal."""
+        key = str(self.home / ".ssh" / "id_ed25519")
+        program = [sys.executable, "-m", "dbtunnel.cli.main", "check", "--color=always"]
+        done = subprocess.run(
+            [*self.prefix, *program, "-f", "orders.yaml", "-i", key],
+            cwd=self.home,
+            env=at_home(self.home),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        return f"$ {CHECK}\n{done.stdout}"
 
     def write_manifest(self) -> None:
         """The page's, with the bastion's real host key."""
@@ -58,41 +72,23 @@ def reader(tmp_path: Path, postgres_tls: PostgresServer) -> Iterator[Reader]:
         bastion.authorize(key.public)
         stack.callback(bastion.start().stop)
         (tmp_path / "home" / "hosts").write_text(f"127.0.0.1 localhost\n{cable.host} bastion.example.com\n")
-        reader = Reader(tmp_path / "home", bastion)
+        reader = Reader(tmp_path / "home", bastion, cable)
         reader.write_manifest()
         yield reader
 
 
 def test_a_check_of_a_tunnel_that_works_and_of_one_that_does_not(reader: Reader) -> None:
-    color = {"dbtunnel check": "dbtunnel check --color=always"}
-    shown("check-works", f"$ {CHECK}\n{follow_here('check', reader.home, CHECK, prefix=reader.prefix, **color)}")
+    assert "The tunnel works." in follow_here("check", reader.home, CHECK, prefix=reader.prefix)
+    shown("check-works", reader.sees())
 
     reader.bastion.replace_host_keys()
-    command = [
-        *reader.prefix,
-        sys.executable,
-        "-m",
-        "dbtunnel.cli.main",
-        "check",
-        "--color=always",
-        "-f",
-        "orders.yaml",
-    ]
-    command += ["-i", str(reader.home / ".ssh" / "id_ed25519")]
-    done = subprocess.run(
-        command, cwd=reader.home, env=at_home(reader.home), stdout=subprocess.PIPE, text=True, check=False
-    )
-    assert done.returncode == 1
-    shown("check-fails", f"$ {CHECK}\n{done.stdout}")
+    shown("check-fails", reader.sees())
 
 
 def test_a_check_and_then_the_tunnel_itself(reader: Reader) -> None:
-    port = free_port()
-    # others of this machine may have the engine's port, and the forwarder's own
-    places = {"forward -f": f"forward --listen=127.0.0.1:{port} --admin-listen=127.0.0.1:0 -f"}
-    with following_here("README.md", reader.home, "dbtunnel forward", prefix=reader.prefix, **places) as process:
+    with following_here("README.md", reader.home, "dbtunnel forward", prefix=reader.prefix) as process:
         process.wait_until(lambda: "layer=database status=True" in process.log_end(), "the tunnel")
-        session = f"host=127.0.0.1 port={port} user={USER} password='{PASSWORD}' dbname={DATABASE}"
-        with psycopg.connect(session) as connection:
-            assert connection.execute("select count(*) from orders").fetchone() == (len(ROWS),)
+        session = f"host=127.0.0.1 user={USER} password='{PASSWORD}' dbname={DATABASE}"
+        counted = run([*reader.prefix, "psql", "-tA", session, "-c", "select count(*) from orders"])
+        assert int(counted) == len(ROWS)
         assert "The tunnel works." in process.log.read_text()

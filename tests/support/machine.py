@@ -8,7 +8,8 @@ from tests.support.bastion import PACKAGES, children, sshd_program
 from tests.support.debian import ensure_packages
 from tests.support.forwarder import SshServer
 from tests.support.pages import follow_by
-from tests.support.processes import Process, free_port, run
+from tests.support.private_network import free_addresses
+from tests.support.processes import Process, run
 
 _PREPARE = """
 mount -t tmpfs -o mode=755 none /mnt
@@ -17,9 +18,9 @@ mount --bind /mnt/etc /etc
 rm -rf /etc/ssh/ssh_host_* /etc/ssh/sshd_config.d
 mkdir -p /etc/ssh/sshd_config.d
 printf 'Include /etc/ssh/sshd_config.d/*.conf\\nSubsystem sftp internal-sftp\\n' > /etc/ssh/sshd_config
-printf '%s\\n' '127.0.0.1 localhost' {names} > /etc/hosts
+printf '%s\\n' '{host} localhost' {names} > /etc/hosts
 ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key
-exec {sshd} -D -e -p {port} -o ListenAddress={host} -o PidFile=none
+exec {sshd} -D -e -o ListenAddress={host} -o PidFile=none
 """
 
 _ASKED = "#!/bin/sh\necho 'open sesame'\n"
@@ -36,15 +37,18 @@ until test "$(listened)" -gt "$before"; do sleep 0.05; done
 
 
 class Machine(SshServer):
-    """It has namespaces of its own, in which sshd is the first process and the page's commands run as root's."""
+    """It has namespaces of its own, in which sshd is the first process and the page's commands run as root's. Its
+    localhost is an address of its own.
+    """
 
     def __init__(self, directory: Path, hosts: Mapping[str, str]) -> None:
         """`hosts`: the private names that it resolves."""
         ensure_packages(PACKAGES)
-        self.host, self.port, self.directory = "127.0.0.1", free_port(), directory
+        self.port, self.directory = 22, directory
+        (self.host,) = free_addresses([self.port])
         directory.mkdir(parents=True, exist_ok=True)
         names = " ".join(f"'{address} {name}'" for name, address in hosts.items())
-        script = _PREPARE.format(names=names, sshd=sshd_program(), port=self.port, host=self.host)
+        script = _PREPARE.format(names=names, sshd=sshd_program(), host=self.host)
         namespaces = ["--mount", "--mount-proc", "--pid", "--fork", "--kill-child"]
         self._process = Process(["unshare", *namespaces, "sh", "-euc", script], directory / "sshd.log")
         for name, text in (("asked", _ASKED), ("systemctl", _SYSTEMCTL)):

@@ -101,8 +101,8 @@ def without_blocks(text: str) -> str:
 
 def follow(page: str, cluster: Cluster, namespace: str, directory: Path, word: str, **changes: str) -> str:
     """Runs, in a folder that looks like the clone, the one block of commands of a page in which the word stands, `shop`
-    being the namespace. `page`: as of `blocks`. `changes`: what else stands for something of the reader's.
-    Returns what the commands print. Raises ProcessError.
+    being the namespace. `page`: as of `blocks`. `changes`: what else stands for something of the reader's, and what is
+    put in for it. Returns what the commands print. Raises ProcessError.
     """
     block, commands = _found(page, word, changes)
     for name in _NAMESPACE:
@@ -129,9 +129,9 @@ def follow_by(page: str, way: Sequence[str], word: str, **changes: str) -> str:
 
 
 def was_run(page: str, commands: str) -> None:
-    """Writes down the block of a page that a test has run in a way of its own, by its commands."""
+    """Writes down the block of a page that a test has run in a way of its own, if it has these very commands."""
     for block in _blocks(page):
-        if block.language == COMMANDS:
+        if block.language == COMMANDS and block.text == commands:
             _write_down(block, commands)
 
 
@@ -178,8 +178,16 @@ def _found(page: str, word: str, changes: Mapping[str, str]) -> tuple[Block, str
     return block, commands
 
 
-def _first_words(commands: str) -> list[list[str]]:
-    return [line.split()[:1] for line in commands.splitlines()]
+def _skeleton(commands: str) -> list[list[str]]:
+    """What no test may change: how many words a line has, its first, the names of options, how much is set by `=`."""
+    return [
+        [*words[:1], *("=".join([_option(word), *[""] * word.count("=")]) for word in words[1:])]
+        for words in map(str.split, commands.splitlines())
+    ]
+
+
+def _option(word: str) -> str:
+    return word.partition("=")[0] if word.startswith("-") else ""
 
 
 def _shell(commands: str) -> list[str]:
@@ -203,8 +211,8 @@ def _with_programs(environment: Mapping[str, str], *programs: Path) -> dict[str,
 
 
 def _write_down(block: Block, commands: str) -> None:
-    """Not where a test has put in another command: it may, and then it has not run the block."""
-    if _first_words(commands) != _first_words(block.text):
+    """Not where a test has put in another command or option: it may, and then it has not run the block."""
+    if _skeleton(commands) != _skeleton(block.text):
         return
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     (DIRECTORY / block.record).write_text(f"{block.page}:{block.line}\n")

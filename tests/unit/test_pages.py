@@ -80,7 +80,7 @@ docker push IMAGE
 1. An item:
 
    ```sh
-   echo in a list > made
+   echo -u in a list --set=a=b > made
    cat made NAME 2>&1
    ```
 
@@ -119,7 +119,7 @@ def left_out(tmp_path: Path) -> list[str]:
 
 def test_what_is_run_is_written_down(page: str, tmp_path: Path) -> None:
     assert [one.split(": ")[0] for one in left_out(tmp_path)] == ["page.md:9", "page.md:18", "page.md:22"]
-    assert follow_here(page, tmp_path / "home", "in a list") == "in a list\nof the clone"
+    assert follow_here(page, tmp_path / "home", "in a list") == "-u in a list --set=a=b\nof the clone"
     assert left_out(tmp_path) == [
         "page.md:18: no test runs it, and it is not marked: false # fails",
         "page.md:22: no test runs it, and it is not marked: echo waits; sleep 100",
@@ -150,15 +150,34 @@ def test_what_has_a_mark_is_not_run(page: str, tmp_path: Path) -> None:
     ]
 
 
-def test_with_another_command_it_is_not_that_block(page: str, tmp_path: Path) -> None:
-    assert follow_here(page, tmp_path / "home", "in a list", **{"cat made": "echo other"}) == "other NAME\n"
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("cat made", "echo other"),
+        ("cat made", "cat -n made"),
+        ("cat made", "cat made made"),
+        ("NAME 2>&1", "NAME"),
+        ("-u in", "-n in"),
+        ("--set=a=b", "--set=a=b,c=d"),
+        ("--set=a=b", "--put=a=b"),
+    ],
+)
+def test_with_another_command_or_option_it_is_not_that_block(page: str, tmp_path: Path, old: str, new: str) -> None:
+    follow_here(page, tmp_path / "home", "in a list", **{old: new})
     assert done(tmp_path) == set()
-    assert follow_here(page, tmp_path / "home", "in a list", **{"made NAME": "NAME made"}) == "of the clonein a list\n"
+
+
+@pytest.mark.parametrize(("old", "new"), [("NAME", "made"), ("--set=a=b", "--set=a=another")])
+def test_with_another_value_it_is_that_block(page: str, tmp_path: Path, old: str, new: str) -> None:
+    follow_here(page, tmp_path / "home", "in a list", **{old: new})
     assert len(done(tmp_path)) == 1
 
 
 def test_what_is_run_in_another_way_is_known_by_its_commands(page: str, tmp_path: Path) -> None:
-    was_run(page, "echo in a list > made\ncat made SOMETHING\n")
+    (commands,) = (one.text for one in blocks_of(page, PAGE) if "in a list" in one.text)
+    was_run(page, commands.replace("NAME", "SOMETHING"))
+    assert done(tmp_path) == set()
+    was_run(page, commands)
     assert [one.split(": ")[0] for one in left_out(tmp_path)] == ["page.md:18", "page.md:22"]
 
 
