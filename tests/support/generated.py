@@ -45,6 +45,9 @@ def conditions_page() -> str:
         "# Conditions and reasons",
         f"<!-- {_HEADER} -->",
         "",
+        "For whoever reads a tunnel's status, or builds on it. After it you know what each condition and reason means,",
+        "what brings it about and what its message looks like, and how soon it is told, given up and tried again.",
+        "",
         "`Ready` takes the first of the conditions below that is False, else the first that is Unknown.",
         "A reason is *Stalled* when a person must act; before that, for its grace period, it is *Reconciling*.",
         f"A failure that may mend by itself is *told* once it has lasted {PASSING_SECONDS} s in a forwarder: one that",
@@ -75,6 +78,9 @@ def engines_page() -> str:
     lines = [
         "# Engines",
         f"<!-- {_HEADER} -->",
+        "",
+        "For whoever writes tunnels, and for the database's administrator. After it you know what differs between",
+        "engines, what a tunnel sees of each, and what AlloyDB and Redshift demand.",
         "",
         "| engine | protocol | default port | URI scheme | `probe.mode: Auto` asks | what the server demands of TLS |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -148,7 +154,14 @@ def _examples() -> Iterator[str]:
 def resource_page() -> str:
     """Every field of the resource."""
     schema = resource_schema()
-    lines = ["# DatabaseTunnel: every field", f"<!-- {_HEADER} -->", ""]
+    lines = [
+        "# DatabaseTunnel: every field",
+        f"<!-- {_HEADER} -->",
+        "",
+        "For whoever writes tunnels, or reads their status. After it you know every field, its type and its default;",
+        "the same is in `kubectl explain databasetunnel.spec`.",
+        "",
+    ]
     for part in ("spec", "status"):
         lines += [f"## {part}", "", "| field | type | default | what it is |", "| --- | --- | --- | --- |"]
         lines += [_field_row(path, field) for path, field in fields_of(schema["properties"][part], part)]
@@ -162,6 +175,9 @@ def metrics_page() -> str:
     lines = [
         "# Metrics",
         f"<!-- {_HEADER} -->",
+        "",
+        "For whoever monitors tunnels. After it you know what each metric tells, with which labels, and how many",
+        "series to expect.",
         "",
         "In Prometheus' text format, over plain HTTP and without a login. How to have them scraped, and the alerts and",
         "the dashboard that use them, is in the [chart's README](../charts/dbtunnel-operator/README.md#monitoring).",
@@ -184,6 +200,8 @@ def logs_page() -> str:
     lines = [
         "# Logs",
         f"<!-- {_HEADER} -->",
+        "",
+        "For whoever reads or collects logs. After it you know each event of both processes, its level and its fields.",
         "",
         "Each line is a JSON object with `time`, `level`, `logger`, `event` and the event's own fields: one line for",
         "one fact. Names of events and fields are kept, more may come. What Kopf and other libraries log has the same",

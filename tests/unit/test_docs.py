@@ -114,6 +114,13 @@ def test_relative_links_lead_somewhere(path: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=name_of)
+def test_a_page_begins_with_whom_it_is_for_and_what_they_can_do_then(path: Path) -> None:
+    _, first, *_ = re.sub(r"<!--.*?-->\n", "", text_of(path)).split("\n\n")
+    assert first.startswith("For whoever ")
+    assert re.search(r"\b[Aa]fter\s(it|this page)\s", first)
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_links_are_of_the_one_form_that_is_followed(path: Path) -> None:
     """No reference, no HTML: `[text](target)` alone."""
