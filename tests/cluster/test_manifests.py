@@ -14,10 +14,12 @@ from tests.support.tunnels import apply, condition, make_namespace, remove_names
 
 
 def test_the_api_server_admits_all_of_it(crd_installed: Cluster) -> None:
-    """Strictly, and beside what the chart has installed under the same names."""
+    """Strictly; and over what helm has installed under the same names where that is asked for."""
     text = manifests()
-    options = ("--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict")
-    said = crd_installed.kubectl("apply", *options, "-f", "-", input=text)
+    options = ("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-")
+    with pytest.raises(ClusterError, match='with "helm"'):
+        crd_installed.kubectl(*options, input=text)
+    said = crd_installed.kubectl(*options, "--force-conflicts", input=text)
 
     assert said.count("serverside-applied (server dry run)") == len([one for one in yaml.safe_load_all(text) if one])
 
