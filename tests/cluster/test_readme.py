@@ -96,8 +96,15 @@ def is_told_whole(cluster: Cluster, namespace: str) -> bool:
 
 
 def test_the_first_tunnel(
-    installed: Cluster, bastion: Bastion, client_image: str, address: str, shop: str, tmp_path: Path
+    installed: Cluster,
+    bastion: Bastion,
+    client_image: str,
+    address: str,
+    shop: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
     write_manifest(tmp_path, shop, bastion, address)
     handout = follow(PAGE, installed, shop, tmp_path, "handout")
     (line,) = [one for one in handout.splitlines() if one.startswith("restrict,")]
@@ -109,7 +116,6 @@ def test_the_first_tunnel(
     wait_for_route(installed, f"orders.{shop}", client_image, 5432)
     mine = {
         "--image=postgres:17": f"--image={client_image}",
-        "$PGPASSWORD": PASSWORD,
         "orders.shop.svc": f"orders.{shop}.svc",
     }
     assert "(1 row)" in follow(PAGE, installed, shop, tmp_path, "kubectl run", **mine)

@@ -108,7 +108,7 @@ def follow(page: str, cluster: Cluster, namespace: str, directory: Path, word: s
     for name in _NAMESPACE:
         commands = commands.replace(name, name.replace("shop", namespace))
     printed = _printed(_shell(commands), directory, at_a_cluster(cluster))
-    _write_down(block, commands)
+    _write_down(block)
     return printed
 
 
@@ -116,7 +116,7 @@ def follow_here(page: str, directory: Path, word: str, *, prefix: Sequence[str] 
     """As `follow`, of commands that need no cluster. The folder is the home. `prefix`: a command that runs them."""
     block, commands = _found(page, word, changes)
     printed = _printed([*prefix, *_shell(commands)], directory, at_home(directory))
-    _write_down(block, commands)
+    _write_down(block)
     return printed
 
 
@@ -124,7 +124,7 @@ def follow_by(page: str, way: Sequence[str], word: str, **changes: str) -> str:
     """As `follow`, run by another command, which gets a shell with the commands for its last words."""
     block, commands = _found(page, word, changes)
     printed = run([*way, *_shell(commands)], timeout_seconds=_TIMEOUT_SECONDS)
-    _write_down(block, commands)
+    _write_down(block)
     return printed
 
 
@@ -132,7 +132,7 @@ def was_run(page: str, commands: str) -> None:
     """Writes down the block of a page that a test has run in a way of its own, if it has these very commands."""
     for block in _blocks(page):
         if block.language == COMMANDS and block.text == commands:
-            _write_down(block, commands)
+            _write_down(block)
 
 
 @contextmanager
@@ -147,7 +147,7 @@ def following_here(
     try:
         yield process
         assert process.is_running(), process.log_end()
-        _write_down(block, commands)
+        _write_down(block)
     finally:
         process.stop()
 
@@ -168,26 +168,32 @@ def _printed(command: list[str], directory: Path, environment: Mapping[str, str]
 
 
 def _found(page: str, word: str, changes: Mapping[str, str]) -> tuple[Block, str]:
-    """The block, and its commands with everything changed that is the reader's."""
+    """The block, and its commands with everything changed that is the reader's. Raises AssertionError where a change is
+    of more than values.
+    """
     (block,) = (one for one in _blocks(page) if one.language == COMMANDS and word in one.text)
     assert block.reason is None, f"{block.page}:{block.line} is marked as not run"
     commands = block.text
     for old, new in changes.items():
         assert old in commands, f"{block.page}:{block.line} has no {old}"
         commands = commands.replace(old, new)
+    assert _skeleton(commands) == _skeleton(block.text), f"{block.page}:{block.line} would not be run as it stands"
     return block, commands
 
 
-def _skeleton(commands: str) -> list[list[str]]:
+def _skeleton(commands: str) -> list[list[tuple[str, int]]]:
     """What no test may change: how many words a line has, its first, the names of options, how much is set by `=`."""
     return [
-        [*words[:1], *("=".join([_option(word), *[""] * word.count("=")]) for word in words[1:])]
-        for words in map(str.split, commands.splitlines())
+        [
+            (_name(word) if not at or word.startswith("-") else "", word.count("="))
+            for at, word in enumerate(line.split())
+        ]
+        for line in commands.splitlines()
     ]
 
 
-def _option(word: str) -> str:
-    return word.partition("=")[0] if word.startswith("-") else ""
+def _name(word: str) -> str:
+    return word.partition("=")[0]
 
 
 def _shell(commands: str) -> list[str]:
@@ -210,10 +216,7 @@ def _with_programs(environment: Mapping[str, str], *programs: Path) -> dict[str,
     return {**kept, "PATH": ":".join([*places, environment["PATH"]])}
 
 
-def _write_down(block: Block, commands: str) -> None:
-    """Not where a test has put in another command or option: it may, and then it has not run the block."""
-    if _skeleton(commands) != _skeleton(block.text):
-        return
+def _write_down(block: Block) -> None:
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     (DIRECTORY / block.record).write_text(f"{block.page}:{block.line}\n")
 

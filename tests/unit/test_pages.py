@@ -162,13 +162,14 @@ def test_what_has_a_mark_is_not_run(page: str, tmp_path: Path) -> None:
         ("--set=a=b", "--put=a=b"),
     ],
 )
-def test_with_another_command_or_option_it_is_not_that_block(page: str, tmp_path: Path, old: str, new: str) -> None:
-    follow_here(page, tmp_path / "home", "in a list", **{old: new})
+def test_no_command_and_no_option_is_another_than_the_page_s(page: str, tmp_path: Path, old: str, new: str) -> None:
+    with pytest.raises(AssertionError, match=r"page\.md:9 would not be run as it stands"):
+        follow_here(page, tmp_path / "home", "in a list", **{old: new})
     assert done(tmp_path) == set()
 
 
 @pytest.mark.parametrize(("old", "new"), [("NAME", "made"), ("--set=a=b", "--set=a=another")])
-def test_with_another_value_it_is_that_block(page: str, tmp_path: Path, old: str, new: str) -> None:
+def test_a_value_may_be_the_reader_s(page: str, tmp_path: Path, old: str, new: str) -> None:
     follow_here(page, tmp_path / "home", "in a list", **{old: new})
     assert len(done(tmp_path)) == 1
 
