@@ -159,6 +159,22 @@ def test_the_readme_lists_the_conditions_in_their_order() -> None:
     assert one_line(named) in one_line(section(README, "What it looks like"))
 
 
+def test_the_comparison_with_ssh_is_what_was_measured() -> None:
+    """In words: the figures are of the README's last run."""
+    _, _, table = text_of(README).partition("| ratio | to ssh -N -L | to ssh, aes128-gcm |")
+    measured = re.findall(r"^\| ([^|]+) \| ([\d.]+) [^|]*\| ([\d.]+) ", table, re.MULTILINE)
+    ratios = {row: (float(ssh), float(gcm)) for row, ssh, gcm in measured}
+
+    def of(words: str) -> list[tuple[float, float]]:
+        return [found for row, found in ratios.items() if words in row]
+
+    assert "| many connections, long ways | | several times as fast |" in text_of(ROOT / "docs" / "comparison.md")
+    assert min(ssh for ssh, _ in [*of("connects"), *of("round trip")]) > 2
+    assert all(0.8 < ratio < 1.25 for ssh_and_gcm in of("`pgbench -S`") for ratio in ssh_and_gcm)
+    assert all(ssh > 1.2 and gcm > 0.8 for ssh, gcm in [*of("bulk down, "), *of("bulk up, ")])
+    assert all(ssh > 2 for ssh, _ in of("idle"))
+
+
 def test_the_readme_has_a_row_for_each_engine() -> None:
     rows = re.findall(r"^\| (\w+) \| (\d+) \|", section(README, "Engines"), re.MULTILINE)
     assert rows == [(engine, str(info.default_port)) for engine, info in ENGINES.items()]
