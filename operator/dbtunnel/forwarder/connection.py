@@ -146,11 +146,12 @@ class Connector:
 
     async def _attempt(self) -> None:
         """Tries to make a connection; waits where that fails."""
-        known_hosts, rival, self._has_news = self._known_hosts, self._rival(), False
+        known_hosts, standing, rival, self._has_news = self._known_hosts, self.link, self._rival(), False
         try:
             link = await self._route.connect(known_hosts, self._worst())
         except Failure as failure:
-            self._tell(failure, rival)
+            if self.link in (None, standing):  # else another has come in its place
+                self._tell(failure, rival)
             await self._pause(lambda: self._route.wait_seconds(self._worst()))
         else:
             await self._admit(link, known_hosts)

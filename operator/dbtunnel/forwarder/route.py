@@ -41,6 +41,8 @@ class _End:
         self.login, self.pace = login, pace
         self.failure: Failure | None = None
         """Of the last attempt."""
+        self.logins = 0
+        """How many attempts were let in."""
 
 
 class Route:
@@ -141,24 +143,31 @@ class Route:
         for end in ends:
             if not end.pace.is_due:
                 continue
+            logins = end.logins
             try:
                 link = await self._log_in(end.login, known_hosts, carrier)
             except Failure as failure:
+                if end.logins != logins:
+                    raise  # another attempt was let in meanwhile: nothing is wrong, and none after it is needed
                 self._slow_down(end.pace, end.login, failure, changes)
                 self._note(end, failure)
             else:
+                end.logins += 1
                 self._note(end, None)
                 return link
         return None
 
     def _slow_down(self, pace: Pace, login: Login, failure: Failure, changes: int) -> None:
-        self._metrics.add(SSH_FAILURES, label=failure.reason)
         if changes == self._changes:
             pace.failed(_for_the_pace(login, failure))
 
     async def _log_in(self, login: Login, known_hosts: KnownHosts, carrier: Link | None) -> Link:
         began = _now()
-        link = await login.connect(known_hosts[login.number], carrier)
+        try:
+            link = await login.connect(known_hosts[login.number], carrier)
+        except Failure as failure:
+            self._metrics.add(SSH_FAILURES, label=failure.reason)
+            raise
         link.windows = self._windows
         self._metrics.observe(HANDSHAKE_SECONDS, _now() - began)
         return link
