@@ -24,8 +24,12 @@ from bench.places import imports_table, lines_table, memory_table, milestones
 from bench.report import table
 from bench.rows import ROWS, Load, Row
 from bench.sites import SITES, Site
-from bench.spent import Spent, spent_until_now
+from bench.spent import Spent, settle, spent_until_now
 from tests.support.processes import Process, wait_until
+
+_KIBI = 1024
+_EACH = {"1/s": ("µs each", 1e6), "MiB/s": ("s/GiB", _KIBI)}
+"""Of rows that are rates: what the processor time of one is told in, and how many of a second's are in that."""
 
 _NOTING = {"PYTHONPATH": str(Path(__file__).parent / "inside")}
 LONG = Sizes(seconds=6, pgbench=("-T", "6"), paced=("-T", "6"), pings=10**6)
@@ -108,6 +112,7 @@ def _of_time(load: Load, site: Site, directory: Path, sizes: Sizes) -> list[str]
             lane.ensure_started()
             ours.ensure_started()
             ours.take()
+            settle(lane)
             before = spent_until_now(lane)
             figures = load.measure(lane, sizes)
             measured[title] = figures, spent_until_now(lane).since(before)
@@ -118,15 +123,20 @@ def _of_time(load: Load, site: Site, directory: Path, sizes: Sizes) -> list[str]
 
 
 def _spent(rows: Sequence[Row], measured: Mapping[str, tuple[Figures, Spent]]) -> list[list[str]]:
-    titles = [f"{row.name}, {row.unit}" for row in rows]
-    roles = ("forwarder", "in the kernel", "µs for each", "sshd", "server", "clients", "unused")
-    lines = [["processors used", *titles, *roles]]
+    units = [(row, *_EACH[row.unit]) for row in rows if row.unit in _EACH]
+    heads = [f"{role}, {unit}" for _, unit, _ in units for role in ("forwarder", "sshd")]
+    roles = ("forwarder", "in the kernel", "sshd", "server", "clients", "unused", *heads)
+    lines = [["processors used", *(f"{row.name}, {row.unit}" for row in rows), *roles]]
     for title, (figures, spent) in measured.items():
         values = [f"{figures[row.name]:.{row.digits}f}" for row in rows]
-        each = [f"{1e6 * spent.share('forwarder') / figures[row.name]:.0f}" for row in rows if row.unit == "1/s"]
-        shares = [*(spent.share(role) for role in ("sshd", "server", "clients")), spent.unused / spent.at]
-        ours = [f"{spent.share('forwarder'):.2f}", f"{spent.kernel_share('forwarder'):.2f}", "".join(each)]
-        lines.append([title, *values, *ours, *(f"{share:.2f}" for share in shares)])
+        shares = [spent.share("forwarder"), spent.kernel_share("forwarder")]
+        shares += [*(spent.share(role) for role in ("sshd", "server", "clients")), spent.unused / spent.at]
+        each = [
+            f"{factor * spent.share(role) / figures[row.name]:.{0 if factor > _KIBI else 2}f}"
+            for row, _, factor in units
+            for role in ("forwarder", "sshd")
+        ]
+        lines.append([title, *values, *(f"{share:.2f}" for share in shares), *each])
     return lines
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.lane import TICK_SECONDS, Lane, fields
 from tests.support.bastion import descendants
+from tests.support.processes import wait_until
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,28 @@ class Spent:
 
 def spent_until_now(lane: Lane) -> Spent:
     """By everybody who has to do with a lane; clients count once they have ended."""
-    site = lane.site
+    site, at = lane.site, time.monotonic()
+    unused = Path("/proc/stat").read_text().split(maxsplit=6)
+    settle(lane)
     roots = {"forwarder": lane.pids(), "sshd": [site.bastion.pid], "server": [site.server_pid]}
     used = {role: _tree(pids) for role, pids in roots.items()}
     used["clients"] = _ticks(os.getpid(), 13)
-    unused = Path("/proc/stat").read_text().split(maxsplit=6)
-    return Spent(time.monotonic(), used, (int(unused[4]) + int(unused[5])) * TICK_SECONDS)
+    return Spent(at, used, (int(unused[4]) + int(unused[5])) * TICK_SECONDS)
+
+
+_SETTLED_SECONDS = 0.2
+
+
+def settle(lane: Lane) -> None:
+    """Waits until none of the servers' processes ends any more: what one has used is nowhere until it is waited for."""
+    roots = lane.site.bastion.pid, lane.site.server_pid
+    seen: list[list[int]] = []
+
+    def is_as_before() -> bool:
+        seen.append([pid for root in roots for pid in descendants(root)])
+        return len(seen) > 1 and seen[-1] == seen[-2]
+
+    wait_until(is_as_before, "the servers' processes to be as they were", interval_seconds=_SETTLED_SECONDS)
 
 
 def _tree(roots: Sequence[int]) -> tuple[float, float]:
