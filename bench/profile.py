@@ -1,7 +1,8 @@
 """Where the time and the memory of a row go: `python -m bench profile`.
 
 It needs nothing of the system but /proc: no perf, no debugger, no rights. The forwarder notes which of its lines runs
-(`inside/sitecustomize.py`), which makes it a little slower. One round for each; what else the machine does, shows.
+(`inside/sitecustomize.py`), which makes it a little slower. Few rounds, in alternating order; what else the machine
+does, shows.
 """
 
 import itertools
@@ -11,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench import loads
@@ -20,11 +22,11 @@ from bench.lane import Lane
 from bench.loads import Figures, Sizes
 from bench.machine import machine_line
 from bench.measure import Say
-from bench.places import imports_table, lines_table, memory_table, milestones
+from bench.places import Line, imports_table, lines_table, memory_table, milestones
 from bench.report import table
 from bench.rows import ROWS, Load, Row
 from bench.sites import SITES, Site
-from bench.spent import Spent, settle, spent_until_now
+from bench.spent import Spent, settle, spent_until_now, total
 from tests.support.processes import Process, wait_until
 
 _KIBI = 1024
@@ -32,8 +34,9 @@ _EACH = {"1/s": ("µs each", 1e6), "MiB/s": ("s/GiB", _KIBI)}
 """Of rows that are rates: what the processor time of one is told in, and how many of a second's are in that."""
 
 _NOTING = {"PYTHONPATH": str(Path(__file__).parent / "inside")}
-LONG = Sizes(seconds=6, pgbench=("-T", "6"), paced=("-T", "6"), pings=10**6)
-"""Longer than the benchmark measures: a clock that ticks each 4 ms needs time to see much."""
+LONG = Sizes(seconds=2, pgbench=("-T", "2"), paced=("-T", "2"), pings=10**6)
+ROUNDS = 3
+"""Longer than the benchmark measures, together: a clock that ticks each 4 ms needs time to see much."""
 
 
 def profile(directory: Path, chosen: Sequence[Load], sizes: Sizes, say: Say) -> str:
@@ -70,6 +73,7 @@ class NotingLane(Lane):
     def __init__(self, site: Site, directory: Path) -> None:
         self._told = directory / "profile.json"
         self.notes: Mapping[str, Any] = {}
+        self._spent: dict[tuple[str, str, int], tuple[float, float]] = {}
         super().__init__(_ours({**_NOTING, FILE_VARIABLE: str(self._told)}), site, directory)
 
     def take(self) -> None:
@@ -79,6 +83,16 @@ class NotingLane(Lane):
         self._process.signal(signal.SIGUSR1)
         wait_until(self._told.exists, "the notes", interval_seconds=0.01)
         self.notes = json.loads(self._told.read_text())
+
+    def keep(self) -> None:
+        """Adds the lines that it told of last to those of before."""
+        for *place, user, kernel in self.notes["lines"]:
+            before = self._spent.get(tuple(place), (0.0, 0.0))
+            self._spent[tuple(place)] = before[0] + user, before[1] + kernel
+
+    def lines(self) -> list[Line]:
+        """Those that were kept."""
+        return [(*place, *spent) for place, spent in self._spent.items()]
 
     def stop(self) -> None:
         """Ends it."""
@@ -100,26 +114,40 @@ def _ours(environment: Mapping[str, str]) -> Contender:
 def _of_time(load: Load, site: Site, directory: Path, sizes: Sizes) -> list[str]:
     """Who had the processors, beside those whom its aims name; and which of the forwarder's lines had its part."""
     against = {aim.against for row in rows_of(load) for aim in row.aims}
-    measured: dict[str, tuple[Figures, Spent]] = {}
     with ExitStack() as stack:
         ours = stack.enter_context(NotingLane(site, directory / "noting"))
-        others = {
-            CONTENDERS[name].title: stack.enter_context(Lane(CONTENDERS[name], site, directory / name))
-            for name in CONTENDERS
-            if name in against
-        }
-        for title, lane in {CONTENDERS[OURS].title: ours, **others}.items():
-            lane.ensure_started()
-            ours.ensure_started()
-            ours.take()
-            settle(lane)
-            before = spent_until_now(lane)
-            figures = load.measure(lane, sizes)
-            measured[title] = figures, spent_until_now(lane).since(before)
-            if lane is ours:
-                ours.take()
-                lines = ours.notes["lines"]
-    return [*table(_spent(rows_of(load), measured)), "", *lines_table(lines)]
+        lanes: list[tuple[str, Lane]] = [(CONTENDERS[OURS].title, ours)]
+        for name in CONTENDERS:
+            if name in against:
+                lane = Lane(CONTENDERS[name], site, directory / name)
+                lanes.append((CONTENDERS[name].title, stack.enter_context(lane)))
+        measured: dict[str, list[tuple[Figures, Spent]]] = {title: [] for title, _ in lanes}
+        for number in range(ROUNDS):
+            for title, lane in lanes[:: -1 if number % 2 else 1]:
+                measured[title].append(_measured(load, lane, ours, sizes))
+    together = {title: _together(rounds) for title, rounds in measured.items()}
+    return [*table(_spent(rows_of(load), together)), "", *lines_table(ours.lines())]
+
+
+def _measured(load: Load, lane: Lane, ours: NotingLane, sizes: Sizes) -> tuple[Figures, Spent]:
+    """One round. What ours notes while others are measured is left out."""
+    lane.ensure_started()
+    ours.ensure_started()
+    ours.take()
+    settle(lane)
+    before = spent_until_now(lane)
+    figures = load.measure(lane, sizes)
+    spent = spent_until_now(lane).since(before)
+    if lane is ours:
+        ours.take()
+        ours.keep()
+    return figures, spent
+
+
+def _together(rounds: Sequence[tuple[Figures, Spent]]) -> tuple[Figures, Spent]:
+    """The medians of what was measured, and all that was spent."""
+    names = rounds[0][0].keys()
+    return {name: median(figures[name] for figures, _ in rounds) for name in names}, total(each for _, each in rounds)
 
 
 def _spent(rows: Sequence[Row], measured: Mapping[str, tuple[Figures, Spent]]) -> list[list[str]]:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,16 @@ class Spent:
     def kernel_share(self, role: str) -> float:
         """The part of that in the kernel."""
         return self.used[role][1] / self.at
+
+
+def total(parts: Iterable[Spent]) -> Spent:
+    """What was spent within several whiles."""
+    known = list(parts)
+    used = {
+        role: (sum(one.used[role][0] for one in known), sum(one.used[role][1] for one in known))
+        for role in known[0].used
+    }
+    return Spent(sum(one.at for one in known), used, sum(one.unused for one in known))
 
 
 def spent_until_now(lane: Lane) -> Spent:
