@@ -92,6 +92,14 @@ BASTION_ANSWERS_ANOTHER_ATTEMPT = [
 ]
 """While the fallback serves, an attempt that the bastion leaves unanswered outlasts one that it lets in."""
 
+BASTION_REFUSES_ANOTHER_ATTEMPT = [
+    *((0, World.client_comes, 0) for _ in range(17)),
+    (0, World.server_changes, 16),
+    (0.3, World.outage, 1),
+    (0.3, World.client_comes, 0),
+]
+"""An attempt that it leaves unanswered outlasts one after which it is not to be asked for long."""
+
 
 async def pass_time(world: World, seconds: float) -> None:
     end = now() + seconds
@@ -177,6 +185,7 @@ EXAMPLES = int(os.environ.get("DBTUNNEL_EXAMPLES", "0"))
 @given(SHAPES, HAPPENINGS)
 @example(Shape(jump_hosts=1), KEY_OF_THE_JUMP_HOST_IS_REVOKED)
 @example(Shape(connections=3, drain=(3, 30)), BASTION_ANSWERS_ANOTHER_ATTEMPT)
+@example(Shape(connections=2, drain=(3, 30)), BASTION_REFUSES_ANOTHER_ATTEMPT)
 def test_what_must_hold_holds_whatever_happens(shape: Shape, happenings: Sequence[Any]) -> None:
     with (
         mock.patch.object(listener, "Client", KnownClient),

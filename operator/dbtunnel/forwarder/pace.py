@@ -51,11 +51,10 @@ class Pace:
         return self.wait_seconds() <= 0
 
     def failed(self, failure: Failure) -> None:
-        """An attempt has failed, or a connection was lost."""
-        now = asyncio.get_running_loop().time()
-        eagerly = min(self.attempts, _EAGER_DOUBLINGS)
-        self.not_before = now + pause_seconds(failure, self.attempts, self._replicas)
-        self._not_before_eagerly = now + pause_seconds(failure, eagerly, self._replicas)
+        """An attempt has failed, or a connection was lost. What another has met since it began goes on to count."""
+        now, eagerly = asyncio.get_running_loop().time(), min(self.attempts, _EAGER_DOUBLINGS)
+        self.not_before = max(self.not_before, now + pause_seconds(failure, self.attempts, self._replicas))
+        self._not_before_eagerly = max(self._not_before_eagerly, now + pause_seconds(failure, eagerly, self._replicas))
         self.attempts += 1
 
     def stood(self) -> None:
@@ -64,7 +63,7 @@ class Pace:
 
     def reset(self) -> None:
         """Something has changed: no reason to wait any more."""
-        self.attempts, self.not_before = 0, 0.0
+        self.attempts, self.not_before, self._not_before_eagerly = 0, 0.0, 0.0
 
 
 def pause_seconds(failure: Failure, attempts: int, replicas: int) -> float:
