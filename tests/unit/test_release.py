@@ -22,7 +22,18 @@ from tests.support.release import NAMESPACE, RELEASE, ReleaseError, check, files
 
 REPOSITORY = "registry.example.com/team/dbtunnel"
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yaml"))
-WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/release.yaml").read_text())
+RELEASE_WORKFLOW = ROOT / ".github/workflows/release.yaml"
+WORKFLOW = yaml.safe_load(RELEASE_WORKFLOW.read_text())
+
+READS = {"contents": "read"}
+
+_PUBLISHES = {"packages": "write", "id-token": "write", "attestations": "write"}
+
+WRITES = {
+    ("release", "image"): {**READS, **_PUBLISHES},
+    ("release", "chart"): {"contents": "write", **_PUBLISHES},
+}
+"""What jobs may beyond reading the repository: to push to its registry, to sign as themselves; one makes a release."""
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +200,7 @@ def test_the_soak_is_run_by_the_calendar() -> None:
 
 def test_an_error_in_a_workflow_would_be_found(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yaml"
-    wrong.write_text((ROOT / ".github/workflows/release.yaml").read_text().replace("outputs.digest }}", "output.x }}"))
+    wrong.write_text(RELEASE_WORKFLOW.read_text().replace("outputs.digest }}", "output.x }}"))
     assert 'property "output" is not defined' in lint(wrong).stdout
 
 
@@ -228,7 +239,7 @@ def test_nothing_is_published_before_every_test_has_passed() -> None:
 
     assert publishing == ["image", "chart"]
     assert all(needed(name) >= {"check", "test"} for name in publishing)
-    assert WORKFLOW["jobs"]["test"] == {"needs": "check", "uses": "./.github/workflows/test.yaml"}
+    assert WORKFLOW["jobs"]["test"] == {"needs": "check", "permissions": READS, "uses": "./.github/workflows/test.yaml"}
     assert "workflow_call" in tests["on"]
     assert any(step.get("run", "").endswith(" make test") for step in tests["jobs"]["test"]["steps"])
 
@@ -289,6 +300,41 @@ def test_every_artifact_is_signed_by_digest_and_has_its_provenance() -> None:
     assert text.count("actions/attest-build-provenance@") == 2
 
 
-def test_only_jobs_that_write_may_write() -> None:
-    assert WORKFLOW["permissions"] == {"contents": "read"}
-    assert WORKFLOW["jobs"]["image"]["permissions"]["contents"] == "read"
+def jobs(path: Path) -> dict[str, Any]:
+    """Those of a workflow, by name."""
+    found: dict[str, Any] = yaml.safe_load(path.read_text())["jobs"]
+    return found
+
+
+def test_every_action_is_pinned_by_a_commit_which_has_one_release_everywhere() -> None:
+    texts = [path.read_text() for path in WORKFLOWS]
+    uses = [one for text in texts for one in re.findall(r"^ +(?:- )?uses: (?!\./)(.*)$", text, re.MULTILINE)]
+    pinned = [re.fullmatch(r"([\w-]+/[\w-]+)[\w/-]*@([0-9a-f]{40} # v\d+\.\d+\.\d+)", one) for one in uses]
+
+    steps = [step for path in WORKFLOWS for job in jobs(path).values() for step in job.get("steps", ())]
+    assert len(uses) == sum("uses" in step for step in steps) > 20
+    assert [use for use, pin in zip(uses, pinned, strict=True) if not pin] == []
+    pins = {pin.groups() for pin in pinned if pin}
+    assert len(pins) == len({repository for repository, _ in pins})
+
+
+def test_cosign_is_of_one_version_everywhere() -> None:
+    steps = [step for job in jobs(RELEASE_WORKFLOW).values() for step in job.get("steps", ())]
+    installed = [step["with"] for step in steps if step.get("uses", "").startswith("sigstore/cosign-installer@")]
+    assert installed == [{"cosign-release": "v2.5.2"}] * 2
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_job_has_an_end_and_the_permissions_that_it_needs(path: Path) -> None:
+    assert yaml.safe_load(path.read_text())["permissions"] == {}
+    for name, job in jobs(path).items():
+        assert "uses" in job or job["timeout-minutes"], name
+        assert job["permissions"] == WRITES.get((path.stem, name), READS), name
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_no_job_leaves_its_token_in_the_clone(path: Path) -> None:
+    steps = [step for job in jobs(path).values() for step in job.get("steps", ())]
+    clones = [step.get("with") for step in steps if step.get("uses", "").startswith("actions/checkout@")]
+    assert clones
+    assert all(one == {"persist-credentials": False} for one in clones)
