@@ -9,10 +9,12 @@ import pytest
 
 from dbtunnel.api.crd import crd
 from tests.support.bastion import Bastion
+from tests.support.binaries import binary
 from tests.support.clients import start_client
 from tests.support.cluster import Cluster, ExistingCluster, start_cluster
 from tests.support.images import CLIENT, OPERATOR
 from tests.support.installation import NAMESPACE, image_reference, provide_image
+from tests.support.monitoring import CRDS
 from tests.support.operator import Operator, lone_operator
 from tests.support.pages import follow
 from tests.support.private_network import PrivateNetwork
@@ -73,6 +75,19 @@ def installed(crd_installed: Cluster, tmp_path_factory: pytest.TempPathFactory) 
     follow("README.md", crd_installed, "", tmp_path_factory.mktemp("clone"), "helm upgrade", **values)
     crd_installed.kubectl("rollout", "status", "deployment", "-n", NAMESPACE, "--timeout=120s", timeout_seconds=130)
     return crd_installed
+
+
+@pytest.fixture(scope="session")
+def prometheus_operator_kinds(cluster: Cluster) -> Iterator[None]:
+    """The real definitions of ServiceMonitor, PodMonitor and PrometheusRule; those that are there stay."""
+    if "servicemonitors.monitoring.coreos.com" in cluster.kubectl("get", "crd", "-o", "name"):
+        yield
+        return
+    files = [word for name in CRDS for word in ("-f", str(binary(name)))]
+    cluster.kubectl("create", *files)
+    cluster.kubectl("wait", "--for=condition=Established", *files, "--timeout=20s")
+    yield
+    cluster.kubectl("delete", *files, "--wait=false")
 
 
 @pytest.fixture(scope="session")

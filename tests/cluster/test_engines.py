@@ -3,20 +3,18 @@
 import json
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 from dbtunnel.api.engines import ENGINES, Engine
-from tests.support.binaries import binary
 from tests.support.chart import render
 from tests.support.clients import AUTHORITY_FILE, COMMANDS, Endpoint, first_query, query
 from tests.support.cluster import Cluster, ClusterError
 from tests.support.databases import ROWS
 from tests.support.installation import RELEASE
-from tests.support.monitoring import ALERTS, CRDS, open_api, scrape_jobs
+from tests.support.monitoring import ALERTS, open_api, scrape_jobs
 from tests.support.private_network import BASTION, DATABASES, PrivateDatabase, PrivateNetwork
 from tests.support.prometheus import Prometheus
 from tests.support.tunnels import Manifest, apply, example, find, try_at_once, wait_for_ready, wait_for_reason
@@ -238,19 +236,6 @@ def test_prometheus_finds_operator_and_forwarders_by_the_monitors(
         scraped = {one["labels"]["pod"]: one["lastError"] for one in prometheus.targets()}
         assert {scraped[of["pod"]] for of, _ in (layer, ready)} == {""}
         assert {rule["health"] for rule in prometheus.rules()} <= {"ok", "unknown"}
-
-
-@pytest.fixture
-def prometheus_operator_kinds(installed: Cluster) -> Iterator[None]:
-    """The real definitions of ServiceMonitor, PodMonitor and PrometheusRule; those that are there stay."""
-    if "servicemonitors.monitoring.coreos.com" in installed.kubectl("get", "crd", "-o", "name"):
-        yield
-        return
-    files = [word for name in CRDS for word in ("-f", str(binary(name)))]
-    installed.kubectl("create", *files)
-    installed.kubectl("wait", "--for=condition=Established", *files, "--timeout=20s")
-    yield
-    installed.kubectl("delete", *files, "--wait=false")
 
 
 @pytest.mark.usefixtures("prometheus_operator_kinds")
