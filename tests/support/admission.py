@@ -12,9 +12,17 @@ from tests.support.tunnels import Manifest, tunnel_manifest
 
 SSH_SERVERS: list[Manifest] = [
     {"hosts": ["Bastion.example.com", "*.ssh.example.com", "203.0.113.0/24", "198.51.100.7"], "ports": [22]},
-    {"hosts": ["2001:db8::/32"], "namespaces": ["default"]},
+    {"hosts": ["2001:db8::/32", "fd00::/8"], "namespaces": ["default"]},
     {"hosts": ["other.example.com"], "namespaces": ["elsewhere"]},
 ]
+METADATA_SERVICES = (
+    "169.254.169.254",
+    "fd00:ec2::254",
+    "fd00:0ec2:0::23",
+    "fd20:ce::254",
+    "fd00:42::42",
+    "100.100.100.200",
+)
 DATABASES: list[Manifest] = [
     {"hosts": ["*.internal", "10.0.0.0/8"]},
     {"hosts": ["localhost"], "ports": [5432], "namespaces": ["default"]},
@@ -41,6 +49,7 @@ ALLOWED = (
     leading_to("203.0.113.200"),
     leading_to("198.51.100.7"),
     leading_to("2001:db8:0:0::5", tunnel={"port": 2222}),
+    leading_to("fd00:ec3::254"),
     leading_to(tunnel={"jumpHosts": [{"host": "203.0.113.1"}], "fallbacks": [{"host": "203.0.113.2"}]}),
     leading_to(podTemplate=alias("203.0.113.9")),
     leading_to(database={"host": "10.20.30.40", "port": 6432}),
@@ -49,8 +58,9 @@ ALLOWED = (
 )
 
 NOT_AMONG = "is not among the SSH servers that namespace default may use: Bastion.example.com, *.ssh.example.com, "
-OWN = "is a loopback or link-local address, or stands for one. Write the SSH server's own name or address."
-NO_OWN_ADDRESS = "is a link-local or unspecified address, or stands for one. Write the database's own name or address."
+METADATA = "or a cloud's metadata service, or stands for one. Write"
+OWN = f"is a loopback or link-local address {METADATA} the SSH server's own name or address."
+NO_OWN_ADDRESS = f"is a link-local or unspecified address {METADATA} the database's own name or address."
 NO_DATABASE = "is not among the databases that namespace default may use: *.internal, 10.0.0.0/8; localhost port 5432. "
 
 REFUSED = (
@@ -70,13 +80,16 @@ REFUSED = (
     *(
         (leading_to(host), f"spec.tunnel.host: {host} {OWN}")
         for host in (
-            *("127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::", "169.254.169.254", "fe80::1"),
+            *("127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::", "fe80::1", "febf::1", *METADATA_SERVICES),
             *("localhost", "LocalHost.", "a.localhost", "ip6-loopback", "0x7f000001", "0x7f.1", "a.1"),
         )
     ),
     (leading_to(tunnel={"jumpHosts": [{"host": "127.0.0.1"}]}), f"spec.tunnel.jumpHosts[0].host: 127.0.0.1 {OWN}"),
     (leading_to(tunnel={"fallbacks": [{"host": "localhost"}]}), f"spec.tunnel.fallbacks[0].host: localhost {OWN}"),
-    (leading_to(podTemplate=alias("127.0.0.1")), "spec.podTemplate.hostAliases: 127.0.0.1 is a loopback"),
+    *(
+        (leading_to(podTemplate=alias(address)), f"spec.podTemplate.hostAliases: {address} is a loopback")
+        for address in ("127.0.0.1", "fe80::1", *METADATA_SERVICES)
+    ),
     (leading_to(podTemplate=alias("10.0.0.1")), "spec.podTemplate.hostAliases: 10.0.0.1 is not the address of an SSH"),
     (
         leading_to(database={"host": "orders.example.com"}),
@@ -88,7 +101,7 @@ REFUSED = (
     *(
         (leading_to(database={"host": host}), f"spec.database.host: {host} {NO_OWN_ADDRESS}")
         for host in (
-            *("169.254.169.254", "fe80::1", "0.0.0.0", "::"),
+            *("fe80::1", "0.0.0.0", "::", *METADATA_SERVICES),
             *("0xa9fea9fe", "0xA9FEA9FE.", "169.254.0xa9fe", "0xa9.0xfe.43518", "0x0"),
         )
     ),
