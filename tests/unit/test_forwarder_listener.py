@@ -65,6 +65,25 @@ async def test_what_is_said_later_says_nothing_of_the_database() -> None:
     assert metrics.get(DATABASE_FAILURES, "TooManyConnections") == 0
 
 
+async def test_who_waits_at_the_socket_when_it_closes_is_taken() -> None:
+    config = forwarder_config(tunnel(), INSTALLATION.defaults)
+    connector = cast(Any, SimpleNamespace(least_used=lambda: None))
+    listener = Listener(config, connector, cast(Any, None), Metrics())
+    bound = listening_socket("127.0.0.1", 0)
+    listener.start(bound)
+    address = bound.getsockname()
+    with socket.create_connection(address) as client:
+        listener.refuse_new()
+
+        assert (listener.clients, listener.is_open) == (1, False)
+        client.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            client.recv(1)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+        listener.cut()
+
+
 def test_clients_are_asked_whether_they_live_and_nothing_waits_for_more() -> None:
     with listening_socket("127.0.0.1", 0) as bound, socket.create_connection(bound.getsockname()):
         client, _ = bound.accept()

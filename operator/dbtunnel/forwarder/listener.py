@@ -107,7 +107,8 @@ class Listener:
         return self._bound is not None
 
     def refuse_new(self) -> None:
-        """Takes no further clients."""
+        """Takes no further clients. Those that the system has taken already are not cut off with the socket."""
+        self._knocked(READ)
         if self._bound:
             self._watcher.forget(self._bound.fileno())
             self._bound.close()
