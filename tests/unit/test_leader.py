@@ -274,6 +274,8 @@ def test_a_candidate_without_the_rights_ends_and_says_which(
         second = Candidate(api)
         await asyncio.sleep(100 if is_taken else 0)
         api.trouble = trouble
+        await asyncio.sleep(LEASE_SECONDS - RETRY_SECONDS - 1)
+        assert second.task.done() != is_taken, "an uninstall takes the rights first, and then the operator"
         with pytest.raises(
             ApiError, match="403 Forbidden: no leases for you" if trouble is forbid else "401 Unauthorized"
         ):

@@ -76,10 +76,10 @@ class Election:
 
     async def hold(self, elected: asyncio.Event) -> None:
         """Takes the Lease, sets `elected`, and renews it until cancelled. Raises LeaseLostError where it cannot, and
-        ApiError where it lacks the rights from the beginning. One that leads goes on without them as long as the Lease
-        holds: an uninstall removes them first.
+        ApiError where it lacks the rights. One that leads or stands by goes on without them as long as a lease holds,
+        since an uninstall removes them first.
         """
-        while not await self._attempt(bears_refusal=False):  # noqa: ASYNC110
+        while not await self._attempt(bears_refusal=self.stands_by()):  # noqa: ASYNC110
             await asyncio.sleep(RETRY_SECONDS)
         event(logger, "elected", identity=self.identity)
         elected.set()
