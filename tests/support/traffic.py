@@ -11,7 +11,8 @@ from tests.support.cluster import Cluster, ClusterError
 from tests.support.databases import DATABASE, USER
 from tests.support.processes import wait_until
 
-_LONGEST_SECONDS = 120
+_LONGEST_SECONDS = 240
+"""After which a program ends by itself: nobody told it to."""
 
 _AROUND = """
 import json, os, sys, time
@@ -36,6 +37,7 @@ class Program:
         self._command = ["python", "-c", _AROUND + program, *map(str, arguments)]
         self._printed = ""
         self._failure: ClusterError | None = None
+        self._was_at_work = False
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
@@ -47,6 +49,7 @@ class Program:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._was_at_work = self._thread.is_alive()
         query(self._cluster, self._namespace, ["touch", self._stop_file])
         self._thread.join(_LONGEST_SECONDS)
 
@@ -55,6 +58,7 @@ class Program:
         """What it has seen, once the context has been left. Raises ClusterError where it failed."""
         if self._failure:
             raise self._failure
+        assert self._was_at_work, f"it saw the first {_LONGEST_SECONDS} s alone"
         return json.loads(self._printed.splitlines()[-1])
 
     def _run(self) -> None:
