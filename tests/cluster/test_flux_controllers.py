@@ -1,5 +1,6 @@
-"""Flux's own source-controller and kustomize-controller bring `examples/flux` from a registry and a git repository."""
+"""Flux's own controllers bring `examples/flux` from a registry and a git repository."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,8 @@ EXAMPLES = ROOT / "examples" / "flux"
 ORDERS = "databasetunnel/orders"
 STRICT = ("apply", "--dry-run=server", "--validate=strict")
 TUNNELS = "kustomization/shop-tunnels"
+HELM_RELEASE = "helmrelease/dbtunnel"
+DEPLOYMENT = f"deployment/{RELEASE}-dbtunnel-operator"
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,6 @@ def team(
 
 
 def test_fluxs_definitions_admit_the_examples(team: Team) -> None:
-    """Of a HelmRelease it is not to be had; tests/unit/test_flux.py reads that by its controller's types."""
     said = team.flux.cluster.kubectl(*STRICT, "-f", EXAMPLES).splitlines()
     assert len(said) == 6
     assert all(line.endswith(" (server dry run)") for line in said)
@@ -133,28 +135,68 @@ def test_fluxs_definitions_would_refuse_a_typing_error(team: Team) -> None:
         team.flux.cluster.kubectl(*STRICT, "-f", "-", input=wrong)
 
 
-@pytest.fixture(scope="module")
-def brought(team: Team) -> Team:
+@dataclass(frozen=True)
+class Brought(Team):
     """Once all that the examples lead to is there."""
-    deployment = f"deployment/{RELEASE}-dbtunnel-operator"
-    before = find(team.flux.cluster, OPERATOR_NAMESPACE, deployment)
+
+    deployment: Manifest
+    """The operator's, before Flux had anything to do with it."""
+    revision: int
+    """Of the release, as helm's command line had made it."""
+
+
+@pytest.fixture(scope="module")
+def brought(team: Team) -> Brought:
+    """Flux takes over the release that helm's command line has made."""
+    cluster = team.flux.cluster
+    deployment = find(cluster, OPERATOR_NAMESPACE, DEPLOYMENT)
+    assert deployment
+    brought = Brought(**vars(team), deployment=deployment, revision=revision(cluster))
     team.commit(team.tunnel("orders"), team.tunnel("paused", suspend=True))
-    team.flux.wait_for("ocirepository/dbtunnel-operator", "True")
-    team.flux.wait_for(TUNNELS, "False", "DependencyNotReady")
-    assert not team.find(ORDERS), "nobody has installed the HelmRelease yet"
-    team.flux.install("dbtunnel")
+    team.flux.wait_for(HELM_RELEASE, "True", "Succeeded")
     team.flux.wait_for("kustomization/shop", "True")
-    after = find(team.flux.cluster, OPERATOR_NAMESPACE, deployment)
-    assert before
+    return brought
+
+
+def revision(cluster: Cluster) -> int:
+    """The latest of the release."""
+    history = helm(cluster, "history", RELEASE, "--namespace", OPERATOR_NAMESPACE, "--output", "json")
+    return max(int(one["revision"]) for one in json.loads(history))
+
+
+def test_a_release_made_by_hand_is_taken_over_and_no_operator_restarts(brought: Brought) -> None:
+    cluster = brought.flux.cluster
+    assert revision(cluster) == brought.revision + 1
+    after = find(cluster, OPERATOR_NAMESPACE, DEPLOYMENT)
     assert after
-    assert after["metadata"]["generation"] == before["metadata"]["generation"], "the same chart, from the registry"
-    return team
+    for field in ("uid", "generation"):
+        assert after["metadata"][field] == brought.deployment["metadata"][field]
+
+
+def test_a_right_that_somebody_gives_the_operator_is_taken_back(brought: Brought) -> None:
+    """And nothing is written where nothing was edited."""
+    cluster, role = brought.flux.cluster, ("clusterrole", f"{RELEASE}-dbtunnel-operator")
+    before = cluster.get(*role)
+    brought.flux.reconcile(HELM_RELEASE)
+    brought.flux.wait_for(HELM_RELEASE, "True")
+    assert cluster.get(*role) == before
+    more = {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}
+    cluster.kubectl("patch", *role, "--type=merge", "-p", json.dumps({"rules": [*before["rules"], more]}))
+
+    brought.flux.reconcile(HELM_RELEASE)
+
+    wait_until(lambda: cluster.get(*role)["rules"] == before["rules"], "the rights as they were", 30)
+    brought.flux.wait_for(HELM_RELEASE, "True")
+    assert revision(cluster) == brought.revision + 1, "mended without another revision"
 
 
 def test_each_kustomization_waits_until_the_one_before_is_healthy(brought: Team) -> None:
     cluster, namespace = brought.flux.cluster, brought.namespace
-    application = brought.find("configmap/application")
+    tunnel, application = brought.find(ORDERS), brought.find("configmap/application")
+    assert tunnel
     assert application
+    release = brought.flux.ready(HELM_RELEASE)["object"]
+    assert tunnel["metadata"]["creationTimestamp"] >= release["status"]["history"][0]["lastDeployed"]
     ready = condition(cluster, namespace, "Ready")
     assert ready["status"] == "True"
     assert application["metadata"]["creationTimestamp"] >= ready["lastTransitionTime"]

@@ -1,33 +1,27 @@
-"""Flux beside a cluster: its own controllers as plain processes, and a git server of this machine.
+"""Flux beside a cluster: its own controllers as plain processes, and a git server of this machine."""
 
-helm-controller's module cannot be had: `Flux.install` does its part, by helm.
-"""
-
-import hashlib
 import itertools
 import json
 import os
 import subprocess
 import threading
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
 from tests.support.argocd import Repository
 from tests.support.binaries import binary
 from tests.support.cluster import Cluster
-from tests.support.installation import helm
+from tests.support.installation import NAMESPACE as OPERATOR_NAMESPACE
+from tests.support.installation import RELEASE, helm
 from tests.support.processes import Process, free_port, wait_until
 from tests.support.tunnels import Manifest, apply, patch, remove_namespace
 
 NAMESPACE = "flux-system"
 
-CONTROLLERS = ("source-controller", "kustomize-controller")
+CONTROLLERS = ("source-controller", "kustomize-controller", "helm-controller")
 
 DEFINITIONS = [f"{name}-crds.yaml" for name in CONTROLLERS]
 
@@ -37,34 +31,8 @@ PROGRAMS = (*CONTROLLERS, *DEFINITIONS)
 SECONDS = 60
 """How long something may take that Flux looks at every five seconds, on a busy machine."""
 
-_OPEN = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-
-HELM_RELEASES: Manifest = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {"name": "helmreleases.helm.toolkit.fluxcd.io"},
-    "spec": {
-        "group": "helm.toolkit.fluxcd.io",
-        "names": {"kind": "HelmRelease", "plural": "helmreleases", "singular": "helmrelease"},
-        "scope": "Namespaced",
-        "versions": [
-            {
-                "name": "v2",
-                "served": True,
-                "storage": True,
-                "subresources": {"status": {}},
-                "schema": {
-                    "openAPIV3Schema": {
-                        "type": "object",
-                        # the default is what lets kstatus wait for one that no controller has seen
-                        "properties": {"spec": _OPEN, "status": {**_OPEN, "default": {"observedGeneration": -1}}},
-                    }
-                },
-            }
-        ],
-    },
-}
-"""What of the definition others than helm-controller rely on."""
+_MARKS = ("helm.toolkit.fluxcd.io/name", "helm.toolkit.fluxcd.io/namespace")
+"""Labels of what a HelmRelease brought."""
 
 
 class Flux:
@@ -80,26 +48,41 @@ class Flux:
         """Starts it; it takes objects from then on."""
         # create: the annotation of a plain apply would be too long
         self.cluster.kubectl("create", *self._definitions)
-        apply(self.cluster, HELM_RELEASES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+        apply(self.cluster, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
         self.cluster.kubectl("wait", "--for=condition=Established", *self._definitions, "--timeout=20s")
         storage, server = self._directory / "storage", f"127.0.0.1:{free_port()}"
         storage.mkdir(parents=True)
         addresses = (f"--storage-addr={server}", f"--storage-adv-addr={server}")
         self._start("source-controller", f"--storage-path={storage}", *addresses)
-        self._start("kustomize-controller", "--requeue-dependency=1s")
+        for name in CONTROLLERS[1:]:
+            self._start(name, "--requeue-dependency=1s")
         return self
 
     def stop(self) -> None:
         """Ends it, in the midst of whatever it does, and removes all that it was told."""
         for process in reversed(self._processes):
             process.kill()
-        for one in self.cluster.get("kustomizations,gitrepositories,ocirepositories", "-n", NAMESPACE)["items"]:
+        kinds = "kustomizations,gitrepositories,ocirepositories,helmreleases"
+        for one in self.cluster.get(kinds, "-n", NAMESPACE)["items"]:
             # nobody is left who would do what the finalizer waits for
             name = f"{one['kind'].lower()}/{one['metadata']['name']}"
             patch(self.cluster, NAMESPACE, name, {"metadata": {"finalizers": None}})
         remove_namespace(self.cluster, NAMESPACE)
         self.cluster.kubectl("delete", *self._definitions, "--wait=false")
-        self.cluster.kubectl("delete", "crd", HELM_RELEASES["metadata"]["name"], "--wait=false")
+        self._leave_the_release()
+
+    def _leave_the_release(self) -> None:
+        """To helm's command line, which would meet conflicts with helm-controller as another that manages fields."""
+        manifest = helm(self.cluster, "get", "manifest", RELEASE, "--namespace", OPERATOR_NAMESPACE)
+        brought = ("-f", "-", "-n", OPERATOR_NAMESPACE)
+        self.cluster.kubectl("label", *brought, *(f"{mark}-" for mark in _MARKS), input=manifest)
+        listed = self.cluster.kubectl("get", *brought, "-o", "json", "--show-managed-fields", input=manifest)
+        for one in json.loads(listed)["items"]:
+            managers = [entry["manager"] for entry in one["metadata"]["managedFields"]]
+            places = [place for place, name in enumerate(managers) if name == "helm-controller"]
+            patches = [{"op": "remove", "path": f"/metadata/managedFields/{place}"} for place in reversed(places)]
+            what = f"{one['kind'].lower()}/{one['metadata']['name']}"
+            self.cluster.kubectl("patch", what, *brought[2:], "--type=json", "-p", json.dumps(patches))
 
     def _start(self, name: str, *arguments: str) -> None:
         ends = (f"--{part}-addr=127.0.0.1:{free_port()}" for part in ("metrics", "health"))
@@ -142,29 +125,6 @@ class Flux:
         )
         assert ready
         return ready
-
-    def install(self, name: str) -> None:
-        """What helm-controller does for a HelmRelease: installs the chart that source-controller has, and says so."""
-        release = wait_until(lambda: self.cluster.find(f"helmrelease/{name}", NAMESPACE), name, SECONDS)
-        assert release
-        spec = release["spec"]
-        source = self.wait_for(f"ocirepository/{spec['chartRef']['name']}", "True")["object"]
-        artifact = source["status"]["artifact"]
-        with urllib.request.urlopen(artifact["url"], timeout=10) as answer:
-            chart = answer.read()
-        assert artifact["digest"] == f"sha256:{hashlib.sha256(chart).hexdigest()}"
-        archive, values = self._directory / "chart.tgz", self._directory / "values.yaml"
-        archive.write_bytes(chart)
-        values.write_text(yaml.safe_dump(spec["values"]))
-        options = ("--namespace", spec["targetNamespace"], "--create-namespace", "--values", str(values), "--wait")
-        helm(self.cluster, "upgrade", "--install", spec["releaseName"], str(archive), *options)
-        ready = {"type": "Ready", "status": "True", "reason": "InstallSucceeded", "message": "installed by helm"}
-        ready["lastTransitionTime"] = release["metadata"]["creationTimestamp"]
-        status = {"observedGeneration": release["metadata"]["generation"], "conditions": [ready]}
-        where = ("helmrelease", name, "-n", NAMESPACE)
-        self.cluster.kubectl(
-            "patch", *where, "--subresource=status", "--type=merge", "-p", json.dumps({"status": status})
-        )
 
     def _told(self, resource: str) -> str:
         status = self.ready(resource)["object"].get("status")

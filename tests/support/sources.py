@@ -45,8 +45,8 @@ def _kubernetes(name: str) -> Source:
     return Source("kubernetes", f"k8s.io/kubernetes/cmd/{name}", site, f"{site}.sha256")
 
 
-_FLUX = ("kustomize-controller", "source-controller")
-"""Those of Flux's controllers that can be had as modules: helm-controller cannot."""
+_FLUX = {"helm-controller": "helm-controller", "kustomize-controller": "flux", "source-controller": "flux"}
+"""Flux's controllers, and the folder of the Go module that builds each: they need two releases of Helm's libraries."""
 
 SOURCES: Mapping[str, Source] = {
     **{
@@ -114,10 +114,10 @@ SOURCES: Mapping[str, Source] = {
     # the modules have programs of their own
     "kstatus": Source("kstatus", "."),
     "netpol": Source("netpol", "."),
-    **{name: Source("flux", f"github.com/fluxcd/{name}") for name in _FLUX},
+    **{name: Source(module, f"github.com/fluxcd/{name}") for name, module in _FLUX.items()},
     **{
-        f"{name}-crds.yaml": Source("flux", f"github.com/fluxcd/{name}", files="config/crd/bases/*.yaml")
-        for name in _FLUX
+        f"{name}-crds.yaml": Source(module, f"github.com/fluxcd/{name}", files="config/crd/bases/*.yaml")
+        for name, module in _FLUX.items()
     },
 }
 """Every program that the tests use beside Debian's packages."""
