@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from itertools import groupby, pairwise
 
-from dbtunnel.api.reasons import REASONS
+from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.forwarder.metrics import CLIENTS_PARKED, SSH_UP
-from dbtunnel.forwarder.pace import FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS
+from dbtunnel.forwarder.pace import FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS, RESTART_SECONDS
 from tests.support.connection_world import PARKED_AT_MOST, PARKING_SECONDS, VISIT, KnownClient, World
 from tests.support.fake_ssh import ANSWER_SECONDS, Attempt, Connection
 from tests.support.virtual_time import now
@@ -20,6 +20,9 @@ IDLE_LOOKS = 10
 SOONEST_SECONDS = FIRST_BACKOFF_SECONDS / 2
 EAGER_DOUBLINGS = 2
 """Of the pause, while somebody may be parked since the begin of an outage."""
+
+UNHEARD = (Reason.CONNECTION_REFUSED, Reason.CONNECT_TIMEOUT)
+"""With which a server that is being started again fails."""
 _LATEST = 40
 """Attempts that may go on: more do not begin while a silent server is waited for."""
 SOON = 0.01
@@ -228,7 +231,7 @@ def _check_pace(world: World, number: int, attempts: Sequence[Attempt]) -> None:
     """Of one server, with the same files. A connection that is lost may be made again soon; where others go on, in the
     turn of those beside the first.
     """
-    doublings = 0
+    doublings, began = 0, 0.0
     for before, after in pairwise(attempts):
         is_beside = before.ended is None or before.ended > after.began
         if before.files != before.seen or is_beside:
@@ -238,11 +241,13 @@ def _check_pace(world: World, number: int, attempts: Sequence[Attempt]) -> None:
         through = [loss for loss in between if number in (loss.hop, *world.jumps)]
         soonest = [loss.at + SOONEST_SECONDS * (loss.was_last and loss.hop == number) for loss in through]
         if before.failure and before.ended is not None:
-            grown = min(doublings, EAGER_DOUBLINGS) if after.is_awaited else doublings
+            began = began if doublings else before.ended
             # with several one that stands may make them begin anew
-            usual = min(SOONEST_SECONDS * (2**grown if world.connections == 1 else 1), LONGEST_BACKOFF_SECONDS / 2)
+            usual = min(SOONEST_SECONDS * (2**doublings if world.connections == 1 else 1), LONGEST_BACKOFF_SECONDS / 2)
             least = REASONS[before.failure.reason].retry_seconds or usual
             soonest.append(before.ended + least)
-            doublings += 1
+            is_eager = before.failure.reason in UNHEARD and not world.jumps
+            eager = RESTART_SECONDS if is_eager else PARKING_SECONDS
+            doublings += doublings < EAGER_DOUBLINGS or before.ended >= began + eager
         assert after.began >= min(soonest, default=0.0) - SOON, "each in its turn"
         doublings = doublings if before.failure and len(soonest) == 1 else 0

@@ -219,7 +219,6 @@ class World:
         return server
 
     def _note(self, attempt: Attempt) -> None:
-        attempt.is_awaited = bool(self.connector.waiting)
         order = [*self.jumps, *self.ends].index
         for before in self.attempts[-3:]:
             if order(attempt.hop) > order(before.hop) and attempt.began == before.ended:

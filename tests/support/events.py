@@ -11,6 +11,7 @@ FORWARDER = {
     "started": "It listens. By which packets it means to carry data, as the self-check at the start has it.",
     "connected": "An SSH connection takes new clients from now on; by which packets, and why not by its own.",
     "connection lost": "One is gone with its sessions; what was seen. It is made anew.",
+    "connection unanswered": "Packets to its server are dropped, it seems: another is made for new clients.",
     "connection retired": "Another has taken its place. It ends with the last of its sessions.",
     "connection of a revoked key ended": "It was made with a key that the Secret now lists as revoked.",
     "another connection failed": "One that was to take the place of the current one, which goes on.",

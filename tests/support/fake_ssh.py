@@ -76,10 +76,13 @@ class Connection:
         self.ended_at: float | None = None
         self.is_closed = self.had_users = False
         """Whether the forwarder closed it, and whether it had users then."""
+        self.drops = False
+        """Whether packets on the way to it are lost."""
         self._channels: dict[int, Channel] = {}
         self._last = 0
         me, packets = cast(Any, self), cast(Any, _Packets(self._close))
         self.link = Link(me, lambda: not self.stands, Congestion(), End(hop), packets, key)
+        self.link.is_unanswered = lambda: self.drops
         if carrier:
             self.link.carrier = carrier.link
             carrier.within.append(self)
@@ -139,7 +142,9 @@ class Connection:
         self._channels.pop(number)
 
     def send_packet(self, kind: int, *parts: bytes) -> None:
-        """The server answers after a moment."""
+        """The server answers after a moment, if it hears of it."""
+        if self.drops:
+            return
         packet = SSHPacket(b"".join(parts))
         if kind == _OPEN:
             packet.get_string()
@@ -167,8 +172,6 @@ class Attempt:
     began: float
     round_began: float
     """When the first server of the same way was tried."""
-    is_awaited: bool = False
-    """Whether a client waits for a connection."""
     ended: float | None = None
     failure: Failure | None = None
     made: Connection | None = None

@@ -204,7 +204,8 @@ def _numbers() -> Iterator[str]:
     yield f"once in {_LEFT_SECONDS} s"
     yield f"At most {OPENING_AT_ONCE} are being opened at a time; up to {ABANDONED_AT_MOST} more"
     yield f"{pace.FIRST_BACKOFF_SECONDS} s, doubled up to {pace.LONGEST_BACKOFF_SECONDS:.0f} s"
-    yield f"is parked it is {pace.EAGER_BACKOFF_SECONDS} s at most"
+    yield f"of an outage it is {pace.EAGER_BACKOFF_SECONDS} s at most"
+    yield f"for {pace.RESTART_SECONDS:.0f} s, while no connection to it comes about"
     yield f"reset by a connection that stood for {pace.STABLE_SECONDS:.0f} s"
     no_key = Failure(ConditionType.KEY_READY, Reason.SECRET_NOT_FOUND)
     yield f"one more try after {pace.FIRST_BACKOFF_SECONDS} s at most"

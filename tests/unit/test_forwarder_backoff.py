@@ -1,13 +1,12 @@
 """The pace at which a lost SSH connection is made again, in virtual time."""
 
 import asyncio
-from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from dbtunnel.api.reasons import REASONS, Reason
+from dbtunnel.api.reasons import Reason
 from dbtunnel.domain.forwarding import forwarder_config
 from dbtunnel.domain.settings import Defaults
 from dbtunnel.forwarder import keyring, route
@@ -19,7 +18,9 @@ from dbtunnel.forwarder.pace import (
     EAGER_BACKOFF_SECONDS,
     FIRST_BACKOFF_SECONDS,
     LONGEST_BACKOFF_SECONDS,
+    RESTART_SECONDS,
     STABLE_SECONDS,
+    Pace,
 )
 from dbtunnel.forwarder.state import State
 from dbtunnel.forwarder.transport import Congestion
@@ -81,55 +82,40 @@ def test_a_connection_that_stood_long_enough_resets_the_backoff(monkeypatch: pyt
 def test_a_connection_that_is_soon_lost_again_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a server that lets in and cuts would be asked five times a second for ever."""
     pause = pause_after_loss(monkeypatch, STABLE_SECONDS - 1)
-    assert round(pause, 6) >= FIRST_BACKOFF_SECONDS * 2**FAILURES / 2
+    assert EAGER_BACKOFF_SECONDS / 2 <= round(pause, 6) <= EAGER_BACKOFF_SECONDS
 
 
-# --- while a client waits ---------------------------------------------------------------------------------------------
+PARKING_SECONDS = 30
 
 
-def times_of_attempts(monkeypatch: pytest.MonkeyPatch, reason: Reason, comes: float, leaves: float) -> list[float]:
-    """When a server that is away is tried for five minutes, while a client waits for a part of them."""
-    attempts: list[float] = []
+def pauses(reason: Reason, count: int, *, restart_seconds: float = RESTART_SECONDS) -> list[tuple[float, float]]:
+    """When so many attempts fail, each at once, and the pauses after them."""
 
-    class Away:
-        number = 0
+    async def main() -> list[tuple[float, float]]:
+        pace, found = Pace(1, PARKING_SECONDS, restart_seconds), []
+        for _ in range(count):
+            pace.failed(transport_failure(reason))
+            found.append((now(), pace.not_before - now()))
+            await asyncio.sleep(pace.not_before - now())
+        return found
 
-        async def connect(self, *_: object) -> Link:
-            attempts.append(now())
-            raise transport_failure(reason)
-
-    monkeypatch.setattr(route, "Login", lambda *_: Away())
-    monkeypatch.setattr(keyring, "in_daemon_thread", at_once)
-
-    async def main() -> None:
-        sources = [Sources(Secret({"ssh-privatekey": key_pair().private}))]
-        connector, clients = Connector(CONFIG, sources, State(CONFIG, "pod-1"), Metrics()), set[str]()
-        connector.waiting = clients
-        connecting = asyncio.ensure_future(connector.run())
-        asyncio.get_running_loop().call_at(comes, clients.add, "client")
-        asyncio.get_running_loop().call_at(leaves, clients.clear)
-        await asyncio.sleep(300)
-        connecting.cancel()
-
-    run(main())
-    return attempts
+    return run(main())
 
 
-def test_a_server_is_tried_within_two_seconds_of_its_return_while_a_client_waits(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("found", "eager_seconds"),
+    [
+        (pauses(Reason.CONNECTION_LOST, 100), PARKING_SECONDS),
+        (pauses(Reason.CONNECTION_REFUSED, 1500), RESTART_SECONDS),
+        (pauses(Reason.CONNECTION_REFUSED, 100, restart_seconds=0), PARKING_SECONDS),
+    ],
+    ids=["a server that is heard", "one that is being started again", "one behind a jump host"],
+)
+def test_a_server_that_returns_soon_is_back_within_two_seconds(
+    found: list[tuple[float, float]], eager_seconds: float
 ) -> None:
-    """However long it was away, and whenever the client has come; with nobody there attempts are rare."""
-    attempts = times_of_attempts(monkeypatch, Reason.CONNECTION_REFUSED, 100.0, 130.0)
-
-    eager = [one for one in attempts if 100 <= one < 130]
-    assert eager[0] <= 101
-    assert max(later - sooner for sooner, later in pairwise([*eager, 130.0])) <= EAGER_BACKOFF_SECONDS + 1e-6
-    rare = [later - sooner for sooner, later in pairwise(one for one in attempts if not 100 <= one < 130)]
-    assert min(rare[-3:]) >= LONGEST_BACKOFF_SECONDS / 2
-
-
-def test_what_a_retry_makes_worse_is_not_hastened_by_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    attempts = times_of_attempts(monkeypatch, Reason.HOST_KEY_MISMATCH, 100.0, 300.0)
-
-    slow = REASONS[Reason.HOST_KEY_MISMATCH].retry_seconds
-    assert min(later - sooner for sooner, later in pairwise(attempts)) >= slow
+    early = [pause for begun, pause in found if begun < eager_seconds]
+    assert len(early) > eager_seconds / EAGER_BACKOFF_SECONDS
+    assert max(early) <= EAGER_BACKOFF_SECONDS
+    assert found[len(early) + 4][1] > EAGER_BACKOFF_SECONDS, "then attempts become rare"
+    assert found[-1][1] >= LONGEST_BACKOFF_SECONDS / 2

@@ -1,6 +1,7 @@
 """What a client's socket is like, and what is learned of what a database says to it."""
 
 import socket
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -65,20 +66,22 @@ async def test_what_is_said_later_says_nothing_of_the_database() -> None:
     assert metrics.get(DATABASE_FAILURES, "TooManyConnections") == 0
 
 
-async def test_who_waits_at_the_socket_when_it_closes_is_taken() -> None:
+async def test_all_who_wait_at_the_socket_when_it_closes_are_taken() -> None:
     config = forwarder_config(tunnel(), INSTALLATION.defaults)
     connector = cast(Any, SimpleNamespace(least_used=lambda: None))
     listener = Listener(config, connector, cast(Any, None), Metrics())
     bound = listening_socket("127.0.0.1", 0)
     listener.start(bound)
     address = bound.getsockname()
-    with socket.create_connection(address) as client:
+    with ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(address)) for _ in range(200)]
         listener.refuse_new()
 
-        assert (listener.clients, listener.is_open) == (1, False)
-        client.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            client.recv(1)
+        assert (listener.clients, listener.is_open) == (len(clients), False)
+        for client in clients:
+            client.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                client.recv(1)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(address)
         listener.cut()

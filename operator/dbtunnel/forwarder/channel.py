@@ -6,7 +6,6 @@ while keys are exchanged, and cost several calls a packet.
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable
 from typing import Any, Protocol, cast
@@ -319,20 +318,11 @@ _NOBODY = _Nobody()
 
 
 class Opening(_Nobody):
-    """A channel that is being opened, for an end, within a time that a server has which hears of it. The opening itself
-    can't be taken back: what the server opens later is closed when it comes.
+    """A channel that is being opened, for an end, within a time. The opening itself can't be taken back: what the
+    server opens later is closed when it comes.
     """
 
-    def __init__(
-        self,
-        link: Link,
-        end: End,
-        target: Address,
-        origin: Address,
-        limit_seconds: float,
-        patience_until: float = math.inf,
-    ) -> None:
-        """`patience_until`: the loop's time; so long at most it waits where packets to the server are dropped."""
+    def __init__(self, link: Link, end: End, target: Address, origin: Address, limit_seconds: float) -> None:
         self._link, self._end = link, end
         self._target, self._origin = target, origin
         self._channel: Channel | None = None
@@ -340,8 +330,7 @@ class Opening(_Nobody):
         self.on_late: Callable[[], None] = lambda: None
         """Called where it is opened after all, for nobody."""
         link.enter()
-        self._limit_seconds, self._patience_until = limit_seconds, patience_until
-        self._wait(limit_seconds)
+        self._timer = asyncio.get_running_loop().call_later(limit_seconds, self._late)
         link.openings.ask(self)
 
     def start(self) -> None:
@@ -361,15 +350,7 @@ class Opening(_Nobody):
             self._link.openings.give_up(self, started=self._channel is not None)
             self._link.leave()
 
-    def _wait(self, seconds: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._late)
-
     def _late(self) -> None:
-        left = self._patience_until - asyncio.get_running_loop().time()
-        if left > 0 and self._link.is_unanswered():
-            # the server has not even heard of it; the connection is lost soon, or goes on
-            self._wait(min(self._limit_seconds, left))
-            return
         self.give_up()
         self._end.failed(TimeoutError())
 

@@ -97,10 +97,10 @@ class Client:
 
     # --- before the channel ---------------------------------------------------------------------------------------
 
-    def open_channel(self, link: Link, target: Address, limit_seconds: float, patience_until: float) -> None:
-        """Asks for its channel; the host hears where there is none. The times are Opening's."""
+    def open_channel(self, link: Link, target: Address, limit_seconds: float) -> None:
+        """Asks for its channel; the host hears where there is none."""
         self.link, self.opening_at = link, asyncio.get_running_loop().time()
-        self._opening = Opening(link, self, target, self.address, limit_seconds, patience_until)
+        self._opening = Opening(link, self, target, self.address, limit_seconds)
         self._opening.on_late = lambda: self._host.came_late(self)
 
     def park(self, *, parked: bool) -> None:

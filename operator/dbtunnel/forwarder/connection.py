@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from dbtunnel.api.conditions import ConditionType
@@ -11,11 +11,11 @@ from dbtunnel.domain.hops import hop_name
 from dbtunnel.forwarder.failures import Failure, Loss
 from dbtunnel.forwarder.keys import KeySource, MountedFile
 from dbtunnel.forwarder.link import Link
-from dbtunnel.forwarder.login import lost
+from dbtunnel.forwarder.login import lost, unanswered
 from dbtunnel.forwarder.logs import event
 from dbtunnel.forwarder.metrics import OWN_PACKETS, SSH_CONNECTS, SSH_RECONNECTS, SSH_UP, Metrics
 from dbtunnel.forwarder.pace import STABLE_SECONDS, Pace
-from dbtunnel.forwarder.route import KnownHosts, Route, Wait
+from dbtunnel.forwarder.route import KnownHosts, Route
 from dbtunnel.forwarder.state import State
 
 _LOG = logging.getLogger(__name__)
@@ -44,10 +44,7 @@ class Connector:
     def __init__(self, config: ForwarderConfig, sources: Sequence[Sources], state: State, metrics: Metrics) -> None:
         """`sources`: by the hop's number."""
         self._config, self._sources, self._state, self._metrics = config, sources, state, metrics
-        self.waiting: Collection[object] = ()
-        """Clients that wait for a connection, for whom attempts are not rare."""
-        keys = [source.keys for source in sources]
-        self._route = Route(config, keys, state, metrics, lambda: bool(self.waiting))
+        self._route = Route(config, [source.keys for source in sources], state, metrics)
         self._known_hosts: KnownHosts = ()
         self.link: Link | None = None
         self._has_news = False
@@ -103,6 +100,8 @@ class Connector:
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             self._look()
+            if self.least_used():
+                self.on_up()  # one that was cut off may be no more
 
     def _look(self) -> None:
         """Takes up the mounted files."""
@@ -128,8 +127,22 @@ class Connector:
 
     def least_used(self) -> Link | None:
         """The connection for a new channel: where there is least in its way."""
-        standing = [link for link in (self.link, *self._further) if link and not link.is_closing()]
-        return min(standing, key=Link.burden, default=None)
+        usable = [link for link in (self.link, *self._further) if link and link.is_usable()]
+        return min(usable, key=Link.burden, default=None)
+
+    def is_cut_off(self, link: Link) -> bool:
+        """Whether somebody waits in vain since packets to the SSH server are dropped. Then new clients do not take the
+        connection, and another is made. What goes over it may go on: keepalives decide whether it is lost.
+        """
+        if not link.is_unanswered():
+            return False
+        if not link.is_doubted:
+            link.is_doubted = True
+            event(_LOG, "connection unanswered", hop=hop_name(self._config, link.first().end.hop))
+        if link is self.link and not self._has_complained:
+            self._has_complained = True
+            self._state.failed(unanswered(link))
+        return True
 
     def sessions(self) -> tuple[KeySessions, ...]:
         """What goes over the connections, by the keys with which they logged in, those to jump hosts too."""
@@ -152,7 +165,7 @@ class Connector:
         except Failure as failure:
             if self.link in (None, standing):  # else another has come in its place
                 self._tell(failure, rival)
-            await self._pause(lambda: self._route.wait_seconds(self._worst()))
+            await self._pause(self._route.wait_seconds(self._worst()))
         else:
             await self._admit(link, known_hosts)
 
@@ -162,7 +175,7 @@ class Connector:
 
     def _worst(self) -> int | None:
         """What a connection that stands is not given up for."""
-        return self.link.end.hop if self.link else None
+        return self.link.end.hop if self.link and self.link.is_usable() else None
 
     async def _admit(self, link: Link, known_hosts: KnownHosts) -> None:
         """Uses a connection in place of what there is, or beside it where it was made alike and more are wanted."""
@@ -171,7 +184,8 @@ class Connector:
             obstacle = await self.obstacle(link)
         if obstacle:
             self._route.refuses(link, obstacle)
-        if self.link and link.end.hop > self.link.end.hop:
+        worst = self._worst()
+        if worst is not None and link.end.hop > worst:
             link.close()  # another has come to a server before it meanwhile
         elif self._rival() is None or not (obstacle or self._is_alike(link)):
             self._use(link, known_hosts)
@@ -315,7 +329,7 @@ class Connector:
         """Makes what is missing of the connections, one after the other, while the first stands."""
         while True:
             await self._are_missing.wait()
-            await asyncio.sleep(max(self._further_pace.wait_seconds(), 0))
+            await asyncio.sleep(max(self._further_pace.not_before - _now(), 0))
             self._are_missing.clear()
             if self.link is None or self._count_missing() <= 0:
                 continue
@@ -330,7 +344,7 @@ class Connector:
         try:
             link = await self._route.connect(known_hosts, self._worst())
         except Failure as failure:
-            self._slow_down(failure)
+            self._further_pace.failed(failure)
             event(_LOG, "further connection failed", reason=failure.reason, seen=failure.seen)
         else:
             await self._admit(link, known_hosts)
@@ -344,12 +358,12 @@ class Connector:
 
     # --- when to try again ----------------------------------------------------------------------------------------
 
-    async def _pause(self, wait: Wait) -> None:
+    async def _pause(self, seconds: float) -> None:
         """Waits before the next attempt; other files end the wait. Where the connection is lost meanwhile, another is
         made at that pace.
         """
-        standing = self.link
-        while (remaining := wait()) > 0:
+        standing, deadline = self.link, _now() + seconds
+        while (remaining := deadline - _now()) > 0:
             left = min(_LOOK_SECONDS, remaining)
             await (wait_for(standing.lost, left) if standing else asyncio.sleep(left))
             self._look()
@@ -358,7 +372,8 @@ class Connector:
             if standing and standing.lost.is_set():
                 if self.link:
                     return
-                wait, standing = self._route.lost(standing), None
+                deadline = _now() + self._route.lost(standing)
+                standing = None
 
 
 def _now() -> float:

@@ -128,6 +128,8 @@ class Link:
     """The time to the server and back."""
     is_unanswered: Callable[[], bool] = field(default=lambda: False)
     """Whether packets on the way to the server are dropped, it seems. Keepalives decide whether it is lost."""
+    is_doubted: bool = False
+    """Whether that was so when somebody waited in vain: new clients do not take it while it is."""
     openings: Openings = field(default_factory=Openings)
     on_unused: Callable[[], None] = field(default=lambda: None)
     """Called whenever the last channel has ended."""
@@ -179,6 +181,15 @@ class Link:
     def burden(self) -> int:
         """What a new client would share it with: clients, and as many more for a stream."""
         return self.uses + STREAM_CLIENTS * self.has_stream()
+
+    def is_usable(self) -> bool:
+        """Whether a new client may take it."""
+        self.is_doubted = self.is_doubted and self.is_unanswered()
+        return not (self.is_doubted or self.is_closing())
+
+    def first(self) -> "Link":
+        """The one whose packets go over the network for all that go over it."""
+        return self.carrier.first() if self.carrier else self
 
     def enter(self) -> None:
         """A channel is being opened, or is open."""

@@ -88,7 +88,6 @@ class Listener:
         self.empty = asyncio.Event()
         self.empty.set()
         connector.on_up = self._serve_parked
-        connector.waiting = self._parked
 
     def start(self, bound: socket.socket) -> None:
         """Takes clients from a listening socket."""
@@ -108,7 +107,7 @@ class Listener:
 
     def refuse_new(self) -> None:
         """Takes no further clients. Those that the system has taken already are not cut off with the socket."""
-        self._knocked(READ)
+        self._accept(_BACKLOG)
         if self._bound:
             self._watcher.forget(self._bound.fileno())
             self._bound.close()
@@ -130,13 +129,18 @@ class Listener:
     # --- clients come and go --------------------------------------------------------------------------------------
 
     def _knocked(self, events: int) -> None:  # noqa: ARG002
-        for _ in range(_ACCEPTED_AT_ONCE):
+        self._accept(_ACCEPTED_AT_ONCE)
+
+    def _accept(self, most: int) -> None:
+        for _ in range(most):
             if self._bound is None:
                 return
             try:
                 connected, address = self._bound.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            except BlockingIOError:
                 return
+            except (InterruptedError, ConnectionAbortedError):
+                continue
             except OSError as error:  # no descriptors or no memory now
                 event(_LOG, "no client can be taken", level=logging.ERROR, seen=os.strerror(error.errno or 0))
                 self._rest()
@@ -263,8 +267,7 @@ class Listener:
             self._park(client)
         else:
             self._trace("channel asked for", client, hop=hop_name(self._config, link.end.hop))
-            limit = self._config.seconds.connect_timeout
-            client.open_channel(link, self._target, limit, self._patience_until(client))
+            client.open_channel(link, self._target, self._config.seconds.connect_timeout)
 
     def has_no_channel(self, client: Client, error: Exception) -> None:
         """As Host."""
@@ -272,8 +275,8 @@ class Listener:
         if link is None or link.lost.is_set() or link.is_closing():
             self.wants_channel(client)
             return
-        if link.is_unanswered():
-            self._refuse(client, "Parking")
+        if isinstance(error, TimeoutError) and self._connector.is_cut_off(link):
+            self.wants_channel(client)
             return
         failure = channel_failure(error, self._config.seconds.connect_timeout)
         self._prober.failed(link, failure)
@@ -312,7 +315,7 @@ class Listener:
     # --- while there is no SSH connection -------------------------------------------------------------------------
 
     def _park(self, client: Client) -> None:
-        deadline = self._patience_until(client)
+        deadline = (client.asked_at or 0) + self._config.seconds.parking_max
         if len(self._parked) >= self._config.parking_max_clients or deadline <= self._loop.time():
             self._refuse(client, "Parking")
             return
@@ -320,9 +323,6 @@ class Listener:
         self._metrics.add(CLIENTS_PARKED)
         self._trace("client parked", client)
         client.park(parked=True)
-
-    def _patience_until(self, client: Client) -> float:
-        return (client.asked_at or 0) + self._config.seconds.parking_max
 
     def _unpark(self, client: Client) -> None:
         timer = self._parked.pop(client, None)

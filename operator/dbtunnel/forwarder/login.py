@@ -342,6 +342,12 @@ def lost(link: Link) -> Failure:
     return Failure(ConditionType.TRANSPORT_READY, Reason.CONNECTION_LOST, link.end.reason, link.end.at)
 
 
+def unanswered(link: Link) -> Failure:
+    """The failure of a connection on whose way packets are dropped."""
+    seen = "nothing that is sent over the connection is acknowledged"
+    return Failure(ConditionType.TRANSPORT_READY, Reason.CONNECT_TIMEOUT, seen, link.first().end.hop)
+
+
 _VERDICTS = {
     "Host key is revoked": Reason.HOST_KEY_REVOKED,
     "Host CA key is revoked": Reason.HOST_KEY_REVOKED,

@@ -2,10 +2,9 @@
 
 import asyncio
 import random
-from collections.abc import Callable
 
 from dbtunnel.api.conditions import ConditionType
-from dbtunnel.api.reasons import REASONS
+from dbtunnel.api.reasons import REASONS, Reason
 from dbtunnel.forwarder.failures import Failure
 
 FIRST_BACKOFF_SECONDS = 0.2
@@ -13,9 +12,15 @@ LONGEST_BACKOFF_SECONDS = 30.0
 
 _EAGER_DOUBLINGS = 2
 EAGER_BACKOFF_SECONDS = FIRST_BACKOFF_SECONDS * 2**_EAGER_DOUBLINGS
-"""The longest pause while a client waits for the connection: it is served within two seconds of the server's return,
-however long that was away.
-"""
+"""The longest pause while those who came when the outage began may still be parked: they, and who came after them, are
+served within two seconds of the server's return. And the longest while nothing was heard of a server that may just be
+started again."""
+
+RESTART_SECONDS = 600.0
+"""As long as a machine takes that is started again, updated or replaced."""
+
+_UNHEARD = {Reason.CONNECTION_REFUSED, Reason.CONNECT_TIMEOUT, Reason.NETWORK_UNREACHABLE}
+"""Attempts that cost the SSH server nothing, since they do not reach it."""
 
 STABLE_SECONDS = 30.0
 """A connection that stood this long resets the backoff."""
@@ -31,31 +36,31 @@ _NEIGHBOUR_FACTOR = 0.5
 class Pace:
     """When a server may be tried again. Times are the loop's."""
 
-    def __init__(self, replicas: int, is_awaited: Callable[[], bool] = lambda: False) -> None:
-        """`is_awaited`: whether a client waits for the connection, now that it is asked."""
-        self._replicas, self._is_awaited = replicas, is_awaited
+    def __init__(self, replicas: int, eager_seconds: float = 0, restart_seconds: float = 0) -> None:
+        """For how long after the first failure pauses grow to EAGER_BACKOFF_SECONDS alone: for `eager_seconds`, and for
+        `restart_seconds` while the server is not reached.
+        """
+        self._replicas, self._eager_seconds = replicas, eager_seconds
+        self._restart_seconds = max(restart_seconds, eager_seconds)
+        self._failing_since = 0.0
         self.attempts = 0
-        """Failures since a connection to it was stable."""
+        """Failures since a connection to it was stable, those after which the pause did not grow left out."""
         self.not_before = 0.0
-        """With nobody who waits."""
-        self._not_before_eagerly = 0.0
-
-    def wait_seconds(self) -> float:
-        """How long until it may be tried, as things are; may be negative."""
-        due = min(self.not_before, self._not_before_eagerly) if self._is_awaited() else self.not_before
-        return due - asyncio.get_running_loop().time()
 
     @property
     def is_due(self) -> bool:
         """Whether it may be tried."""
-        return self.wait_seconds() <= 0
+        return asyncio.get_running_loop().time() >= self.not_before
 
     def failed(self, failure: Failure) -> None:
         """An attempt has failed, or a connection was lost. What another has met since it began goes on to count."""
-        now, eagerly = asyncio.get_running_loop().time(), min(self.attempts, _EAGER_DOUBLINGS)
+        now = asyncio.get_running_loop().time()
         self.not_before = max(self.not_before, now + pause_seconds(failure, self.attempts, self._replicas))
-        self._not_before_eagerly = max(self._not_before_eagerly, now + pause_seconds(failure, eagerly, self._replicas))
-        self.attempts += 1
+        if not self.attempts:
+            self._failing_since = now
+        eager = self._restart_seconds if failure.reason in _UNHEARD else self._eager_seconds
+        if self.attempts < _EAGER_DOUBLINGS or now >= self._failing_since + eager:
+            self.attempts += 1
 
     def stood(self) -> None:
         """A connection was stable: pauses begin anew. The one that goes on is for what another attempt met since."""
@@ -63,7 +68,7 @@ class Pace:
 
     def reset(self) -> None:
         """Something has changed: no reason to wait any more."""
-        self.attempts, self.not_before, self._not_before_eagerly = 0, 0.0, 0.0
+        self.attempts, self.not_before = 0, 0.0
 
 
 def pause_seconds(failure: Failure, attempts: int, replicas: int) -> float:

@@ -72,10 +72,13 @@ def unacknowledged(descriptor: int) -> int:
     return int.from_bytes(fcntl.ioctl(descriptor, _SIOCOUTQ, bytes(4)), sys.byteorder)
 
 
-LOST_SECONDS, UNANSWERED_TRIES = 120.0, 3
+LOST_SECONDS, _LOST_TRIES = 120.0, 3
 """For how long, and how many times in a row, the kernel has asked for an acknowledgement in vain of one who is gone.
 One who has stopped to read still acknowledges, each two minutes at the latest.
 """
+
+UNANSWERED_TRIES = 2
+"""The same of one whose answer is awaited: on a way that loses packets now and then, one may be lost twice at most."""
 
 _TCP_INFO = "=2xBB52xI8xI"
 """tcp_info of linux/tcp.h, as far as it is read."""
@@ -87,7 +90,7 @@ def is_lost(connected: socket.socket) -> bool:
     would end those who have only stopped to read, too.
     """
     info = tcp_info(connected)
-    return bool(info and info.tries >= UNANSWERED_TRIES and info.silent_seconds >= LOST_SECONDS)
+    return bool(info and info.tries >= _LOST_TRIES and info.silent_seconds >= LOST_SECONDS)
 
 
 class TcpInfo(NamedTuple):

@@ -173,6 +173,8 @@ class Prober:
             with self._probing():
                 seen = await probe(link, self._config)
         except Failure as failure:
+            if failure.reason is Reason.DATABASE_TIMEOUT and self._connector.is_cut_off(link):
+                return False
             self._metrics.add(PROBES, label=failure.reason)
             self.failed(link, failure)
             return False
@@ -275,7 +277,7 @@ class Prober:
 async def probe_postgresql(link: Link, config: ForwarderConfig) -> Seen | None:
     """Asks for TLS and, where it is offered, completes the handshake, which also shows the certificate.
 
-    Returns None where the SSH connection went away meanwhile, or goes nowhere. Raises Failure.
+    Returns None where the SSH connection went away meanwhile. Raises Failure.
     """
     return await _over_a_channel(link, config, _ask)
 
@@ -307,7 +309,7 @@ async def _over_a_channel(link: Link, config: ForwarderConfig, ask: "_Ask") -> S
         failure = Failure(ConditionType.DATABASE_REACHABLE, Reason.DATABASE_REFUSED, why)
     finally:
         stream.close()
-    if seen is None and not (link.lost.is_set() or link.is_unanswered()):
+    if seen is None and not link.lost.is_set():
         raise failure
     return seen
 

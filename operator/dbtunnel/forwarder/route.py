@@ -8,7 +8,7 @@ so that staying would add no safety. What is wrong is told all the same: in the 
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -22,13 +22,10 @@ from dbtunnel.forwarder.keys import KeySource, MountedFile
 from dbtunnel.forwarder.link import Link
 from dbtunnel.forwarder.login import Login, lost
 from dbtunnel.forwarder.metrics import HANDSHAKE_SECONDS, SSH_FAILURES, Metrics
-from dbtunnel.forwarder.pace import FIRST_BACKOFF_SECONDS, Pace, return_seconds
+from dbtunnel.forwarder.pace import FIRST_BACKOFF_SECONDS, RESTART_SECONDS, Pace, return_seconds
 from dbtunnel.forwarder.state import State
 from dbtunnel.forwarder.steps import Step
 from dbtunnel.forwarder.windows import Windows
-
-Wait = Callable[[], float]
-"""The seconds that are left, whenever it is asked: they are fewer once a client waits."""
 
 KnownHosts = Sequence[MountedFile]
 """What stands in the mounted directories, by the hop's number."""
@@ -48,24 +45,19 @@ class _End:
 class Route:
     """Makes connections, each to the best that can be had."""
 
-    def __init__(
-        self,
-        config: ForwarderConfig,
-        sources: Sequence[KeySource],
-        state: State,
-        metrics: Metrics,
-        is_awaited: Callable[[], bool] = lambda: False,
-    ) -> None:
-        """`sources`: by the hop's number. `is_awaited`: whether a client waits for a connection."""
+    def __init__(self, config: ForwarderConfig, sources: Sequence[KeySource], state: State, metrics: Metrics) -> None:
+        """`sources`: by the hop's number."""
         self._state, self._metrics = state, metrics
         shared = Keys(sources[0], config.key)
         own = [Keys(source, hop.key) if hop.key else shared for source, hop in zip(sources, config.hops, strict=True)]
         self._secrets = list(dict.fromkeys(own))
         rings = [Keyring(keys, functools.partial(state.set_keys, number)) for number, keys in enumerate(own)]
         self._logins = [Login(config, number, ring, state) for number, ring in enumerate(rings)]
-        self._ends = [_End(self._logins[number], Pace(config.replicas, is_awaited)) for number in ends_of(config)]
+        # behind a jump host each attempt is a login there
+        eager = config.replicas, config.seconds.parking_max, 0 if config.jump_hosts else RESTART_SECONDS
+        self._ends = [_End(self._logins[number], Pace(*eager)) for number in ends_of(config)]
         self._jumps = [self._logins[number] for number in jumps_of(config)]
-        self._jumps_pace = Pace(config.replicas, is_awaited)
+        self._jumps_pace = Pace(*eager)
         self._windows = Windows()
         self._changes = 0
         """How often something has changed. What an attempt finds that began before says nothing about the next one."""
@@ -182,17 +174,17 @@ class Route:
     # --- when to connect ------------------------------------------------------------------------------------------
 
     def wait_seconds(self, worst: int | None = None) -> float:
-        """How long until `connect` tries anything, as things are."""
-        first = min(end.pace.wait_seconds() for end in self._up_to(worst))
-        return max(first, self._jumps_pace.wait_seconds())
+        """How long until `connect` tries anything."""
+        first = min(end.pace.not_before for end in self._up_to(worst))
+        return max(first, self._jumps_pace.not_before) - asyncio.get_running_loop().time()
 
-    def lost(self, link: Link) -> Wait:
-        """A connection was lost. Returns how long to wait: where there are others, its end gets one quick try."""
+    def lost(self, link: Link) -> float:
+        """A connection was lost. Returns the seconds to wait: where there are others, its end gets one quick try."""
         failure, end = lost(link), self._ends[link.end.hop]
         end.pace.failed(failure)
         self._note(end, failure)
-        quickly = _now() + FIRST_BACKOFF_SECONDS
-        return end.pace.wait_seconds if len(self._ends) == 1 else lambda: min(end.pace.wait_seconds(), quickly - _now())
+        seconds = end.pace.not_before - asyncio.get_running_loop().time()
+        return seconds if len(self._ends) == 1 else min(seconds, FIRST_BACKOFF_SECONDS)
 
     def stood(self, link: Link) -> None:
         """A connection was stable."""
