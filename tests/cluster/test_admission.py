@@ -262,9 +262,9 @@ BAD_OTHERS: tuple[tuple[Manifest, str, Any, str], ...] = (
 
 
 def test_the_operator_makes_forwarders_and_keys_alone(operator: Operator) -> None:
-    with_log = Installation(forwarder_image=FORWARDER_IMAGE, forwarder_log_level="DEBUG")
+    with_flags = replace(INSTALLATION, forwarder_log_level="DEBUG", forwarder_packets="asyncssh")
     labelled = replace(INSTALLATION, forwarder_pod_security=PodSecurity.model_validate({"seLinuxOptions": SELINUX}))
-    good = [deployment(), deployment(FULL), *(deployment(installation=one) for one in (with_log, labelled))]
+    good = [deployment(), deployment(FULL), *(deployment(installation=one) for one in (with_flags, labelled))]
     good += [SERVICE, NETWORK_POLICY, BUDGET, KEY, BINDING]
     token = altered(KEY, "type", "kubernetes.io/service-account-token")
     token["metadata"]["annotations"] = {"kubernetes.io/service-account.name": "default"}

@@ -38,6 +38,7 @@ _FOR_TUNNELS = {
     "egressAddresses": ["203.0.113.0/24", "2001:db8::1"],
     "scraperNamespaces": ["monitoring"],
     "defaultPodTemplate": {"labels": {"team": "data"}, "priorityClassName": "tunnels", "nodeSelector": {"a": "b"}},
+    "forwarderPackets": "asyncssh",
     "forwarderPodSecurity": {"runAsUser": 10001},
     "workers": None,
 }

@@ -269,6 +269,7 @@ SHAPES: Mapping[str, Schema] = {
     "settings.logFormat": _FORMATS,
     "settings.forwarderLogLevel": _LEVELS,
     "settings.forwarderLogFormat": _FORMATS,
+    "settings.forwarderPackets": _one_of("own", "asyncssh"),
     "settings.forwarderPodSecurity": _own(PodSecurity),
     "serviceAccount.name": _OBJECT_NAME,
     "rbac.readers": _one_of("view", "nobody"),

@@ -55,6 +55,7 @@ def test_settings_reach_the_operator() -> None:
                     "logFormat": "text",
                     "forwarderLogLevel": "WARNING",
                     "forwarderLogFormat": "text",
+                    "forwarderPackets": "asyncssh",
                 }
             }
         )
@@ -70,6 +71,7 @@ def test_settings_reach_the_operator() -> None:
     assert settings.forwarder_pod_security.document() == {"runAsUser": 10001, "seLinuxOptions": {"level": "s0"}}
     assert (settings.log_level, settings.forwarder_log_level) == ("DEBUG", "WARNING")
     assert (settings.log_format, settings.forwarder_log_format) == ("text", "text")
+    assert settings.forwarder_packets == "asyncssh"
 
 
 def _camel_case(setting: Setting) -> str:
@@ -126,6 +128,7 @@ BAD: list[tuple[Manifest, str, str]] = [
     ({"settings": {"defaultProbeMode": "auto"}}, "/settings/defaultProbeMode", "'Auto', 'Passive', 'Disabled'"),
     ({"settings": {"loglevel": "DEBUG"}}, "/settings", "loglevel"),
     ({"settings": {"logFormat": "yaml"}}, "/settings/logFormat", "'json', 'text'"),
+    ({"settings": {"forwarderPackets": "Own"}}, "/settings/forwarderPackets", "'own', 'asyncssh'"),
     ({"settings": {"defaultPodTemplate": {"hostNetwork": True}}}, "/settings/defaultPodTemplate", "hostNetwork"),
     (
         {"settings": {"defaultPodTemplate": {"tolerations": [{"effect": "Never"}]}}},

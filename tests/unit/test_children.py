@@ -11,6 +11,7 @@ from dbtunnel.api.documents import read
 from dbtunnel.api.forwarder import ForwarderConfig
 from dbtunnel.api.pods import PodSecurity, PodTemplate, Resources, SeLinuxOptions
 from dbtunnel.api.resource import DatabaseTunnel
+from dbtunnel.cli.main import build_parser
 from dbtunnel.domain.children import (
     Manifest,
     build_deployment,
@@ -311,6 +312,18 @@ def test_forwarders_are_told_a_level_only_where_it_is_another() -> None:
     as_text = replace(INSTALLATION, forwarder_log_format="text")
     (one,) = build_deployment(tunnel(), as_text)["spec"]["template"]["spec"]["containers"]
     assert one["args"] == ["forward", "--log-format=text"]
+
+
+def test_forwarders_are_told_whose_packets_only_where_it_is_not_their_own() -> None:
+    assert container(tunnel())["args"] == ["forward"]
+    every = replace(
+        INSTALLATION, forwarder_log_level="WARNING", forwarder_log_format="text", forwarder_packets="asyncssh"
+    )
+    template = build_deployment(tunnel(), every)["spec"]["template"]
+    arguments = template["spec"]["containers"][0]["args"]
+    assert arguments[-1] == "--packets=asyncssh"
+    taken = build_parser().parse_args(arguments)
+    assert (taken.log_level, taken.log_format, taken.packets) == ("warning", "text", "asyncssh")
 
 
 def test_the_whole_key_secret_is_mounted_whether_it_is_there_or_not() -> None:

@@ -151,7 +151,12 @@ def test_a_default_that_is_written_out_leaves_the_pods() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"operator_namespace": "other"}, {"egress_addresses": ("203.0.113.1",)}, {"unreachable_after_seconds": 5}],
+    [
+        {"operator_namespace": "other"},
+        {"egress_addresses": ("203.0.113.1",)},
+        {"unreachable_after_seconds": 5},
+        {"forwarder_packets": "own"},
+    ],
 )
 def test_settings_that_leave_the_pods(change: dict[str, Any]) -> None:
     assert revision(installation=replace(INSTALLATION, **change)) == revision()
@@ -159,7 +164,12 @@ def test_settings_that_leave_the_pods(change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"forwarder_image": "other"}, {"forwarder_image_pull_policy": "Always"}, {"forwarder_log_level": "DEBUG"}],
+    [
+        {"forwarder_image": "other"},
+        {"forwarder_image_pull_policy": "Always"},
+        {"forwarder_log_level": "DEBUG"},
+        {"forwarder_packets": "asyncssh"},
+    ],
 )
 def test_settings_that_roll_the_pods(change: dict[str, Any]) -> None:
     assert revision(installation=replace(INSTALLATION, **change)) != revision()

@@ -156,6 +156,12 @@ SETTINGS = (
     Setting("forwarder-log-level", "INFO", _one_of(*_LEVELS), "how much forwarders log; another rolls every tunnel"),
     Setting("forwarder-log-format", "json", _one_of(*_FORMATS), "json or text; another rolls every tunnel"),
     Setting(
+        "forwarder-packets",
+        "own",
+        _one_of("own", "asyncssh"),
+        "whose code carries clients' data over SSH: own, or asyncssh, which is slower; another rolls every tunnel",
+    ),
+    Setting(
         "forwarder-pod-security",
         "{}",
         _json_of(PodSecurity, '{"runAsUser": 10001, "fsGroup": 10001}'),
@@ -207,6 +213,7 @@ class Settings:
     forwarder_image_pull_policy: str
     forwarder_log_level: str
     forwarder_log_format: str
+    forwarder_packets: str
     forwarder_pod_security: PodSecurity
     namespaces: tuple[str, ...]
     operator_namespace: str
@@ -258,6 +265,7 @@ class Settings:
             forwarder_image_pull_policy=self.forwarder_image_pull_policy,
             forwarder_log_level=self.forwarder_log_level,
             forwarder_log_format=self.forwarder_log_format,
+            forwarder_packets=self.forwarder_packets,
             forwarder_pod_security=self.forwarder_pod_security,
             operator_namespace=self.operator_namespace,
             scraper_namespaces=self.scraper_namespaces,

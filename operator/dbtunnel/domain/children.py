@@ -192,7 +192,7 @@ def _container(tunnel: DatabaseTunnel, installation: Installation, given: PodTem
         "name": "forwarder",
         "image": installation.forwarder_image,
         "imagePullPolicy": installation.forwarder_image_pull_policy,
-        "args": ["forward", *_log_flags(installation)],
+        "args": ["forward", *_flags(installation)],
         "env": [
             {
                 "name": wire.CONFIG_VARIABLE,
@@ -217,11 +217,14 @@ def _container(tunnel: DatabaseTunnel, installation: Installation, given: PodTem
     }
 
 
-def _log_flags(installation: Installation) -> list[str]:
+def _flags(installation: Installation) -> Iterator[str]:
     """Nothing where it is the default, so that pods of before these settings are as wanted."""
-    level, form = installation.forwarder_log_level, installation.forwarder_log_format
-    flags = [] if level == "INFO" else [f"--log-level={level.lower()}"]
-    return flags if form == "json" else [*flags, f"--log-format={form}"]
+    if installation.forwarder_log_level != "INFO":
+        yield f"--log-level={installation.forwarder_log_level.lower()}"
+    if installation.forwarder_log_format != "json":
+        yield f"--log-format={installation.forwarder_log_format}"
+    if installation.forwarder_packets != "own":
+        yield f"--packets={installation.forwarder_packets}"
 
 
 def _probe(path: str, *, period_seconds: int, failures: int) -> Manifest:

@@ -43,6 +43,8 @@ class Installation:
     forwarder_image_pull_policy: str = "IfNotPresent"
     forwarder_log_level: str = "INFO"
     forwarder_log_format: str = "json"
+    forwarder_packets: str = "own"
+    """Whose code carries clients' data over SSH: own or asyncssh, as `dbtunnel forward --packets` has it."""
     forwarder_pod_security: PodSecurity = field(default_factory=PodSecurity)
     """What the pods' security context has beside what Pod Security `restricted` asks for."""
     operator_namespace: str = ""
