@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from bench import diagnosis
+from bench import diagnosis, link
 from bench.contenders import CONTENDERS, DIRECT, OURS, RELAY, SSH, SSH_GCM
 from bench.figures import Aim, Spread, is_met, order, percentile, ratios, spread
 from bench.loads import transaction_milliseconds
@@ -124,3 +124,10 @@ def test_the_page_on_diagnosis_has_a_line_of_each_fault() -> None:
     rows = [f"| {fault} | `{reason}` | " for fault, (_, reason) in diagnosis.FAULTS.items()]
     assert len(lines) == 2 + len(rows)
     assert all(line.startswith(row) for line, row in zip(lines[2:], rows, strict=True))
+
+
+def test_the_pages_say_with_which_buffers_long_links_were_measured() -> None:
+    size = f"{link._BUFFERS // 2**20} MiB"
+    readme, page = (" ".join((ROOT / name).read_text().split()) for name in ("README.md", "docs/performance.md"))
+    assert f"{size} of TCP buffers at both ends" in readme
+    assert f"Both namespaces let TCP have {size}" in page
