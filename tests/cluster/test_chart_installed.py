@@ -82,6 +82,7 @@ def served(crd_installed: Cluster, namespace: str) -> Iterator[list[str]]:
     repository, _, tag = provide_image(crd_installed, OPERATOR).rpartition(":")
     values = {
         "settings.namespaces": f"{{{','.join(named)}}}",
+        "settings.forwarderPackets": "asyncssh",
         "crds.enabled": "false",
         "rbac.readers": "nobody",
         "rbac.writers": "nobody",
@@ -107,6 +108,8 @@ def test_an_operator_of_named_namespaces_serves_them_and_has_no_right_elsewhere(
     apply(cluster, *(tunnel_manifest(one) for one in (*served, elsewhere)))
     for one in served:
         wait_until(lambda one=one: find(cluster, one, "deployment/orders-tunnel"), "the Deployment")  # type: ignore[misc]
+        (forwarder,) = cluster.get("deployment", "orders-tunnel", "-n", one)["spec"]["template"]["spec"]["containers"]
+        assert forwarder["args"] == ["forward", "--packets=asyncssh"]
         pods = ("get", "pods", "-n", one, "-l", "dbtunnel.dev/tunnel=orders", "-o", "name")
         wait_until(lambda pods=pods: cluster.kubectl(*pods), "a pod")  # type: ignore[misc]
     assert find(cluster, elsewhere, "service/orders") is None
