@@ -1,6 +1,7 @@
 """An application that runs is moved to a tunnel and back, as docs/existing-connections.md says, and binds to one."""
 
 import base64
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from tests.support.bastion import Bastion
-from tests.support.clients import Endpoint, first_query
+from tests.support.clients import Endpoint, first_query, start_client
 from tests.support.cluster import Cluster
 from tests.support.databases import DATABASE, PASSWORD, USER
 from tests.support.pages import blocks, follow
@@ -22,12 +23,12 @@ from tests.support.tunnels import (
     Manifest,
     apply,
     condition,
-    example,
     find,
     make_namespace,
     patch,
     remove_namespace,
     start_tunnel,
+    try_at_once,
 )
 
 PAGE = "existing-connections"
@@ -45,9 +46,18 @@ class Old:
     """Its EndpointSlice, where it has one of its own."""
 
 
+@pytest.fixture
+def stranger(installed: Cluster, namespace: str, client_image: str, private_network: PrivateNetwork) -> str:
+    """A namespace with a pod of clients, and no key that a bastion knows."""
+    private_network.publish(installed, namespace)
+    installed.kubectl("delete", "secret", "orders-ssh", "-n", namespace)
+    start_client(installed, namespace, client_image)
+    return namespace
+
+
 @pytest.fixture(params=["ExternalName", "EndpointSlice"])
 def old(
-    installed: Cluster, shop: str, private_network: PrivateNetwork, request: pytest.FixtureRequest
+    installed: Cluster, stranger: str, private_network: PrivateNetwork, request: pytest.FixtureRequest
 ) -> Iterator[Old]:
     """The Service `orders-db`, one way and the other; it leads to a relay."""
     server = private_network.servers["orders"]
@@ -55,14 +65,13 @@ def old(
     with Relay(server.host, server.port, host=installed.host_address) as relay:
         if request.param == "ExternalName":
             apply(installed, *service_of_machine(namespace, "orders", server.port, relay.host, relay.port))
-            yield Old("ExternalName", named_service(shop, f"orders.{namespace}.svc.cluster.local"), relay)
+            yield Old("ExternalName", named_service(stranger, f"orders.{namespace}.svc.cluster.local"), relay)
         else:
-            service, endpoints = service_of_machine(shop, "orders-db", server.port, relay.host, relay.port)
+            service, endpoints = service_of_machine(stranger, "orders-db", server.port, relay.host, relay.port)
             # as the tunnel calls it, so that both lead on until one is deleted
             for ports in (service["spec"]["ports"], endpoints["ports"]):
                 ports[0]["name"] = "database"
             yield Old("ClusterIP", service, relay, endpoints)
-    installed.kubectl("delete", "service", "orders-db", "-n", shop)
     remove_namespace(installed, namespace)
 
 
@@ -74,11 +83,11 @@ def named_service(namespace: str, host: str) -> Manifest:
 
 
 def write_manifests(directory: Path, namespace: str, bastion: Bastion, old: Old) -> None:
-    """Those that the page speaks of."""
-    tunnel = example(namespace, "orders")
-    pins = {"fingerprints": list(bastion.fingerprints.values())}
+    """The page's tunnel, as the reader changes it, and what there is before it."""
+    tunnel: Manifest = yaml.safe_load(blocks(PAGE, "yaml")[0])
+    tunnel["metadata"]["namespace"] = namespace
+    pins = {"fingerprints": [bastion.fingerprints["ed25519"]]}
     tunnel["spec"]["tunnel"] |= {"host": bastion.host, "port": bastion.port, "hostKey": pins}
-    tunnel["spec"]["service"] = {"name": "orders-db"}
     (directory / "orders-tunnel.yaml").write_text(yaml.safe_dump(tunnel))
     (directory / "orders-db.yaml").write_text(yaml.safe_dump(old.service))
     (directory / "orders-db-endpoints.yaml").write_text(yaml.safe_dump(old.endpoints))
@@ -111,40 +120,50 @@ def sessions(relay: Relay, seconds: float = 1.0) -> int:
     return relay.accepted - before
 
 
-def test_an_application_is_moved_to_the_tunnel_and_back(
-    installed: Cluster, shop: str, bastion: Bastion, old: Old, tmp_path: Path
-) -> None:
-    write_manifests(tmp_path, shop, bastion, old)
+def let_in(cluster: Cluster, namespace: str, bastion: Bastion, handout: str) -> None:
+    """Adds the line that was handed out, without which the bastion rejects the tunnel's key."""
+    rejected = {"status": "False", "reason": "KeyRejected"}
+    wait_until(lambda: rejected.items() <= condition(cluster, namespace, "Authenticated").items(), "KeyRejected", 60)
+    (line,) = re.findall("^restrict.*$", handout, re.MULTILINE)
+    bastion.authorize(*bastion.authorized(), line)
+    try_at_once(cluster, namespace, "orders")
 
-    def step(word: str, *, of_endpoints: bool = False) -> None:
+
+def test_an_application_is_moved_to_the_tunnel_and_back(
+    installed: Cluster, stranger: str, bastion: Bastion, old: Old, tmp_path: Path
+) -> None:
+    write_manifests(tmp_path, stranger, bastion, old)
+
+    def step(word: str, *, of_endpoints: bool = False) -> str:
         """Of the page. `of_endpoints`: for whom there is an EndpointSlice."""
-        if old.endpoints or not of_endpoints:
-            follow(PAGE, installed, shop, tmp_path, word)
+        skipped = of_endpoints and not old.endpoints
+        return "" if skipped else follow(PAGE, installed, stranger, tmp_path, word)
 
     apply(installed, *filter(None, (old.service, old.endpoints)))
-    endpoint = Endpoint(f"orders-db.{shop}.svc", 5432, "", "")
-    with Traffic(installed, shop, endpoint) as traffic, Held(installed, shop, endpoint) as before:
-        step("-f orders-tunnel.yaml")
-        wait_until(lambda: condition(installed, shop, "Ready")["reason"] == "NameConflict", "NameConflict")
-        assert kind_of_service(installed, shop) == old.kind
+    endpoint = Endpoint(f"orders-db.{stranger}.svc", 5432, "", "")
+    with Traffic(installed, stranger, endpoint) as traffic, Held(installed, stranger, endpoint) as before:
+        let_in(installed, stranger, bastion, step("-f orders-tunnel.yaml"))
+        step("condition=DatabaseReachable")
+        wait_until(lambda: condition(installed, stranger, "Ready")["reason"] == "NameConflict", "NameConflict")
+        assert kind_of_service(installed, stranger) == old.kind
         assert old.relay.accepted > 0
 
         step("kubectl label")
-        assert is_the_tunnels(installed, shop)
+        assert is_the_tunnels(installed, stranger)
         step("kubectl delete -f orders-db-endpoints.yaml", of_endpoints=True)
         wait_until(lambda: not sessions(old.relay), "sessions through the tunnel alone", 40)
         assert old.relay.connections == 1, "the session of before stays on the old way"
 
-        with Held(installed, shop, endpoint) as between:
+        with Held(installed, stranger, endpoint) as between:
             step("kubectl apply -f orders-db-endpoints.yaml", of_endpoints=True)
             step("kubectl replace")
-            assert len(slices(installed, shop)) > bool(old.endpoints), "those that led to the tunnel stay"
+            assert len(slices(installed, stranger)) > bool(old.endpoints), "those that led to the tunnel stay"
             step("kubectl delete endpoints ", of_endpoints=True)
-            assert not is_the_tunnels(installed, shop)
+            assert not is_the_tunnels(installed, stranger)
             wait_until(lambda: sessions(old.relay), "sessions that go directly again", 40)
         if old.endpoints:
-            wait_until(lambda: slices(installed, shop) == ["orders-db"], "nothing that leads to the tunnel")
-    assert kind_of_service(installed, shop) == old.kind, "nobody has turned it again"
+            wait_until(lambda: slices(installed, stranger) == ["orders-db"], "nothing that leads to the tunnel")
+    assert kind_of_service(installed, stranger) == old.kind, "nobody has turned it again"
     check(traffic.outcome)
     assert before.printed > between.printed > 10, "each session went on to its end"
 
