@@ -122,6 +122,11 @@ def has_the_rows(printed: str) -> bool:
     return all(re.search(rf"\b{number}\b.*\b{item}\b", printed) for number, item in ROWS)
 
 
+def not_of(database: str) -> str:
+    """A database whose authority is another."""
+    return ORDERS if database == WAREHOUSE else WAREHOUSE
+
+
 def test_every_program_of_the_page_is_run() -> None:
     assert set(programs()) == set(CLIENTS)
 
@@ -140,7 +145,7 @@ def test_its_program_verifies_authority_and_name(run_program: RunProgram, client
     assert other_name in printed
     assert ROWS[0][1] not in printed
 
-    code, printed = run_program(client, aliases=aliases, trusting=ORDERS if database == WAREHOUSE else WAREHOUSE)
+    code, printed = run_program(client, aliases=aliases, trusting=not_of(database))
     assert code != 0
     assert other_authority in printed
     assert ROWS[0][1] not in printed
@@ -176,9 +181,9 @@ def test_the_pods_hosts_are_enough_for_every_client(run_program: RunProgram, cli
 
 NAME_NOT_VERIFIED: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "psql: verify-ca": ("psql", {"verify-full": "verify-ca", **_NAME_OF_SERVICE[ORDERS]}),
-    "PyMySQL: ssl_ca alone": (
+    "PyMySQL: no ssl_verify_identity": (
         "PyMySQL",
-        {"    ssl_verify_cert=True,\n    ssl_verify_identity=True,\n": "", **_NAME_OF_SERVICE[INVENTORY]},
+        {"    ssl_verify_identity=True,\n": "", **_NAME_OF_SERVICE[INVENTORY]},
     ),
     "mysql2: no verifyIdentity": ("mysql2", {", verifyIdentity: true": "", **_NAME_OF_SERVICE[INVENTORY]}),
     "mysql: ssl-ca alone": ("mysql", {"--ssl-verify": "--skip-ssl-verify", **_NAME_OF_SERVICE[INVENTORY]}),
@@ -187,15 +192,30 @@ NAME_NOT_VERIFIED: Mapping[str, tuple[str, Mapping[str, str]]] = {
         {'    sslmode="verify-full",\n': "", **_NAME_OF_SERVICE[WAREHOUSE]},
     ),
 }
-"""What the page warns of: the Service's name is taken, which is not on the certificate."""
+"""What the page warns of: the Service's name is taken, which is not on the certificate; the authority is verified."""
+
+_SSL_CA_ALONE = {"    ssl_verify_cert=True,\n    ssl_verify_identity=True,\n": "", **_NAME_OF_SERVICE[INVENTORY]}
 
 
 @pytest.mark.parametrize(("client", "changes"), NAME_NOT_VERIFIED.values(), ids=NAME_NOT_VERIFIED)
 def test_a_setting_that_verifies_no_name(run_program: RunProgram, client: str, changes: Mapping[str, str]) -> None:
     code, printed = run_program(client, changes)
-
     assert code == 0, printed
     assert has_the_rows(printed)
+
+    database, _, other_authority = CLIENTS[client]
+    code, printed = run_program(client, changes, trusting=not_of(database))
+    assert code != 0
+    assert other_authority in printed
+    assert ROWS[0][1] not in printed
+
+
+def test_an_authority_alone_makes_pymysql_verify_nothing(run_program: RunProgram) -> None:
+    for trusting in (INVENTORY, not_of(INVENTORY)):
+        code, printed = run_program("PyMySQL", _SSL_CA_ALONE, trusting=trusting)
+
+        assert code == 0, printed
+        assert has_the_rows(printed)
 
 
 REFUSED: Mapping[str, tuple[str, Mapping[str, str], str]] = {
