@@ -3,7 +3,7 @@ sidecar with ssh, to a tunnel and back.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,20 @@ import yaml
 from dbtunnel.domain.names import TUNNEL_LABEL
 from tests.support.bastion import USER as SSH_USER
 from tests.support.bastion import Bastion
+from tests.support.binaries import binary
 from tests.support.clients import Endpoint
 from tests.support.cluster import Cluster
 from tests.support.databases import DATABASE, PASSWORD, USER
 from tests.support.keys import key_pair
 from tests.support.pages import follow
 from tests.support.private_network import secret
-from tests.support.processes import ROOT, wait_until
+from tests.support.processes import ROOT, Process, wait_until
 from tests.support.traffic import Held, Traffic
 from tests.support.tunnels import Manifest, apply, find
 
 PAGE = "migration"
+
+LOGIN = {"PGUSER": USER, "PGPASSWORD": PASSWORD, "PGDATABASE": DATABASE}
 
 _YAML = re.compile(r"^ *```yaml\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
@@ -36,7 +39,8 @@ class Page:
         self.directory = directory
         text = (ROOT / "docs" / f"{PAGE}.md").read_text()
         documents = [one for block in _YAML.findall(text) for one in yaml.safe_load_all(block)]
-        self.ssh, self.service, self.tunnel, self.web, self.patch = map(self._here, documents)
+        *manifests, self.waits = documents
+        self.ssh, self.service, self.tunnel, self.web, self.patch = map(self._here, manifests)
 
     def write(self, name: str, manifest: Manifest) -> Path:
         """As a file of the reader's."""
@@ -79,6 +83,10 @@ def page(installed: Cluster, shop: str, client_image: str, bastion: Bastion, tmp
     apply(installed, secret(shop, "orders-bastion", files))
     yield Page(shop, client_image, bastion, tmp_path)
     installed.kubectl("delete", "databasetunnel", "orders", "-n", shop, "--ignore-not-found")
+
+
+def variables(values: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"name": name, "value": value} for name, value in values.items()]
 
 
 def test_a_pod_with_autossh_is_replaced_and_put_back(installed: Cluster, shop: str, page: Page) -> None:
@@ -126,8 +134,7 @@ def test_a_sidecar_with_ssh_is_taken_away_and_put_back(installed: Cluster, shop:
     page.write("orders-tunnel.yaml", page.tunnel)
     page.write("web-patch.yaml", page.patch)
     container = page.web["spec"]["template"]["spec"]["containers"][0]
-    login = {"PGUSER": USER, "PGPASSWORD": PASSWORD, "PGDATABASE": DATABASE}
-    container["env"] += [{"name": name, "value": value} for name, value in login.items()]
+    container["env"] += variables(LOGIN)
     query = {"exec": {"command": ["psql", "-c", "select count(*) from orders"]}, "timeoutSeconds": 10}
     container["readinessProbe"] = {**query, "periodSeconds": 1}
 
@@ -147,3 +154,65 @@ def test_a_sidecar_with_ssh_is_taken_away_and_put_back(installed: Cluster, shop:
     assert hosts() == (["web"], f"orders.{shop}.svc")
     step("rollout undo")
     assert hosts() == (["web", "ssh"], "localhost")
+
+
+# --- how a pod with a sidecar ends ------------------------------------------------------------------------------------
+
+_WORKS_ON = """
+import signal, time, psycopg
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append(time.monotonic()))
+while True:
+    try:
+        session = psycopg.connect("connect_timeout=20")
+        break
+    except psycopg.OperationalError:
+        time.sleep(0.1)
+print("connected", flush=True)
+try:
+    while not told or time.monotonic() - told[0] < 2:
+        session.execute("select 1")
+        time.sleep(0.1)
+    print("finished")
+except psycopg.OperationalError:
+    print("cut")
+"""
+"""An application that works for two seconds more once it is told to end."""
+
+
+def pods_with_sidecars(page: Page) -> Iterator[Manifest]:
+    """A pod of the page's Deployment: as it is, and in both ways in which ssh ends later."""
+    metadata, template = page.web["metadata"], page.web["spec"]["template"]["spec"]
+    web, ssh = template["containers"]
+    del template["terminationGracePeriodSeconds"]
+    web |= {"command": ["python", "-c", _WORKS_ON], "env": [*web["env"], *variables(LOGIN)]}
+    ways = {
+        "bare": {"containers": [web, ssh]},
+        "waits": {"containers": [web, ssh | page.waits]},
+        "native": {"containers": [web], "initContainers": [ssh | {"restartPolicy": "Always"}]},
+    }
+    for name, containers in ways.items():
+        yield {"apiVersion": "v1", "kind": "Pod", "metadata": metadata | {"name": name}, "spec": template | containers}
+
+
+def test_sessions_of_a_pod_with_a_sidecar_are_cut_at_its_end_unless_ssh_ends_later(
+    installed: Cluster, shop: str, page: Page
+) -> None:
+    pods = list(pods_with_sidecars(page))
+    apply(installed, *pods)
+    names = [pod["metadata"]["name"] for pod in pods]
+    of_pods = [f"pod/{name}" for name in names]
+    installed.kubectl("wait", "--for=condition=Ready", *of_pods, "-n", shop, "--timeout=60s", timeout_seconds=70)
+    said = {}
+    for name in names:
+        command = [binary("kubectl"), "logs", "-f", name, "-c", "web", "-n", shop]
+        said[name] = Process(command, page.directory / name, env=installed.environment()).start()
+    for one in said.values():
+        wait_until(lambda one=one: "connected" in one.log_end(), "its session")  # type: ignore[misc]
+
+    installed.kubectl("delete", *of_pods, "-n", shop, "--wait=false")
+
+    for one in said.values():
+        one.wait(30)
+    ends = {name: one.log_end().split()[-1] for name, one in said.items()}
+    assert ends == {"bare": "cut", "waits": "finished", "native": "finished"}
