@@ -1,6 +1,7 @@
 """docs/migration.md: the options that it names are ssh's, the fields the resource's, and its manifests say the same."""
 
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -8,7 +9,11 @@ import pytest
 import yaml
 
 from dbtunnel.api.crd import resource_schema
+from dbtunnel.cli.forward import _prepared
+from dbtunnel.cli.main import build_parser
+from dbtunnel.forwarder.app import Address
 from tests.support.generated import fields_of
+from tests.support.keys import key_pair
 from tests.support.processes import ROOT, run
 from tests.unit.test_docs import DOCUMENTS, name_of, section
 
@@ -63,3 +68,15 @@ def test_the_tunnel_is_what_ssh_was(deployment: int, container: int, local: str)
     assert asked["localforward"] == f"{local} [{database['host']}]:{database['port']}"
     volume = MANIFESTS[deployment]["spec"]["template"]["spec"]["volumes"][0]
     assert volume["secret"]["secretName"] == tunnel["keySecretRef"]["name"]
+
+
+def test_the_sidecar_that_stays_is_given_all_that_it_needs(tmp_path: Path) -> None:
+    (command,) = re.findall(r"`(dbtunnel\sforward[^`]*)`", PAGE.read_text())
+    _, *words = shlex.split(command.replace("/ssh/", f"{tmp_path}/").replace("tunnel.yaml", f"{tmp_path}/tunnel.yaml"))
+    (tmp_path / "tunnel.yaml").write_text(yaml.safe_dump(MANIFESTS[2]))
+    (tmp_path / "id_ed25519").write_text(key_pair().private)
+    (tmp_path / "known_hosts").write_text(f"bastion.example.com {key_pair().public}\n")
+
+    _, around = _prepared(build_parser(["forward"]).parse_args(words))
+
+    assert (around.listen, around.admin_listen) == (Address("127.0.0.1", 5432), Address("127.0.0.1", 18080))
