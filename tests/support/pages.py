@@ -23,6 +23,9 @@ from tests.support.processes import ROOT, Process, run
 DIRECTORY = ROOT / "build" / "pages"
 """A file for each block that was run."""
 
+_TOLD = "told.txt"
+"""A file beside them."""
+
 COMMANDS = "sh"
 """The language of the blocks that are run."""
 
@@ -217,11 +220,20 @@ def _with_programs(environment: Mapping[str, str], *programs: Path) -> dict[str,
 
 
 def _write_down(block: Block) -> None:
+    _write(block.record, f"{block.page}:{block.line}")
+
+
+def _write(name: str, words: str) -> None:
     DIRECTORY.mkdir(parents=True, exist_ok=True)
-    (DIRECTORY / block.record).write_text(f"{block.page}:{block.line}\n")
+    (DIRECTORY / name).write_text(f"{words}\n")
 
 
 # --- the account ------------------------------------------------------------------------------------------------------
+
+
+def tell(words: str) -> None:
+    """Has the account end with what a test has measured of a page."""
+    _write(_TOLD, words)
 
 
 def faults(found: list[Block], done: set[str]) -> Iterator[str]:
@@ -245,6 +257,7 @@ def main() -> int:
     found = [one for one in all_blocks() if one.language == COMMANDS]
     done = {path.name for path in DIRECTORY.glob("*")}
     print(report(found, done))
+    print((DIRECTORY / _TOLD).read_text() if _TOLD in done else "", end="")
     left = list(faults(found, done))
     print("\n".join(left), file=sys.stderr)
     return 1 if left else 0

@@ -14,6 +14,7 @@ from tests.support.pages import (
     faults,
     follow_here,
     following_here,
+    tell,
     was_run,
     without_blocks,
 )
@@ -180,6 +181,13 @@ def test_what_is_run_in_another_way_is_known_by_its_commands(page: str, tmp_path
     assert done(tmp_path) == set()
     was_run(page, commands)
     assert [one.split(": ")[0] for one in left_out(tmp_path)] == ["page.md:18", "page.md:22"]
+
+
+def test_the_account_ends_with_what_was_measured(page: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tell("3 commands")
+    assert pages.main() == 1, "nothing was run"
+    assert capsys.readouterr().out.endswith("\n3 commands\n")
+    assert len(left_out(tmp_path)) == 3
 
 
 def test_what_a_test_changes_must_be_there(page: str, tmp_path: Path) -> None:
