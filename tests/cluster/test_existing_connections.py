@@ -11,12 +11,13 @@ import pytest
 import yaml
 
 from tests.support.bastion import Bastion
+from tests.support.binaries import binary
 from tests.support.clients import Endpoint, first_query, start_client
 from tests.support.cluster import Cluster
 from tests.support.databases import DATABASE, PASSWORD, USER
-from tests.support.pages import blocks, follow
+from tests.support.pages import at_a_cluster, blocks, follow
 from tests.support.private_network import PrivateNetwork, secret, service_of_machine
-from tests.support.processes import wait_until
+from tests.support.processes import run, wait_until
 from tests.support.relay import Relay
 from tests.support.traffic import Held, Outcome, Traffic, target_of
 from tests.support.tunnels import (
@@ -93,6 +94,15 @@ def write_manifests(directory: Path, namespace: str, bastion: Bastion, old: Old)
     (directory / "orders-db-endpoints.yaml").write_text(yaml.safe_dump(old.endpoints))
 
 
+def take_manifests(cluster: Cluster, namespace: str, directory: Path, old: Old) -> None:
+    """From the cluster, in the place of those that were applied."""
+    follow(PAGE, cluster, namespace, directory, "--dry-run=client")
+    if old.endpoints:
+        slice_ = {"service orders-db": "endpointslice orders-db", "orders-db.yaml": "orders-db-endpoints.yaml"}
+        follow(PAGE, cluster, namespace, directory, "--dry-run=client", **slice_)
+    assert "uid" not in (directory / "orders-db.yaml").read_text()
+
+
 def is_the_tunnels(cluster: Cluster, namespace: str) -> bool:
     """Whether the Service leads to the tunnel's pods."""
     found: Manifest = find(cluster, namespace, "service/orders-db") or {}
@@ -105,6 +115,13 @@ def slices(cluster: Cluster, namespace: str) -> list[str]:
     path = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
     listed = cluster.request("GET", f"{path}?labelSelector=kubernetes.io/service-name=orders-db") or {}
     return [one["metadata"]["name"] for one in listed["items"]]
+
+
+def annotations(cluster: Cluster, namespace: str) -> dict[str, str]:
+    """What tools are told of the Service."""
+    found: Manifest = find(cluster, namespace, "service/orders-db") or {}
+    words = ("helm.sh/", "argocd.")
+    return {name: value for name, value in found["metadata"].get("annotations", {}).items() if name.startswith(words)}
 
 
 def kind_of_service(cluster: Cluster, namespace: str) -> str:
@@ -142,14 +159,17 @@ def test_an_application_is_moved_to_the_tunnel_and_back(
     apply(installed, *filter(None, (old.service, old.endpoints)))
     endpoint = Endpoint(f"orders-db.{stranger}.svc", 5432, "", "")
     with Traffic(installed, stranger, endpoint) as traffic, Held(installed, stranger, endpoint) as before:
+        take_manifests(installed, stranger, tmp_path, old)
         let_in(installed, stranger, bastion, step("-f orders-tunnel.yaml"))
         step("condition=DatabaseReachable")
         wait_until(lambda: condition(installed, stranger, "Ready")["reason"] == "NameConflict", "NameConflict")
         assert kind_of_service(installed, stranger) == old.kind
         assert old.relay.accepted > 0
 
+        step("kubectl annotate")
         step("kubectl label")
         assert is_the_tunnels(installed, stranger)
+        assert len(annotations(installed, stranger)) == 2, "what tools are told outlasts the turn"
         step("kubectl delete -f orders-db-endpoints.yaml", of_endpoints=True)
         wait_until(lambda: not sessions(old.relay), "sessions through the tunnel alone", 40)
         assert old.relay.connections == 1, "the session of before stays on the old way"
@@ -157,6 +177,7 @@ def test_an_application_is_moved_to_the_tunnel_and_back(
         with Held(installed, stranger, endpoint) as between:
             step("kubectl apply -f orders-db-endpoints.yaml", of_endpoints=True)
             step("kubectl replace")
+            assert not annotations(installed, stranger)
             assert len(slices(installed, stranger)) > bool(old.endpoints), "those that led to the tunnel stay"
             step("kubectl delete endpoints ", of_endpoints=True)
             assert not is_the_tunnels(installed, stranger)
@@ -176,6 +197,28 @@ def check(outcome: Outcome) -> None:
     assert all("No route to host" in error or "refused" in error for error in outcome.errors), outcome.errors
     assert len(outcome.outages) <= 2, "one of each switch"
     assert max(outcome.outages, default=0) < 3
+
+
+def test_helm_keeps_a_service_that_it_was_told_to_keep(installed: Cluster, shop: str, tmp_path: Path) -> None:
+    templates = tmp_path / "chart" / "templates"
+    templates.mkdir(parents=True)
+    (tmp_path / "chart" / "Chart.yaml").write_text("{apiVersion: v2, name: shop, version: 0.1.0}")
+    chart = templates / "orders-db.yaml"
+    command: list[str | Path] = [binary("helm"), "upgrade", "--install", "shop", tmp_path / "chart", "-n", shop]
+
+    def release(manifest: Manifest | None) -> bool:
+        """Whether the Service is there once a release with it, or without, has been made."""
+        chart.write_text(yaml.safe_dump(manifest) if manifest else "")
+        run(command, env=at_a_cluster(installed), timeout_seconds=60)
+        return find(installed, shop, "service/orders-db") is not None
+
+    service = named_service(shop, "orders.example.com")
+    assert release(service)
+    assert not release(None), "which is why the page has it told"
+    assert release(service)
+    follow(PAGE, installed, shop, tmp_path, "kubectl annotate")
+    assert release(None)
+    installed.kubectl("delete", "service", "orders-db", "-n", shop)
 
 
 @pytest.fixture(scope="module")
