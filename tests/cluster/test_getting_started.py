@@ -18,6 +18,7 @@ from tests.support.installation import image_reference
 from tests.support.keys import key_pair
 from tests.support.pages import blocks, follow, tell
 from tests.support.private_network import PrivateNetwork
+from tests.support.processes import ProcessError
 from tests.support.tunnels import find, try_at_once
 
 PAGE = "getting-started"
@@ -51,6 +52,13 @@ def write_manifest(directory: Path, namespace: str, bastion: Bastion) -> None:
     (directory / "orders.yaml").write_text(yaml.safe_dump(manifest))
 
 
+def let_edit(cluster: Cluster, namespace: str, path: Path) -> None:
+    """Writes the kubeconfig of somebody who may do nothing but what the namespace's role `edit` allows."""
+    cluster.kubeconfig_of("reader", namespace, path)
+    who = f"--serviceaccount={namespace}:reader"
+    cluster.kubectl("create", "rolebinding", "reader", "--clusterrole=edit", who, "-n", namespace)
+
+
 def commands() -> list[str]:
     """Each that the reader types, in one piece."""
     text = "".join(blocks(PAGE, "sh"))
@@ -67,17 +75,25 @@ def test_a_first_reader_gets_a_tunnel_of_their_own(
 ) -> None:
     monkeypatch.setenv("PGPASSWORD", PASSWORD)
     write_manifest(tmp_path, namespace, bastion)
+    kubeconfig = tmp_path / "kubeconfig"
 
-    def do(word: str, **changes: str) -> str:
+    def administer(word: str, **changes: str) -> str:
         return follow(PAGE, installed, namespace, tmp_path, word, **changes)
 
+    def do(word: str, **changes: str) -> str:
+        return administer(word, kubeconfig=str(kubeconfig), **changes)
+
     began = time.monotonic()
-    assert "READY through bastion" in do("dbtunnel check -f", **{"~/.ssh/id_ed25519": f"{tmp_path}/id_ed25519"})
-    assert "databasetunnels" in do("kubectl api-resources")
+    assert "READY through bastion" in administer("dbtunnel check -f", **{"~/.ssh/id_ed25519": f"{tmp_path}/id_ed25519"})
+    assert "databasetunnels" in administer("kubectl api-resources")
     repository, _, tag = image_reference(OPERATOR).rpartition(":")
-    do("helm upgrade", **{"registry.example.com/dbtunnel": repository, "0.1.0": tag})
-    do("kubectl create namespace")
+    administer("helm upgrade", **{"registry.example.com/dbtunnel": repository, "0.1.0": tag})
+    administer("kubectl create namespace")
+    let_edit(installed, namespace, kubeconfig)
     installed.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    with pytest.raises(ProcessError, match=r"(?i)forbidden"):
+        do("kubectl create namespace")
+    do("kubectl apply")
     (line,) = re.findall("^restrict.*$", do("kubectl dbtunnel handout"), re.MULTILINE)
     bastion.authorize(line)
     try_at_once(installed, namespace, "orders")

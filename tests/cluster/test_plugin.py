@@ -67,12 +67,7 @@ def admin(installed: Cluster, shop: str) -> User:
 @pytest.fixture
 def stranger(installed: Cluster, shop: str, tmp_path: Path) -> User:
     """Somebody who may do nothing yet."""
-    installed.kubectl("create", "serviceaccount", "stranger", "-n", shop)
-    document = yaml.safe_load(installed.kubeconfig.read_text())
-    token = installed.kubectl("create", "token", "stranger", "-n", shop, "--duration=1h").strip()
-    document["users"] = [{"name": document["contexts"][0]["context"]["user"], "user": {"token": token}}]
-    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(document))
-    return User(installed, shop, tmp_path / "kubeconfig")
+    return User(installed, shop, installed.kubeconfig_of("stranger", shop, tmp_path / "kubeconfig"))
 
 
 @pytest.fixture(scope="module")

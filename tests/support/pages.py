@@ -102,15 +102,26 @@ def without_blocks(text: str) -> str:
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
-def follow(page: str, cluster: Cluster, namespace: str, directory: Path, word: str, **changes: str) -> str:
+def follow(
+    page: str,
+    cluster: Cluster,
+    namespace: str,
+    directory: Path,
+    word: str,
+    *,
+    kubeconfig: str = "",
+    **changes: str,
+) -> str:
     """Runs, in a folder that looks like the clone, the one block of commands of a page in which the word stands, `shop`
-    being the namespace. `page`: as of `blocks`. `changes`: what else stands for something of the reader's, and what is
-    put in for it. Returns what the commands print. Raises ProcessError.
+    being the namespace. `page`: as of `blocks`. `kubeconfig`: of another user than the cluster's administrator.
+    `changes`: what else stands for something of the reader's, and what is put in for it. Returns what the commands
+    print. Raises ProcessError.
     """
     block, commands = _found(page, word, changes)
     for name in _NAMESPACE:
         commands = commands.replace(name, name.replace("shop", namespace))
-    printed = _printed(_shell(commands), directory, at_a_cluster(cluster))
+    user = {"KUBECONFIG": kubeconfig} if kubeconfig else {}
+    printed = _printed(_shell(commands), directory, at_a_cluster(cluster) | user)
     _write_down(block)
     return printed
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
 from kubernetes import config
 from kubernetes.client import ApiClient
 from urllib3.exceptions import HTTPError
@@ -144,6 +145,15 @@ class Cluster(ABC):
         """For tools such as helm: the kubeconfig by its usual variable, and no proxy in between."""
         kept = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
         return {**kept, "KUBECONFIG": str(self.kubeconfig)}
+
+    def kubeconfig_of(self, account: str, namespace: str, path: Path) -> Path:
+        """Writes the kubeconfig of a new service account, which may do nothing yet."""
+        self.kubectl("create", "serviceaccount", account, "-n", namespace)
+        token = self.kubectl("create", "token", account, "-n", namespace, "--duration=1h").strip()
+        document = yaml.safe_load(self.kubeconfig.read_text())
+        document["users"] = [{"name": document["contexts"][0]["context"]["user"], "user": {"token": token}}]
+        path.write_text(yaml.safe_dump(document))
+        return path
 
     def node_is_ready(self) -> bool:
         """Whether a node takes pods, and the namespace's default service account is there."""
