@@ -114,7 +114,9 @@ class DataPath:
         )
         self._count_key_exchanges(connection)
         self.link = link_over(connection, dialer, end, own_packets=self._own)
-        connector = SimpleNamespace(least_used=lambda: None if self.link.is_closing() else self.link)
+        connector = SimpleNamespace(
+            least_used=lambda: None if self.link.is_closing() else self.link, is_cut_off=lambda _: False
+        )
         prober = SimpleNamespace(failed=lambda *_: None, saw=lambda *_: None, left=lambda *_: None)
         self.listener = Listener(self._config, cast(Any, connector), cast(Any, prober), self.metrics)
         bound = listening_socket(self._host, 0)

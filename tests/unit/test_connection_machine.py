@@ -100,6 +100,17 @@ BASTION_REFUSES_ANOTHER_ATTEMPT = [
 ]
 """An attempt that it leaves unanswered outlasts one after which it is not to be asked for long."""
 
+TWO_ATTEMPTS_GO_ON_TO_THE_FALLBACK = [
+    *((0, World.client_comes, 0) for _ in range(14)),
+    (0, World.server_changes, 18),
+    (70, World.key_changes, 1),
+    (0, World.connection_ends, 1),
+    (12, World.client_comes, 0),
+    (0, World.connection_ends, 0),
+    (0.3, World.client_comes, 0),
+]
+"""The bastion leaves both unanswered; once one is let in by the fallback the other need not be."""
+
 
 async def pass_time(world: World, seconds: float) -> None:
     end = now() + seconds
@@ -186,6 +197,7 @@ EXAMPLES = int(os.environ.get("DBTUNNEL_EXAMPLES", "0"))
 @example(Shape(jump_hosts=1), KEY_OF_THE_JUMP_HOST_IS_REVOKED)
 @example(Shape(connections=3, drain=(3, 30)), BASTION_ANSWERS_ANOTHER_ATTEMPT)
 @example(Shape(connections=2, drain=(3, 30)), BASTION_REFUSES_ANOTHER_ATTEMPT)
+@example(Shape(connections=2, jump_hosts=1, idle=20), TWO_ATTEMPTS_GO_ON_TO_THE_FALLBACK)
 def test_what_must_hold_holds_whatever_happens(shape: Shape, happenings: Sequence[Any]) -> None:
     with (
         mock.patch.object(listener, "Client", KnownClient),

@@ -132,17 +132,18 @@ class Route:
     async def _first_of(
         self, ends: Sequence[_End], known_hosts: KnownHosts, carrier: Link | None, changes: int
     ) -> Link | None:
+        logins = {end: end.logins for end in self._ends}
         for end in ends:
             if not end.pace.is_due:
                 continue
-            logins = end.logins
             try:
                 link = await self._log_in(end.login, known_hosts, carrier)
             except Failure as failure:
-                if end.logins != logins:
-                    raise  # another attempt was let in meanwhile: nothing is wrong, and none after it is needed
-                self._slow_down(end.pace, end.login, failure, changes)
-                self._note(end, failure)
+                if end.logins == logins[end]:
+                    self._slow_down(end.pace, end.login, failure, changes)
+                    self._note(end, failure)
+                if any(one.logins != count for one, count in logins.items()):
+                    raise  # another attempt was let in meanwhile: none after this one is needed
             else:
                 end.logins += 1
                 self._note(end, None)
