@@ -129,6 +129,7 @@ async def pass_until(world: World, seconds: float, condition: Callable[[], bool]
 async def settle(world: World) -> None:
     """In the end all is well again, and all that is promised then is kept."""
     world.all_is_well()
+    await pass_time(world, 2 * LOOK_SECONDS)  # what was seen before is acted upon: a key may have been revoked till now
     longest = SLOWEST_SECONDS + len(world.servers) * SILENT_SECONDS + 2 * LOOK_SECONDS
     await pass_until(world, longest, lambda: world.connector.link is not None, "there is a connection")
     world.client_comes()
