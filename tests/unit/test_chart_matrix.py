@@ -1,11 +1,11 @@
-"""The chart with every two choices of an installer together: what holds of each rendering."""
+"""The chart with every two choices of an installer together: what holds of each rendering, and which choice wins."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from tests.support.chart import CHART, Manifest, objects, settings_of, template
+from tests.support.chart import CHART, Manifest, objects, render, settings_of, template, the_one
 from tests.support.chart_matrix import FACTORS, WATCHED, matrix
 
 ROWS = list(matrix())
@@ -45,6 +45,30 @@ def _check_pod(deployment: Manifest, values: Manifest) -> None:
     assert template["metadata"].get("annotations", {}).items() >= values.get("commonAnnotations", {}).items()
     assert set(settings.namespaces) <= set(WATCHED)
     assert settings.leader_election
+
+
+def test_an_objects_own_labels_and_annotations_count_before_those_of_all() -> None:
+    own = {"labels": {"release": "monitoring", "app.kubernetes.io/name": "other"}}
+    marked = {**own, "annotations": {"team": "data"}}
+    monitors = {name: {"enabled": True, **own} for name in ("serviceMonitor", "podMonitor", "prometheusRule")}
+    rendered = render(
+        {
+            "commonLabels": {"release": "all", "app.kubernetes.io/instance": "other"},
+            "commonAnnotations": {"team": "all"},
+            "metrics": {**monitors, "dashboard": {"enabled": True, **marked}},
+            "serviceAccount": marked,
+        }
+    )
+
+    for kind in ("ServiceMonitor", "PodMonitor", "PrometheusRule", "ConfigMap", "ServiceAccount", "Service"):
+        metadata = the_one(rendered, kind)["metadata"]
+        labels = metadata["labels"]
+        assert labels["release"] == ("all" if kind == "Service" else "monitoring")
+        assert (labels["app.kubernetes.io/name"], labels["app.kubernetes.io/instance"]) == (
+            "dbtunnel-operator",
+            "tunnels",
+        )
+        assert metadata["annotations"]["team"] == ("data" if kind in ("ConfigMap", "ServiceAccount") else "all")
 
 
 VARYING = (

@@ -21,17 +21,14 @@ app.kubernetes.io/name: {{ include "dbtunnel.name" . | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
-{{/* Labels of every object: the given ones, and those that tell whose it is. */}}
-{{- define "dbtunnel.labels" -}}
-{{- $own := dict "app.kubernetes.io/version" .Chart.AppVersion "app.kubernetes.io/managed-by" .Release.Service }}
-{{- $_ := set $own "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_") }}
-{{- mergeOverwrite (dict) .Values.commonLabels $own (include "dbtunnel.selectorLabels" . | fromYaml) | toYaml }}
-{{- end -}}
-
-{{/* `labels` and, where there are any, `annotations` of an object: a list of the root, and what it has of its own. */}}
+{{/* `labels` and, where there are any, `annotations` of an object: a list of the root, and what it has of its own, which
+     counts before what all have. Nothing counts before what tells whose it is. */}}
 {{- define "dbtunnel.marks" -}}
 {{- $root := index . 0 -}}
-labels: {{- merge (include "dbtunnel.labels" $root | fromYaml) (index . 1) | toYaml | nindent 2 }}
+{{- $whose := dict "app.kubernetes.io/version" $root.Chart.AppVersion "app.kubernetes.io/managed-by" $root.Release.Service -}}
+{{- $_ := set $whose "helm.sh/chart" (printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_") -}}
+{{- $selectors := include "dbtunnel.selectorLabels" $root | fromYaml -}}
+labels: {{- mergeOverwrite (dict) $root.Values.commonLabels (index . 1) $whose $selectors | toYaml | nindent 2 }}
 {{- with mergeOverwrite (dict) $root.Values.commonAnnotations (index . 2) }}
 annotations: {{- toYaml . | nindent 2 }}
 {{- end }}
