@@ -22,6 +22,8 @@ METADATA_SERVICES = (
     "fd20:ce::254",
     "fd00:42::42",
     "100.100.100.200",
+    "168.63.129.16",
+    "192.0.0.192",
 )
 DATABASES: list[Manifest] = [
     {"hosts": ["*.internal", "10.0.0.0/8"]},
