@@ -1,14 +1,17 @@
 """What is removed, in whatever order: nothing is left in deletion, and what is documented to stay stays."""
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dbtunnel import __version__
+from tests.support.binaries import binary
 from tests.support.cluster import Cluster, ClusterError
 from tests.support.images import OPERATOR
 from tests.support.installation import (
@@ -22,7 +25,7 @@ from tests.support.installation import (
 )
 from tests.support.operator import Operator, installed_operators_rest
 from tests.support.pages import follow
-from tests.support.processes import wait_until
+from tests.support.processes import Process, wait_until
 from tests.support.tunnels import (
     CHILDREN,
     apply,
@@ -182,6 +185,31 @@ def make_tunnel(cluster: Cluster, words: str) -> tuple[str, dict[str, str]]:
     return namespace, uids(cluster, namespace)
 
 
+@contextmanager
+def operators_logs(cluster: Cluster, directory: Path) -> Iterator[Callable[[], list[list[dict[str, Any]]]]]:
+    """What each installed operator logs, in full after the block, at whose end its pod must be gone."""
+    selector = ("-n", NAMESPACE, "-l", "app.kubernetes.io/name=dbtunnel-operator")
+    names = [one["metadata"]["name"] for one in cluster.get("pods", *selector)["items"]]
+    following: list[str | Path] = [
+        binary("kubectl"),
+        "--kubeconfig",
+        cluster.kubeconfig,
+        "logs",
+        "--follow",
+        "-n",
+        NAMESPACE,
+    ]
+    started = (Process([*following, name], directory / f"{name}.log", env=cluster.environment()) for name in names)
+    readers = [one.start() for one in started]
+    try:
+        yield lambda: [[json.loads(line) for line in one.log.read_text().splitlines()] for one in readers]
+        for one in readers:
+            one.wait(20)
+    finally:
+        for one in readers:
+            one.stop()
+
+
 def of_release(cluster: Cluster) -> list[str]:
     """What is there of it beside its definition."""
     kinds = "deployments,services,serviceaccounts,configmaps,roles,rolebindings,clusterroles,clusterrolebindings"
@@ -193,13 +221,20 @@ def of_release(cluster: Cluster) -> list[str]:
 def test_an_uninstalled_release_leaves_definition_and_tunnels_until_they_are_removed(
     quiet: Cluster, image: str, tmp_path: Path
 ) -> None:
+    """Neither the operator that leads nor the one that stands by ends by the loss of its rights, which go first."""
     cluster = quiet
-    install_operator(cluster, image, "admissionPolicies.operator.enabled=true")
+    install_operator(cluster, image, "admissionPolicies.operator.enabled=true", "replicaCount=2")
     namespace, before = make_tunnel(cluster, "uninstalled")
 
-    print(follow("installation", cluster, namespace, tmp_path, "helm uninstall"))
+    with operators_logs(cluster, tmp_path) as logs:
+        print(follow("installation", cluster, namespace, tmp_path, "helm uninstall"))
+        wait_until_nothing_is_in_deletion(cluster)
 
-    wait_until_nothing_is_in_deletion(cluster)
+    elected = [[line["event"] for line in log].count("elected") for log in logs()]
+    assert sorted(elected) == [0, 1], "one led, the other stood by"
+    for log in logs():
+        assert log[-1]["event"] == "ended", log[-3:]
+        assert [line for line in log if line["level"] == "error"] == []
     assert of_release(cluster) == []
     assert uids(cluster, namespace) == before
     assert "finalizers" not in (find(cluster, namespace, "databasetunnel/orders") or {})["metadata"]
