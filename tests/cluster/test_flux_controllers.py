@@ -15,8 +15,8 @@ from tests.support.chart import CHART
 from tests.support.cluster import Cluster, ClusterError
 from tests.support.flux import Flux, git_server
 from tests.support.images import OPERATOR
+from tests.support.installation import METRICS_SERVICE, RELEASE, helm, image_reference
 from tests.support.installation import NAMESPACE as OPERATOR_NAMESPACE
-from tests.support.installation import RELEASE, helm, image_reference
 from tests.support.private_network import PrivateNetwork, config_map
 from tests.support.processes import ROOT, wait_until
 from tests.support.registry import registry
@@ -54,6 +54,8 @@ class Team:
     """Of its repository."""
     chart: str
     image: str
+    values: Manifest
+    """Of the HelmRelease, beside the images."""
 
     def tunnel(self, name: str, **spec: object) -> Manifest:
         """The example `orders` under a name, with the bastion's host keys as they are now."""
@@ -86,6 +88,7 @@ class Team:
         release["spec"]["values"] = {
             "image": {"repository": repository, "tag": tag},
             "forwarder": {"image": {"tag": tag}},
+            **self.values,
         }
         return source, release
 
@@ -112,7 +115,8 @@ def team(
         helm(installed, "package", str(CHART), "--destination", str(directory))
         charts = f"oci://{address}/charts"
         push(directory / f"{CHART.name}-{__version__}.tgz", charts, "--plain-http")
-        team = Team(flux, repository, namespace, bastion, url, f"{charts}/{CHART.name}", image_reference(OPERATOR))
+        image = image_reference(OPERATOR)
+        team = Team(flux, repository, namespace, bastion, url, f"{charts}/{CHART.name}", image, {})
         repository.commit({"README.md": "nothing yet"})
         try:
             flux.start()
@@ -173,13 +177,31 @@ def test_a_release_made_by_hand_is_taken_over_and_no_operator_restarts(brought: 
         assert after["metadata"][field] == brought.deployment["metadata"][field]
 
 
+def test_a_release_in_which_nobody_edited_anything_is_not_written(brought: Brought) -> None:
+    before = brought_objects(brought.flux.cluster)
+    assert len(before) >= len(("CustomResourceDefinition", "Deployment", "Service", "ServiceAccount", "ClusterRole"))
+
+    brought.flux.reconcile(HELM_RELEASE)
+
+    brought.flux.wait_for(HELM_RELEASE, "True")
+    assert brought_objects(brought.flux.cluster) == before
+    assert revision(brought.flux.cluster) == brought.revision + 1
+
+
+def brought_objects(cluster: Cluster) -> dict[str, Manifest]:
+    """The release's, each with its resourceVersion; where others write a status, without both."""
+    manifest = helm(cluster, "get", "manifest", RELEASE, "--namespace", OPERATOR_NAMESPACE)
+    listed = cluster.kubectl("get", "-f", "-", "-n", OPERATOR_NAMESPACE, "-o", "json", input=manifest)
+    found = {f"{one['kind']}/{one['metadata']['name']}": one for one in json.loads(listed)["items"]}
+    for one in found.values():
+        if one.pop("status", None) is not None:
+            del one["metadata"]["resourceVersion"]
+    return found
+
+
 def test_a_right_that_somebody_gives_the_operator_is_taken_back(brought: Brought) -> None:
-    """And nothing is written where nothing was edited."""
     cluster, role = brought.flux.cluster, ("clusterrole", f"{RELEASE}-dbtunnel-operator")
     before = cluster.get(*role)
-    brought.flux.reconcile(HELM_RELEASE)
-    brought.flux.wait_for(HELM_RELEASE, "True")
-    assert cluster.get(*role) == before
     more = {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}
     cluster.kubectl("patch", *role, "--type=merge", "-p", json.dumps({"rules": [*before["rules"], more]}))
 
@@ -268,3 +290,22 @@ def test_a_tunnel_that_leaves_git_goes_with_its_children(brought: Team) -> None:
         wait_until(lambda resource=resource: not brought.find(resource), f"the end of {resource}", 40)  # type: ignore[misc]
     assert brought.find("secret/orders-ssh"), "Flux did not bring it"
     assert brought.find("databasetunnel/paused")
+
+
+def test_a_value_that_git_changes_arrives(brought: Brought) -> None:
+    cluster, before = brought.flux.cluster, revision(brought.flux.cluster)
+    service, mark = f"service/{METRICS_SERVICE}", {"example.com/team": "data"}
+    brought.values["metrics"] = {"annotations": mark}
+
+    brought.commit(brought.tunnel("paused", suspend=True))
+
+    def annotations() -> Manifest:
+        found: Manifest = (find(cluster, OPERATOR_NAMESPACE, service) or {})["metadata"].get("annotations", {})
+        return found
+
+    wait_until(lambda: annotations().items() >= mark.items(), "the annotation", 60, describe=annotations)
+    brought.flux.wait_for(HELM_RELEASE, "True", "Succeeded")
+    assert revision(cluster) == before + 1
+    after = find(cluster, OPERATOR_NAMESPACE, DEPLOYMENT)
+    assert after
+    assert after["metadata"]["generation"] == brought.deployment["metadata"]["generation"], "no operator restarts"
