@@ -33,6 +33,7 @@ class Gate:
         data = base64.b64decode(config.get("certificate-authority-data", "")).decode()
         self._tls = ssl.create_default_context(cafile=config.get("certificate-authority"), cadata=data or None)
         self._namespace, self._stop_at, self._stop, self._after = namespace, stop_at, stop, after
+        self._parts: set[str] = set()
         self._holds = False
         self.writes = 0
         """How many there were to the namespace."""
@@ -56,10 +57,10 @@ class Gate:
         self._http.shutdown()
         self._http.socket.close()
 
-    def hold_next(self) -> None:
-        """`stop` is called at the next write to the namespace, which is passed on once that returns."""
+    def hold_next(self, *parts: str) -> None:
+        """`stop` is called for each part at the next write whose path has it; that is passed on once it returns."""
         with self._lock:
-            self._stop_at, self._holds = self.writes + 1, True
+            self._parts, self._holds = set(parts), True
 
     def serve(self, request: "_Handler") -> None:
         """One request of the operator."""
@@ -85,7 +86,9 @@ class Gate:
             return False
         with self._lock:
             self.writes += 1
-            return self.writes == self._stop_at
+            found = {part for part in self._parts if part in request.path}
+            self._parts -= found
+            return bool(found) or self.writes == self._stop_at
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
