@@ -1,6 +1,7 @@
 """`spec.access` on a network that enforces NetworkPolicies: who reaches a tunnel, and what becomes of it unheard."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from dbtunnel.api.forwarder import ADMIN_PORT
 from dbtunnel.api.reasons import Reason
 from tests.cluster.test_rest import printed_in
 from tests.support import produced
+from tests.support.chart import render
 from tests.support.clients import POD, Endpoint, first_query, query, start_client
 from tests.support.cluster import Cluster, ClusterError
-from tests.support.installation import NAMESPACE
+from tests.support.installation import NAMESPACE, RELEASE
 from tests.support.pages import blocks
 from tests.support.private_network import AUTHORITY, PrivateNetwork, config_map
 from tests.support.processes import wait_until
@@ -32,6 +34,7 @@ from tests.support.tunnels import (
 )
 
 TUNNEL = "databasetunnel/orders"
+METRICS_PORT = 8082
 SELECT = ["-Atc", "select 'served'"]
 
 
@@ -121,39 +124,76 @@ def test_forwarders_that_the_security_page_s_policy_keeps_to_their_bastion(
     policy["metadata"]["namespace"] = shop
     bastion, (way, _) = private_network.bastion, policy["spec"]["egress"]
     way["to"][0]["ipBlock"]["cidr"], way["ports"][0]["port"] = f"{bastion.host}/32", bastion.port
-    forwarder = "deployment/orders-tunnel"
-    (operator,) = installed.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/instance=dbtunnel")["items"]
-    elsewhere = operator["status"]["podIP"]
-
-    def leads_elsewhere() -> bool:
-        program = f"import socket; socket.create_connection(({elsewhere!r}, 8082), 1)"
-        try:
-            printed_in(installed, shop, forwarder, program)
-        except ClusterError as error:
-            if "TimeoutError" in str(error):
-                return False
-            raise
-        return True
-
-    assert leads_elsewhere()
+    in_forwarder = partial(printed_in, installed, shop, "deployment/orders-tunnel")
+    elsewhere = operators_address(installed)
+    assert reaches(in_forwarder, elsewhere, METRICS_PORT)
     apply(installed, policy)
     try:
-        wait_until(lambda: not leads_elsewhere(), "the policy", 30)
+        wait_until(lambda: not reaches(in_forwarder, elsewhere, METRICS_PORT), "the policy", 30)
         start_tunnel(installed, shop, "kept", bastion)
     finally:
         installed.kubectl("delete", "networkpolicy", policy["metadata"]["name"], "-n", shop)
 
 
-def cut_off(cluster: Cluster) -> Manifest:
-    """A policy of the operator's own namespace: it reaches the API server and nothing else."""
+def reaches(run: Callable[[str], str], address: str, port: int) -> bool:
+    """Whether the pod in which it runs a program of Python connects there; networks drop what they do not let pass."""
+    try:
+        run(f"import socket; socket.create_connection(({address!r}, {port}), 1)")
+    except ClusterError as error:
+        if "TimeoutError" in str(error):
+            return False
+        raise
+    return True
+
+
+def operators_address(cluster: Cluster) -> str:
+    (operator,) = cluster.get("pods", "-n", NAMESPACE, "-l", f"app.kubernetes.io/instance={RELEASE}")["items"]
+    address: str = operator["status"]["podIP"]
+    return address
+
+
+def test_the_charts_policy_admits_scrapers_and_leaves_the_operator_what_it_needs(
+    installed: Cluster, shop: str, elsewhere: str, private_network: PrivateNetwork
+) -> None:
+    values = {
+        "networkPolicy": {"enabled": True, "egress": [{"to": api_servers(installed)}]},
+        "settings": {"scraperNamespaces": [shop]},
+    }
+    (policy,) = render(values, "--show-only", "templates/networkpolicy.yaml", release=RELEASE)
+    in_operator = partial(printed_in, installed, NAMESPACE, f"deployment/{RELEASE}-dbtunnel-operator")
+    operator, bastion = operators_address(installed), private_network.bastion
+
+    def found() -> list[bool]:
+        readers = [
+            lambda program, one=one: query(installed, one, ["python", "-c", program]) for one in (shop, elsewhere)
+        ]
+        scraped, read = (reaches(reader, operator, METRICS_PORT) for reader in readers)
+        return [scraped, read, reaches(in_operator, bastion.host, bastion.port)]
+
+    assert found() == [True, True, True]
+    apply(installed, policy)
+    try:
+        wait_until(lambda: found() == [True, False, False], "the policy", 30, describe=found)
+        # by the API server, and by what the forwarders tell
+        start_tunnel(installed, shop, "policed")
+    finally:
+        installed.kubectl("delete", "networkpolicy", policy["metadata"]["name"], "-n", NAMESPACE)
+
+
+def api_servers(cluster: Cluster) -> list[Manifest]:
+    """Peers of a NetworkPolicy."""
     slices = cluster.get("endpointslices", "-n", "default", "-l", "kubernetes.io/service-name=kubernetes")["items"]
     addresses = [one for slice in slices for endpoint in slice["endpoints"] for one in endpoint["addresses"]]
-    peers = [{"ipBlock": {"cidr": f"{address}/32"}} for address in addresses]
+    return [{"ipBlock": {"cidr": f"{address}/32"}} for address in addresses]
+
+
+def cut_off(cluster: Cluster) -> Manifest:
+    """A policy of the operator's own namespace: it reaches the API server and nothing else."""
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": {"name": "cut-off", "namespace": NAMESPACE},
-        "spec": {"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"to": peers}]},
+        "spec": {"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"to": api_servers(cluster)}]},
     }
 
 
