@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dbtunnel.api.crd import crd
+from tests.support import rights
 from tests.support.bastion import Bastion
 from tests.support.binaries import binary
 from tests.support.clients import start_client
@@ -19,7 +20,6 @@ from tests.support.operator import Operator, lone_operator
 from tests.support.pages import follow
 from tests.support.private_network import PrivateNetwork
 from tests.support.processes import ROOT
-from tests.support.rights import DIRECTORY, Uses
 from tests.support.tunnels import apply, make_namespace, remove_namespace, tunnel_manifest, wait_for_children
 
 _LONGEST = ("test_upgrade", "test_failures", "test_plugin", "test_disturbances")
@@ -39,9 +39,7 @@ def cluster() -> Iterator[Cluster]:
     cluster = start_cluster(f"test{os.environ.get('PYTEST_XDIST_WORKER', '')}")
     yield cluster
     if not isinstance(cluster, ExistingCluster):
-        uses = Uses()
-        uses.take(cluster.audit_log())
-        uses.write(DIRECTORY / f"{cluster.name}.json")
+        rights.keep(cluster)
     cluster.stop()
 
 

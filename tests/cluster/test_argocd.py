@@ -11,6 +11,7 @@ import yaml
 
 from dbtunnel.api.resource import KIND
 from dbtunnel.domain.names import MANAGER
+from tests.support import rights
 from tests.support.argocd import NAMESPACE as ARGOCD
 from tests.support.argocd import ArgoCD, Repository
 from tests.support.cluster import Cluster, ExistingCluster, cluster_of, start_cluster
@@ -75,6 +76,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     yield Team(argocd.start(), shop, Repository(directory / "repository"), image)
     argocd.stop()
     shop.stop()
+    rights.keep(cluster)
     cluster.stop()
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 
 from dbtunnel.api.resource import GROUP, PLURAL
 from dbtunnel.controller.rbac import PROXY_RULES, TUNNEL_RULES, Rule, leader_rules
-from tests.support.cluster.base import AuditLog
+from tests.support.cluster.base import AuditLog, Cluster
 from tests.support.processes import ROOT
 
 DIRECTORY = ROOT / "build" / "rights"
@@ -68,8 +68,8 @@ def granted(rules: Iterable[Rule] = (*TUNNEL_RULES, *leader_rules(LEASE), *PROXY
 class Uses:
     """How often each right was used, and refused.
 
-    A refusal does not count where the same operator was let at such objects before or after: its rights there have come
-    or gone, with a namespace or a release. One that was never let at them has a binding that is too narrow.
+    A refusal does not count where the same operator had the same right there before or after: it has come or gone, with
+    a namespace or a release. Where it never had it, a role or a binding is too narrow, whatever else it was let do.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class Uses:
         events = [one for one in (*log.reads, *log.writes) if _is_service_account(one)]
         operators = {one["user"]["username"] for one in events if _is_an_operators(one)}
         own = [one for one in events if one["user"]["username"] in operators]
-        reached = {_place(one) for one in own if _is_allowed(one)}
+        reached = {_reach(one) for one in own if _is_allowed(one)}
         for one in own:
             right = Right.of(one)
             if _is_allowed(one):
@@ -120,16 +120,21 @@ class Uses:
 
 
 class _Place(NamedTuple):
-    """Objects of a kind in a namespace, or in all where it is empty, and who asks for them."""
+    """A right in a namespace, or in all where it is empty, and who asks for it."""
 
     user: str
-    resource: str
+    right: Right
     namespace: str
 
 
 def _place(event: Event) -> _Place:
-    about = event["objectRef"]
-    return _Place(event["user"]["username"], Right.of(event).resource, about.get("namespace", ""))
+    return _Place(event["user"]["username"], Right.of(event), event["objectRef"].get("namespace", ""))
+
+
+def _reach(event: Event) -> _Place:
+    """How far the right reaches by which a request was allowed."""
+    place, reason = _place(event), event["annotations"].get("authorization.k8s.io/reason", "")
+    return place._replace(namespace="") if "by ClusterRoleBinding" in reason else place
 
 
 def _is_allowed(event: Event) -> bool:
@@ -145,6 +150,13 @@ def _is_an_operators(event: Event) -> bool:
     """Nobody else writes the status of tunnels with a service account, or asks for the Lease."""
     right = Right.of(event)
     return right == STATUS or (right.resource == "leases" and event["objectRef"].get("name", "").endswith(LEASE))
+
+
+def keep(cluster: Cluster) -> None:
+    """Writes down what a cluster's operators did so far, for `main`."""
+    uses = Uses()
+    uses.take(cluster.audit_log())
+    uses.write(DIRECTORY / f"{cluster.name}.json")
 
 
 def main() -> int:
