@@ -131,3 +131,12 @@ def test_the_pages_say_with_which_buffers_long_links_were_measured() -> None:
     readme, page = (" ".join((ROOT / name).read_text().split()) for name in ("README.md", "docs/performance.md"))
     assert f"{size} of TCP buffers at both ends" in readme
     assert f"Both namespaces let TCP have {size}" in page
+
+
+def test_the_readmes_table_has_todays_columns_and_rows() -> None:
+    lines = (ROOT / "README.md").read_text().split(BEGIN)[1].split(END)[0].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    medians = cells[: len(ROWS) + 2]
+
+    assert medians[0] == ["median", "unit", *(one.title for one in CONTENDERS.values())]
+    assert [row[0] for row in medians[2:]] == [row.title for row in ROWS]
