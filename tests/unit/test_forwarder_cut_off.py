@@ -130,5 +130,7 @@ def test_a_connection_beside_it_takes_new_clients_at_once(monkeypatch: pytest.Mo
         assert late.was_joined
         assert late.link is not cut.link
         assert other.stands
+        assert taking(world) == [cut, other]
+        assert world.state.status.transport.status == "True", "everybody is served"
 
     live(monkeypatch, story, connections=2)

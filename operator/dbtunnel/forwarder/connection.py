@@ -132,14 +132,15 @@ class Connector:
 
     def is_cut_off(self, link: Link) -> bool:
         """Whether somebody waits in vain since packets to the SSH server are dropped. Then new clients do not take the
-        connection, and another is made. What goes over it may go on: keepalives decide whether it is lost.
+        connection, and another is made where there is none beside it. What goes over it may go on: keepalives decide
+        whether it is lost.
         """
         if not link.is_unanswered():
             return False
         if not link.is_doubted:
             link.is_doubted = True
             event(_LOG, "connection unanswered", hop=hop_name(self._config, link.first().end.hop))
-        if link is self.link and not self._has_complained:
+        if self.link and not (self._has_complained or self.least_used()):
             self._has_complained = True
             self._state.failed(unanswered(link))
         return True
@@ -175,7 +176,7 @@ class Connector:
 
     def _worst(self) -> int | None:
         """What a connection that stands is not given up for."""
-        return self.link.end.hop if self.link and self.link.is_usable() else None
+        return self.link.end.hop if self.link and self.least_used() else None
 
     async def _admit(self, link: Link, known_hosts: KnownHosts) -> None:
         """Uses a connection in place of what there is, or beside it where it was made alike and more are wanted."""
@@ -362,13 +363,15 @@ class Connector:
         """Waits before the next attempt; other files end the wait. Where the connection is lost meanwhile, another is
         made at that pace.
         """
-        standing, deadline = self.link, _now() + seconds
+        standing, worst, deadline = self.link, self._worst(), _now() + seconds
         while (remaining := deadline - _now()) > 0:
             left = min(_LOOK_SECONDS, remaining)
             await (wait_for(standing.lost, left) if standing else asyncio.sleep(left))
             self._look()
             if self._has_news:
                 return
+            if standing and not standing.lost.is_set() and self._worst() != worst:
+                return  # it is cut off, or is not any more
             if standing and standing.lost.is_set():
                 if self.link:
                     return

@@ -75,7 +75,8 @@ class Loss(StrEnum):
     JUMP_HOST = "JumpHostLost"
     KEY_REVOKED = "KeyRevoked"
     REPLACED = "Replaced"
-    """By one with other keys, to a server that comes before, or verified by another known_hosts."""
+    """By one with other keys, to a server that comes before, or verified by another known_hosts; or since packets on
+    the way to its server were dropped."""
 
 
 def loss_of(error: Exception | None) -> Loss:

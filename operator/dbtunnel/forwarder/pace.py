@@ -20,7 +20,7 @@ RESTART_SECONDS = 600.0
 """As long as a machine takes that is started again, updated or replaced."""
 
 _UNHEARD = {Reason.CONNECTION_REFUSED, Reason.CONNECT_TIMEOUT, Reason.NETWORK_UNREACHABLE}
-"""Attempts that cost the SSH server nothing, since they do not reach it."""
+"""Attempts that do not reach the SSH server, or that it leaves unanswered for all of the time that they have."""
 
 STABLE_SECONDS = 30.0
 """A connection that stood this long resets the backoff."""
