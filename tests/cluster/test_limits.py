@@ -183,5 +183,5 @@ def test_a_rollout_lets_a_statement_finish_and_ends_what_rests_at_half_time(inst
     assert (seen["said"], seen["rests"]) == ("done", False)
     half = least + (most - least) / 2
     assert half - 1 <= rested < half + 3, "the API server tells whole seconds"
-    assert seen["closed"] <= seen["finished"]
+    assert seen["closed"] < seen["finished"] + 0.5, "the lock is free in the moment in which the client hears of it"
     assert took < most
