@@ -18,7 +18,7 @@ from tests.support.installation import image_reference
 from tests.support.keys import key_pair
 from tests.support.pages import blocks, follow, tell
 from tests.support.private_network import PrivateNetwork
-from tests.support.processes import ProcessError
+from tests.support.processes import ProcessError, wait_until
 from tests.support.tunnels import find, try_at_once
 
 PAGE = "getting-started"
@@ -99,7 +99,8 @@ def test_a_first_reader_gets_a_tunnel_of_their_own(
     try_at_once(installed, namespace, "orders")
     do("--for=condition=Ready")
     image = {"postgres:17": client_image, "orders.shop.svc": f"orders.{namespace}.svc"}
-    assert "(1 row)" in do("kubectl run psql", **image)
+    # nodes learn of a Service seconds after it is there
+    wait_until(lambda: "(1 row)" in do("kubectl run psql", **image), "the database's answer", 60)
     taken = time.monotonic() - began
     assert "READY" in do("kubectl dbtunnel status").splitlines()
     assert '"event": "session ended"' in do("deployment/orders-tunnel --tail")
