@@ -3,6 +3,7 @@
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 
 import pytest
@@ -71,6 +72,7 @@ def test_ctrl_c_ends_it_at_once(laptop: Laptop) -> None:
         arguments = laptop.arguments(command="check")
         with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             wait_until(lambda: server.accepted, "the connection")
+            time.sleep(0.3)  # Python 3.11's wait_for may lose a cancel that comes together with the connection
             process.send_signal(signal.SIGINT)
             said, complained = process.communicate(timeout=5)
     assert (process.returncode, said, complained) == (130, "", "")
