@@ -17,6 +17,7 @@ from typing import Any
 
 from bench import loads
 from bench.contenders import CONTENDERS, OURS, Contender, start_ours
+from bench.figures import order
 from bench.inside.sitecustomize import FILE_VARIABLE
 from bench.lane import Lane
 from bench.loads import Figures, Sizes
@@ -29,9 +30,8 @@ from bench.sites import SITES, Site
 from bench.spent import Spent, settle, spent_until_now, total
 from tests.support.processes import Process, wait_until
 
-_KIBI = 1024
-_EACH = {"1/s": ("µs each", 1e6), "MiB/s": ("s/GiB", _KIBI)}
-"""Of rows that are rates: what the processor time of one is told in, and how many of a second's are in that."""
+_EACH = {"1/s": ("µs each", 1e6, 0), "MiB/s": ("s/GiB", 1024, 2)}
+"""Of rows that are rates: what the processor time of one is told in, how many of a second's are in that, and digits."""
 
 _NOTING = {"PYTHONPATH": str(Path(__file__).parent / "inside")}
 LONG = Sizes(seconds=2, pgbench=("-T", "2"), paced=("-T", "2"), pings=10**6)
@@ -116,15 +116,14 @@ def _of_time(load: Load, site: Site, directory: Path, sizes: Sizes) -> list[str]
     against = {aim.against for row in rows_of(load) for aim in row.aims}
     with ExitStack() as stack:
         ours = stack.enter_context(NotingLane(site, directory / "noting"))
-        lanes: list[tuple[str, Lane]] = [(CONTENDERS[OURS].title, ours)]
+        lanes: dict[str, Lane] = {CONTENDERS[OURS].title: ours}
         for name in CONTENDERS:
             if name in against:
-                lane = Lane(CONTENDERS[name], site, directory / name)
-                lanes.append((CONTENDERS[name].title, stack.enter_context(lane)))
-        measured: dict[str, list[tuple[Figures, Spent]]] = {title: [] for title, _ in lanes}
+                lanes[CONTENDERS[name].title] = stack.enter_context(Lane(CONTENDERS[name], site, directory / name))
+        measured: dict[str, list[tuple[Figures, Spent]]] = {title: [] for title in lanes}
         for number in range(ROUNDS):
-            for title, lane in lanes[:: -1 if number % 2 else 1]:
-                measured[title].append(_measured(load, lane, ours, sizes))
+            for title in order(list(lanes), number):
+                measured[title].append(_measured(load, lanes[title], ours, sizes))
     together = {title: _together(rounds) for title, rounds in measured.items()}
     return [*table(_spent(rows_of(load), together)), "", *lines_table(ours.lines())]
 
@@ -152,7 +151,7 @@ def _together(rounds: Sequence[tuple[Figures, Spent]]) -> tuple[Figures, Spent]:
 
 def _spent(rows: Sequence[Row], measured: Mapping[str, tuple[Figures, Spent]]) -> list[list[str]]:
     units = [(row, *_EACH[row.unit]) for row in rows if row.unit in _EACH]
-    heads = [f"{role}, {unit}" for _, unit, _ in units for role in ("forwarder", "sshd")]
+    heads = [f"{role}, {unit}" for _, unit, _, _ in units for role in ("forwarder", "sshd")]
     roles = ("forwarder", "in the kernel", "sshd", "server", "clients", "unused", *heads)
     lines = [["processors used", *(f"{row.name}, {row.unit}" for row in rows), *roles]]
     for title, (figures, spent) in measured.items():
@@ -160,8 +159,8 @@ def _spent(rows: Sequence[Row], measured: Mapping[str, tuple[Figures, Spent]]) -
         shares = [spent.share("forwarder"), spent.kernel_share("forwarder")]
         shares += [*(spent.share(role) for role in ("sshd", "server", "clients")), spent.unused / spent.at]
         each = [
-            f"{factor * spent.share(role) / figures[row.name]:.{0 if factor > _KIBI else 2}f}"
-            for row, _, factor in units
+            f"{factor * spent.share(role) / figures[row.name]:.{digits}f}"
+            for row, _, factor, digits in units
             for role in ("forwarder", "sshd")
         ]
         lines.append([title, *values, *(f"{share:.2f}" for share in shares), *each])

@@ -70,6 +70,8 @@ HAPPENINGS = st.lists(
 """Seconds to wait, what happens then, and to which."""
 
 
+A_CLIENT_COMES = (0, World.client_comes, 0)
+
 KEY_OF_THE_JUMP_HOST_IS_REVOKED = [
     (0, World.key_is_known_or_not, 7),  # the second key, by the jump host
     (0, World.next_key_comes, 1),
@@ -80,7 +82,7 @@ KEY_OF_THE_JUMP_HOST_IS_REVOKED = [
 """Only the bastion takes the next key: what seldom comes about by chance."""
 
 BASTION_ANSWERS_ANOTHER_ATTEMPT = [
-    *((0, World.client_comes, 0) for _ in range(12)),
+    *[A_CLIENT_COMES] * 12,
     (0.3, World.client_comes, 0),
     (0, World.outage, 0),
     (0, World.server_changes, 5),
@@ -93,7 +95,7 @@ BASTION_ANSWERS_ANOTHER_ATTEMPT = [
 """While the fallback serves, an attempt that the bastion leaves unanswered outlasts one that it lets in."""
 
 BASTION_REFUSES_ANOTHER_ATTEMPT = [
-    *((0, World.client_comes, 0) for _ in range(17)),
+    *[A_CLIENT_COMES] * 17,
     (0, World.server_changes, 16),
     (0.3, World.outage, 1),
     (0.3, World.client_comes, 0),
@@ -101,7 +103,7 @@ BASTION_REFUSES_ANOTHER_ATTEMPT = [
 """An attempt that it leaves unanswered outlasts one after which it is not to be asked for long."""
 
 TWO_ATTEMPTS_GO_ON_TO_THE_FALLBACK = [
-    *((0, World.client_comes, 0) for _ in range(14)),
+    *[A_CLIENT_COMES] * 14,
     (0, World.server_changes, 18),
     (70, World.key_changes, 1),
     (0, World.connection_ends, 1),
