@@ -9,12 +9,11 @@ import yaml
 
 from dbtunnel.api.forwarder import ADMIN_PORT
 from dbtunnel.api.reasons import Reason
-from tests.cluster.test_rest import printed_in
 from tests.support import produced
 from tests.support.chart import render
 from tests.support.clients import POD, Endpoint, first_query, query, start_client
 from tests.support.cluster import Cluster, ClusterError
-from tests.support.installation import NAMESPACE, RELEASE
+from tests.support.installation import NAMESPACE, RELEASE, WORKLOAD, printed_in
 from tests.support.pages import blocks
 from tests.support.private_network import AUTHORITY, PrivateNetwork, config_map
 from tests.support.processes import wait_until
@@ -160,7 +159,7 @@ def test_the_charts_policy_admits_scrapers_and_leaves_the_operator_what_it_needs
         "settings": {"scraperNamespaces": [shop]},
     }
     (policy,) = render(values, "--show-only", "templates/networkpolicy.yaml", release=RELEASE)
-    in_operator = partial(printed_in, installed, NAMESPACE, f"deployment/{RELEASE}-dbtunnel-operator")
+    in_operator = partial(printed_in, installed, NAMESPACE, WORKLOAD)
     operator, bastion = operators_address(installed), private_network.bastion
 
     def found() -> list[bool]:

@@ -3,13 +3,11 @@
 import re
 import time
 
-from tests.support.cluster import Cluster, ClusterError
-from tests.support.installation import NAMESPACE
+from tests.support.cluster import Cluster
+from tests.support.installation import NAMESPACE, WORKLOAD, printed_in, wait_for_way
 from tests.support.private_network import BASTION, PrivateNetwork
 from tests.support.processes import wait_until
 from tests.support.tunnels import apply, example, wait_for_ready
-
-OPERATOR_WORKLOAD = "deployment/dbtunnel-dbtunnel-operator"
 
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:dbtunnel-dbtunnel-operator"
 
@@ -34,7 +32,7 @@ def test_a_tunnel_takes_few_writes_until_it_rests_and_none_then(
     installed: Cluster, private_network: PrivateNetwork, namespace: str
 ) -> None:
     private_network.publish(installed, namespace)
-    wait_until(lambda: leads_somewhere(installed, f"{BASTION}.{namespace}.svc"), "nodes to know the bastion's Service")
+    wait_for_way(installed, f"{BASTION}.{namespace}.svc", 22)
     apply(installed, example(namespace, "orders"))
     wait_for_ready(installed, namespace, "orders")
     rest = _Rest(installed, namespace)
@@ -43,21 +41,6 @@ def test_a_tunnel_takes_few_writes_until_it_rests_and_none_then(
 
     print(f"\nwrites until the tunnel rests: {len(rest.writes)}: {', '.join(rest.writes)}; after that: 0")
     assert len(rest.writes) <= MOST_WRITES, rest.writes
-
-
-def leads_somewhere(cluster: Cluster, host: str) -> bool:
-    """Whether pods reach a Service's port 22; nodes follow a little after it is made."""
-    program = f"import socket; socket.create_connection(({host!r}, 22), 2).close()"
-    try:
-        printed_in(cluster, NAMESPACE, OPERATOR_WORKLOAD, program)
-    except ClusterError:
-        return False
-    return True
-
-
-def printed_in(cluster: Cluster, namespace: str, target: str, program: str) -> str:
-    """What a program prints that runs in a pod of ours."""
-    return cluster.kubectl("exec", target, "-n", namespace, "--", "/opt/dbtunnel/bin/python", "-c", program)
 
 
 class _Rest:
@@ -91,7 +74,7 @@ def test_operator_and_forwarder_rest_within_what_they_request(
     apply(installed, example(namespace, "orders"))
     wait_for_ready(installed, namespace, "orders")
 
-    operator = memory_mib(installed, NAMESPACE, OPERATOR_WORKLOAD)
+    operator = memory_mib(installed, NAMESPACE, WORKLOAD)
     forwarder = memory_mib(installed, namespace, "deployment/orders-tunnel")
 
     print(f"\nmemory at rest: operator {operator:.0f} MiB, forwarder {forwarder:.0f} MiB")

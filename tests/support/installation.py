@@ -10,9 +10,12 @@ from dbtunnel.api.resource import GROUP, PLURAL
 from tests.support.binaries import binary
 from tests.support.cluster import Cluster, ClusterError
 from tests.support.images import CLIENT, OPERATOR, Recipe, build, retagged
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, wait_until
 
 RELEASE, NAMESPACE = "dbtunnel", "dbtunnel-system"
+
+WORKLOAD = f"deployment/{RELEASE}-dbtunnel-operator"
+"""The operator's pods, as kubectl names them."""
 
 METRICS_SERVICE = f"{RELEASE}-dbtunnel-operator-metrics"
 
@@ -104,3 +107,21 @@ def helm(cluster: Cluster, *arguments: str) -> str:
     if done.returncode:
         raise ClusterError(f"helm {' '.join(arguments)}: {done.stderr or done.stdout}")
     return done.stdout
+
+
+def printed_in(cluster: Cluster, namespace: str, target: str, program: str) -> str:
+    """What a program prints that runs in a pod of ours. Raises ClusterError."""
+    return cluster.kubectl("exec", target, "-n", namespace, "--", "/opt/dbtunnel/bin/python", "-c", program)
+
+
+def wait_for_way(cluster: Cluster, host: str, port: int) -> None:
+    """Until pods are led to a Service: nodes make their rules for it seconds after it is there."""
+    connect = f"import socket; socket.create_connection(({host!r}, {port}), 2); print('yes')"
+
+    def is_led() -> bool:
+        try:
+            return "yes" in printed_in(cluster, NAMESPACE, WORKLOAD, connect)
+        except ClusterError:
+            return False
+
+    wait_until(is_led, f"a way to {host}", 60)
